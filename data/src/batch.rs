@@ -1,0 +1,471 @@
+//! Batches: windows of tokens, in an order that is a pure function of (seed, step).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_dataset::Dataset;
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::store::TokenStore;
+
+/// The target of a position that is not scored.
+pub const IGNORE_INDEX: i32 = -100;
+
+/// How documents become windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WindowMode {
+    /// Documents follow one another without a gap. A window takes seq + 1 tokens, seq inputs and seq targets, and the
+    /// next one starts seq tokens later, so that each token but the first is a target exactly once. A rest shorter than
+    /// that is dropped.
+    #[default]
+    Packed,
+    /// One document per window, cut to seq tokens or filled up with the padding token: at most seq − 1 targets.
+    /// Documents of fewer than two tokens, which have none, give no window.
+    Padded,
+}
+
+/// A sequence and what each of its positions is scored against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// The input tokens.
+    pub ids: Vec<u32>,
+    /// For each position the token that follows it, or [`IGNORE_INDEX`].
+    pub targets: Vec<i32>,
+}
+
+impl Window {
+    /// Positions that are scored.
+    pub fn scored(&self) -> usize {
+        self.targets.iter().filter(|&&target| target != IGNORE_INDEX).count()
+    }
+}
+
+/// The windows of a split.
+#[derive(Debug, Clone)]
+pub struct Windows {
+    store: TokenStore,
+    mode: WindowMode,
+    seq_len: usize,
+    pad: u32,
+    /// Documents that give no window, in order; there are hardly any.
+    short: Arc<[usize]>,
+}
+
+impl Windows {
+    /// The windows of `seq_len` positions; `pad` fills up those of short documents.
+    ///
+    /// # Errors
+    /// When `seq_len` leaves no target, or the index of documents is damaged.
+    pub fn new(store: TokenStore, mode: WindowMode, seq_len: usize, pad: u32) -> Result<Self, DataError> {
+        let least = match mode {
+            WindowMode::Packed => 1,
+            WindowMode::Padded => 2,
+        };
+        if seq_len < least {
+            return Err(DataError::Range(format!("seq_len {seq_len} leaves nothing to score")));
+        }
+        let largest = store.max_id().max(pad);
+        if i32::try_from(largest).is_err() {
+            return Err(DataError::Range(format!("id {largest} is too large for a target")));
+        }
+        let mut short = Vec::new();
+        if mode == WindowMode::Padded {
+            for document in 0..store.documents() {
+                if store.document_span(document)?.1 < 2 {
+                    short.push(document);
+                }
+            }
+        }
+        Ok(Self { store, mode, seq_len, pad, short: short.into() })
+    }
+
+    /// Positions in a window.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// How documents become windows.
+    pub fn mode(&self) -> WindowMode {
+        self.mode
+    }
+
+    /// Window `index`.
+    ///
+    /// # Errors
+    /// When there is no such window, or the data is damaged.
+    pub fn window(&self, index: usize) -> Result<Window, DataError> {
+        if index >= self.len() {
+            return Err(DataError::Range(format!("window {index} of {}", self.len())));
+        }
+        match self.mode {
+            WindowMode::Packed => {
+                let mut ids = vec![0; self.seq_len + 1];
+                self.store.range(index * self.seq_len, &mut ids)?;
+                let targets = ids[1..].iter().map(|&id| id as i32).collect();
+                ids.pop();
+                Ok(Window { ids, targets })
+            }
+            WindowMode::Padded => {
+                let (start, length) = self.store.document_span(self.document(index))?;
+                let mut ids = vec![self.pad; self.seq_len];
+                let length = length.min(self.seq_len);
+                self.store.range(start, &mut ids[..length])?;
+                let mut targets = vec![IGNORE_INDEX; self.seq_len];
+                for (target, &next) in targets.iter_mut().zip(&ids[1..length]) {
+                    *target = next as i32;
+                }
+                Ok(Window { ids, targets })
+            }
+        }
+    }
+
+    /// The document of a padded window: the index, moved past each short document before it.
+    fn document(&self, index: usize) -> usize {
+        // short[i] − i documents that do give a window stand before the i-th short one.
+        let positions = |i: usize| self.short[i] - i;
+        let (mut low, mut high) = (0, self.short.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if positions(middle) <= index {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        index + low
+    }
+
+    /// Positions of window `index` that are scored, without reading its tokens.
+    fn scored(&self, index: usize) -> Result<usize, DataError> {
+        Ok(match self.mode {
+            WindowMode::Packed => self.seq_len,
+            WindowMode::Padded => {
+                let (_, length) = self.store.document_span(self.document(index))?;
+                length.min(self.seq_len).saturating_sub(1)
+            }
+        })
+    }
+}
+
+impl Dataset<Window> for Windows {
+    /// Window `index`; none past the end, and none where the data is damaged ([`Windows::window`] tells the two apart).
+    fn get(&self, index: usize) -> Option<Window> {
+        self.window(index).ok()
+    }
+
+    fn len(&self) -> usize {
+        match self.mode {
+            WindowMode::Packed => self.store.tokens().saturating_sub(1) / self.seq_len,
+            WindowMode::Padded => self.store.documents() - self.short.len(),
+        }
+    }
+}
+
+/// Windows as tensors.
+#[derive(Debug, Clone)]
+pub struct TokenBatch<B: Backend> {
+    /// The input tokens, `[batch, seq]`.
+    pub ids: Tensor<B, 2, Int>,
+    /// What each position is scored against, or [`IGNORE_INDEX`], `[batch, seq]`.
+    pub targets: Tensor<B, 2, Int>,
+    /// Positions that are scored.
+    pub scored: usize,
+}
+
+/// Stacks windows into tensors of the backend's own integer type.
+///
+/// All windows of a batch have the same length; no windows give tensors of no rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WindowBatcher;
+
+impl<B: Backend> Batcher<B, Window, TokenBatch<B>> for WindowBatcher {
+    fn batch(&self, windows: Vec<Window>, device: &B::Device) -> TokenBatch<B> {
+        let rows = windows.len();
+        let seq_len = windows.first().map_or(0, |window| window.ids.len());
+        let scored = windows.iter().map(Window::scored).sum();
+        let mut ids = Vec::with_capacity(rows * seq_len);
+        let mut targets = Vec::with_capacity(rows * seq_len);
+        for window in &windows {
+            // A window of another length, which this crate never makes, is cut or filled up with positions not scored.
+            let cells = (0..seq_len).map(|at| {
+                let id = window.ids.get(at).copied().unwrap_or(0);
+                (i64::from(id), i64::from(window.targets.get(at).copied().unwrap_or(IGNORE_INDEX)))
+            });
+            for (id, target) in cells {
+                ids.push(id);
+                targets.push(target);
+            }
+        }
+        let tensor = |values: Vec<i64>| {
+            Tensor::from_data(TensorData::new(values, [rows, seq_len]).convert::<B::IntElem>(), device)
+        };
+        TokenBatch { ids: tensor(ids), targets: tensor(targets), scored }
+    }
+}
+
+/// Which windows come when: a fresh permutation in each epoch, computed and never stored.
+///
+/// Position k of a run (k = step · batch + j) lies in epoch ⌊k / N⌋ of N windows. Within an epoch, k mod N goes through
+/// a Feistel network keyed by (seed, epoch) on the smallest even number of bits that holds N, which permutes all numbers
+/// of that many bits, and again until the result is below N: at most four times on average. Integers only, so that
+/// every machine agrees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchOrder {
+    seed: u64,
+    windows: u64,
+}
+
+const FEISTEL_ROUNDS: u64 = 8;
+
+impl BatchOrder {
+    /// The order of `windows` windows under `seed`.
+    ///
+    /// # Errors
+    /// When there is no window.
+    pub fn new(seed: u64, windows: usize) -> Result<Self, DataError> {
+        if windows == 0 {
+            return Err(DataError::Range("no window to put in order".into()));
+        }
+        Ok(Self { seed, windows: windows as u64 })
+    }
+
+    /// The window at position `k` of the run.
+    pub fn window_at(&self, k: u64) -> usize {
+        let (epoch, mut value) = (k / self.windows, k % self.windows);
+        let half = ((64 - (self.windows - 1).leading_zeros()).div_ceil(2)).max(1);
+        let mask = (1_u64 << half) - 1;
+        let key = mix(self.seed ^ mix(epoch));
+        loop {
+            let (mut left, mut right) = (value >> half, value & mask);
+            for round in 0..FEISTEL_ROUNDS {
+                let scrambled = mix(key.wrapping_add(round) ^ mix(right)) & mask;
+                (left, right) = (right, left ^ scrambled);
+            }
+            value = left << half | right;
+            if value < self.windows {
+                return value as usize;
+            }
+        }
+    }
+
+    /// The windows of optimizer step `step` (from 0) with `batch` sequences.
+    pub fn indices(&self, step: usize, batch: usize) -> Vec<usize> {
+        let first = (step as u64).saturating_mul(batch as u64);
+        (0..batch as u64).map(|j| self.window_at(first.saturating_add(j))).collect()
+    }
+}
+
+/// The output function of SplitMix64, after its increment: a bijection of 64-bit numbers in which each bit of the
+/// argument changes about half of the result's.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// The training batches of a range of optimizer steps.
+///
+/// The training loop asks for [`windows_of_step`](Self::windows_of_step), which any step answers in any order; as a
+/// [`DataLoader`] it gives the steps of its range, one batch each.
+#[derive(Debug, Clone)]
+pub struct TrainBatches<B: Backend> {
+    windows: Windows,
+    order: BatchOrder,
+    batch: usize,
+    /// Positions of the run that the data loader gives.
+    items: Range<u64>,
+    device: B::Device,
+}
+
+impl<B: Backend> TrainBatches<B> {
+    /// Batches of `batch` windows for the steps `steps` (from 0), ordered by `seed`.
+    ///
+    /// # Errors
+    /// When the data is shorter than one batch.
+    pub fn new(
+        windows: Windows,
+        seed: u64,
+        batch: usize,
+        steps: Range<usize>,
+        device: B::Device,
+    ) -> Result<Self, DataError> {
+        if batch == 0 {
+            return Err(DataError::Range("a batch of no sequence".into()));
+        }
+        if windows.len() < batch {
+            let (seq_len, windows) = (windows.seq_len(), windows.len());
+            return Err(DataError::ShorterThanBatch { windows, batch, seq_len });
+        }
+        let order = BatchOrder::new(seed, windows.len())?;
+        let position = |step: usize| (step as u64).saturating_mul(batch as u64);
+        let items = position(steps.start)..position(steps.end.max(steps.start));
+        Ok(Self { windows, order, batch, items, device })
+    }
+
+    /// The order of the windows.
+    pub fn order(&self) -> BatchOrder {
+        self.order
+    }
+
+    /// Sequences in a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The windows of optimizer step `step` (from 0), whether or not it is in the data loader's range.
+    ///
+    /// # Errors
+    /// When the data is damaged.
+    pub fn windows_of_step(&self, step: usize) -> Result<Vec<Window>, DataError> {
+        let indices = self.order.indices(step, self.batch);
+        indices.into_iter().map(|index| self.windows.window(index)).collect()
+    }
+}
+
+impl<B: Backend> DataLoader<B, TokenBatch<B>> for TrainBatches<B> {
+    /// The batches in order; they end early where the data is damaged ([`TrainBatches::windows_of_step`] says why).
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch<B>> + 'a> {
+        let first = self.items.start;
+        Box::new(Batches::<B, _> {
+            window: move |item: usize| self.windows.get(self.order.window_at(first + item as u64)),
+            items: self.num_items(),
+            batch: self.batch,
+            done: 0,
+            device: self.device.clone(),
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        (self.items.end - self.items.start) as usize
+    }
+
+    fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+        Arc::new(Self { device: device.clone(), ..self.clone() })
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+        let items = part(&(0..self.num_items()), start, end);
+        let items = self.items.start + items.start as u64..self.items.start + items.end as u64;
+        Arc::new(Self { items, ..self.clone() })
+    }
+}
+
+/// The items `start..end` of a range, without any that it does not have.
+fn part(items: &Range<usize>, start: usize, end: usize) -> Range<usize> {
+    let at = |offset: usize| items.start.saturating_add(offset).min(items.end);
+    at(start)..at(end.max(start))
+}
+
+/// The validation windows from the first on, until enough tokens are scored; the last batch may be smaller.
+#[derive(Debug, Clone)]
+pub struct EvaluationBatches<B: Backend> {
+    windows: Windows,
+    items: Range<usize>,
+    batch: usize,
+    scored: usize,
+    device: B::Device,
+}
+
+impl<B: Backend> EvaluationBatches<B> {
+    /// Batches of `batch` windows until at least `tokens` tokens are scored, or all of them.
+    ///
+    /// # Errors
+    /// When the data gives no window, or is damaged.
+    pub fn new(windows: Windows, batch: usize, tokens: Option<usize>, device: B::Device) -> Result<Self, DataError> {
+        if batch == 0 {
+            return Err(DataError::Range("a batch of no sequence".into()));
+        }
+        if windows.is_empty() {
+            return Err(DataError::NoWindow { seq_len: windows.seq_len() });
+        }
+        let (mut count, mut scored) = (0, 0);
+        while count < windows.len() && tokens.is_none_or(|tokens| scored < tokens) {
+            scored += windows.scored(count)?;
+            count += 1;
+        }
+        Ok(Self { windows, items: 0..count, batch, scored, device })
+    }
+
+    /// Batches.
+    pub fn batches(&self) -> usize {
+        self.items.len().div_ceil(self.batch)
+    }
+
+    /// Tokens scored in all batches.
+    pub fn scored(&self) -> usize {
+        self.scored
+    }
+
+    /// The windows of batch `index`; none past the end.
+    ///
+    /// # Errors
+    /// When the data is damaged.
+    pub fn windows_of_batch(&self, index: usize) -> Result<Vec<Window>, DataError> {
+        let start = index.saturating_mul(self.batch);
+        part(&self.items, start, start.saturating_add(self.batch)).map(|index| self.windows.window(index)).collect()
+    }
+}
+
+impl<B: Backend> DataLoader<B, TokenBatch<B>> for EvaluationBatches<B> {
+    /// The batches in order; they end early where the data is damaged ([`EvaluationBatches::windows_of_batch`] says why).
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TokenBatch<B>> + 'a> {
+        Box::new(Batches::<B, _> {
+            window: move |item: usize| self.windows.get(self.items.start + item),
+            items: self.items.len(),
+            batch: self.batch,
+            done: 0,
+            device: self.device.clone(),
+        })
+    }
+
+    fn num_items(&self) -> usize {
+        self.items.len()
+    }
+
+    fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+        Arc::new(Self { device: device.clone(), ..self.clone() })
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
+        let items = part(&self.items, start, end);
+        // A damaged document scores nothing here; reading it is what reports it.
+        let scored = items.clone().map(|index| self.windows.scored(index).unwrap_or(0)).sum();
+        Arc::new(Self { items, scored, ..self.clone() })
+    }
+}
+
+/// Iterates over batches of the items that `window` gives.
+struct Batches<B: Backend, F> {
+    window: F,
+    items: usize,
+    batch: usize,
+    done: usize,
+    device: B::Device,
+}
+
+impl<B: Backend, F: Fn(usize) -> Option<Window>> Iterator for Batches<B, F> {
+    type Item = TokenBatch<B>;
+
+    fn next(&mut self) -> Option<TokenBatch<B>> {
+        let items = self.done..self.items.min(self.done.saturating_add(self.batch));
+        if items.is_empty() {
+            return None;
+        }
+        let windows = items.clone().map(&self.window).collect::<Option<Vec<_>>>()?;
+        self.done = items.end;
+        Some(WindowBatcher.batch(windows, &self.device))
+    }
+}
+
+impl<B: Backend, F: Fn(usize) -> Option<Window>> DataLoaderIterator<TokenBatch<B>> for Batches<B, F> {
+    fn progress(&self) -> Progress {
+        Progress::new(self.done, self.items)
+    }
+}

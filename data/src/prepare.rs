@@ -1,0 +1,400 @@
+//! Preparing: documents become fixed-width token shards, streamed and in parallel, with the same bytes whatever the threads.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::aside::Aside;
+use crate::error::DataError;
+use crate::source::{Document, Documents, ReadOptions, Skipped, Source, SourceRecord, hex};
+use crate::store::{
+    DOCUMENT_MAGIC, FORMAT, HEADER_BYTES, MANIFEST, Manifest, ShardFile, ShardRecord, SplitRecord, TOKEN_MAGIC,
+    TOKENIZER, TokenizerRecord, VERSION, header,
+};
+use crate::tokenizer::Tokenizer;
+
+/// Text that is tokenized at once.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// A shard is closed at the first end of a document after this many bytes.
+const SHARD_BYTES: u64 = 256 << 20;
+
+/// Where validation documents come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Validation {
+    /// This fraction of the documents, chosen by a hash of each document's text: whatever the order of the
+    /// documents and whatever is added to them, a document stays on its side.
+    Fraction(f64),
+    /// A source of their own.
+    Source(String),
+}
+
+impl FromStr for Validation {
+    type Err = DataError;
+
+    fn from_str(given: &str) -> Result<Self, DataError> {
+        match given.parse::<f64>() {
+            Ok(fraction) if fraction > 0.0 && fraction < 1.0 => Ok(Self::Fraction(fraction)),
+            Ok(_) => Err(DataError::ValidationFraction { given: given.into() }),
+            Err(_) => Ok(Self::Source(given.into())),
+        }
+    }
+}
+
+/// What to prepare, and where to.
+#[derive(Debug, Clone)]
+pub struct PrepareOptions {
+    /// Files, directories and globs of training text.
+    pub sources: Vec<String>,
+    /// The `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// Where validation documents come from.
+    pub validation: Validation,
+    /// The directory to make.
+    pub out: PathBuf,
+    /// How records are read.
+    pub read: ReadOptions,
+    /// The token that ends a document, where the tokenizer's own is not wanted.
+    pub end_of_document: Option<String>,
+    /// Whether to leave out the progress bar.
+    pub quiet: bool,
+}
+
+/// What was prepared.
+#[derive(Debug, Clone)]
+pub struct PrepareReport {
+    /// The directory's manifest.
+    pub manifest: Manifest,
+    /// The records that were not used, of all sources together.
+    pub skipped: Skipped,
+}
+
+/// Tokenizes sources into a directory that [`crate::store::PreparedData`] opens.
+///
+/// # Errors
+/// On a source, a tokenizer or an output directory that cannot be used; then nothing is left behind.
+pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
+    // The cheapest mistakes first: nothing is tokenized for an output that cannot be written.
+    if options.out.symlink_metadata().is_ok() {
+        return Err(DataError::OutputExists { path: options.out.clone() });
+    }
+    let mut tokenizer = Tokenizer::from_file(&options.tokenizer)?;
+    if let Some(token) = &options.end_of_document {
+        tokenizer = tokenizer.with_end_of_document(token)?;
+    }
+    let find = |given: &String| Source::find(given);
+    let sources = options.sources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let validation = match &options.validation {
+        Validation::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
+        Validation::Source(given) => ValidationDocuments::Sources(vec![Source::find(given)?]),
+    };
+    prepare_sources(sources, validation, &tokenizer, &options.out, &options.read, options.quiet)
+}
+
+/// Where validation documents come from, found.
+pub(crate) enum ValidationDocuments {
+    Fraction(f64),
+    Sources(Vec<Source>),
+}
+
+pub(crate) fn prepare_sources(
+    sources: Vec<Source>,
+    validation: ValidationDocuments,
+    tokenizer: &Tokenizer,
+    out: &Path,
+    read: &ReadOptions,
+    quiet: bool,
+) -> Result<PrepareReport, DataError> {
+    let end = tokenizer.end_of_document().ok_or_else(|| tokenizer.end_of_document_unknown())?;
+    let aside = Aside::directory(out)?;
+    let token_bytes = if tokenizer.vocab_size() <= 1 << 16 { 2 } else { 4 };
+    let mut preparing = Preparing {
+        tokenizer,
+        train: SplitWriter::new(aside.path(), "train", token_bytes, SHARD_BYTES),
+        validation: SplitWriter::new(aside.path(), "validation", token_bytes, SHARD_BYTES),
+        empty: 0,
+        quiet,
+    };
+    let mut skipped = Skipped::default();
+    let fraction = match &validation {
+        ValidationDocuments::Fraction(fraction) => Side::Hashed(*fraction),
+        ValidationDocuments::Sources(_) => Side::Train,
+    };
+    let sources = preparing.run(Documents::new(sources, read.clone()), fraction, &mut skipped)?;
+    let validation_sources = match validation {
+        ValidationDocuments::Fraction(_) => Vec::new(),
+        ValidationDocuments::Sources(sources) => {
+            preparing.run(Documents::new(sources, read.clone()), Side::Validation, &mut skipped)?
+        }
+    };
+    let (train, validation) = (preparing.train.finish()?, preparing.validation.finish()?);
+    for (split, record) in [("train", &train), ("validation", &validation)] {
+        if record.documents == 0 {
+            return Err(DataError::EmptySplit { split });
+        }
+    }
+    let tokenizer_path = aside.path().join(TOKENIZER);
+    fs::write(&tokenizer_path, tokenizer.bytes()).map_err(DataError::io(&tokenizer_path))?;
+    let manifest = Manifest {
+        format: FORMAT.into(),
+        version: VERSION,
+        created_by: concat!("gpas-data ", env!("CARGO_PKG_VERSION")).into(),
+        token_bytes,
+        largest_id: train.largest_id.max(validation.largest_id),
+        longest_document: train.longest_document.max(validation.longest_document),
+        tokenizer: TokenizerRecord {
+            sha256: tokenizer.sha256().into(),
+            vocab_size: tokenizer.vocab_size(),
+            end_of_document: end,
+            pad: tokenizer.pad(),
+        },
+        train,
+        validation,
+        sources,
+        validation_sources,
+        bad_records: skipped.bad,
+        empty_documents: preparing.empty,
+    };
+    let manifest_path = aside.path().join(MANIFEST);
+    let mut json = serde_json::to_vec_pretty(&manifest)
+        .map_err(|error| DataError::Manifest { path: manifest_path.clone(), cause: error.to_string() })?;
+    json.push(b'\n');
+    fs::write(&manifest_path, json).map_err(DataError::io(&manifest_path))?;
+    aside.publish()?;
+    Ok(PrepareReport { manifest, skipped })
+}
+
+/// The split that documents of a stream belong to.
+#[derive(Clone, Copy)]
+enum Side {
+    Train,
+    Validation,
+    Hashed(f64),
+}
+
+struct Preparing<'a> {
+    tokenizer: &'a Tokenizer,
+    train: SplitWriter,
+    validation: SplitWriter,
+    empty: u64,
+    quiet: bool,
+}
+
+impl Preparing<'_> {
+    fn run(
+        &mut self,
+        mut documents: Documents,
+        side: Side,
+        skipped: &mut Skipped,
+    ) -> Result<Vec<SourceRecord>, DataError> {
+        let bar = progress_bar(documents.bytes_total(), "tokenizing", self.quiet);
+        // Of the document whose pieces are being written.
+        let (mut to_validation, mut length) = (false, 0);
+        loop {
+            let batch = documents.next_batch(BATCH_BYTES)?;
+            if batch.is_empty() {
+                break;
+            }
+            let encoded = batch
+                .par_iter()
+                .map(|document| {
+                    let is_validation = match side {
+                        Side::Train => false,
+                        Side::Validation => true,
+                        // Only the first piece of a document is asked.
+                        Side::Hashed(fraction) => document.opens && belongs_to_validation(&document.text, fraction),
+                    };
+                    let tokens = self.encode(document)?;
+                    Ok((tokens, is_validation))
+                })
+                .collect::<Result<Vec<_>, DataError>>()?;
+            for (document, (tokens, is_validation)) in batch.iter().zip(encoded) {
+                if document.opens {
+                    (to_validation, length) = (is_validation, 0);
+                }
+                length += tokens.len();
+                let split = if to_validation { &mut self.validation } else { &mut self.train };
+                if length > 0 {
+                    if length == tokens.len() {
+                        split.push(self.tokenizer.opening())?;
+                    }
+                    split.push(&tokens)?;
+                    split.text_bytes(document.text.len() as u64);
+                }
+                if document.closes {
+                    if length > 0 {
+                        split.push(self.tokenizer.closing())?;
+                        split.end_document()?;
+                    } else {
+                        self.empty += 1;
+                    }
+                }
+            }
+            bar.set_position(documents.bytes_read());
+        }
+        bar.finish_and_clear();
+        let more = documents.skipped();
+        skipped.bad += more.bad;
+        skipped.first.extend(more.first.iter().cloned());
+        Ok(documents.sources().to_vec())
+    }
+
+    /// The tokens of one piece; none for a document of white space, which teaches nothing.
+    fn encode(&self, document: &Document) -> Result<Vec<u32>, DataError> {
+        if document.opens && document.closes && document.text.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        self.tokenizer.encode(&document.text)
+    }
+}
+
+/// Whether a document belongs to a validation split of this size: the first 64 bits of a hash keyed by a name of
+/// its own, read as a number between 0 and 1.
+fn belongs_to_validation(text: &str, fraction: f64) -> bool {
+    let digest = Sha256::new().chain_update(b"gpas-data validation split").chain_update(text).finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    // 2^64 as a double: the quotient is exact enough for a fraction.
+    (u64::from_be_bytes(first) as f64 / 18_446_744_073_709_551_616.0) < fraction
+}
+
+/// A bar on standard error; hidden when `quiet`, and where standard error is not a terminal.
+pub(crate) fn progress_bar(length: u64, message: &'static str, quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length).with_message(message);
+    if let Ok(style) = ProgressStyle::with_template("{msg:16} [{bar:40}] {percent:>3}% {elapsed} (about {eta} left)") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// Writes the shards of one split.
+struct SplitWriter {
+    directory: PathBuf,
+    name: &'static str,
+    token_bytes: u8,
+    shard_bytes: u64,
+    open: Option<OpenShard>,
+    document_tokens: u64,
+    record: SplitRecord,
+}
+
+struct OpenShard {
+    tokens: HashedFile,
+    documents: HashedFile,
+    token_count: u64,
+    document_count: u64,
+}
+
+impl SplitWriter {
+    fn new(directory: &Path, name: &'static str, token_bytes: u8, shard_bytes: u64) -> Self {
+        Self {
+            directory: directory.into(),
+            name,
+            token_bytes,
+            shard_bytes,
+            open: None,
+            document_tokens: 0,
+            record: SplitRecord::default(),
+        }
+    }
+
+    fn text_bytes(&mut self, bytes: u64) {
+        self.record.text_bytes += bytes;
+    }
+
+    fn push(&mut self, tokens: &[u32]) -> Result<(), DataError> {
+        if self.open.is_none() {
+            let create = |extension: &str, magic, width| {
+                let file = format!("{}-{:05}.{extension}", self.name, self.record.shards.len());
+                HashedFile::create(&self.directory, file, header(magic, width))
+            };
+            self.open = Some(OpenShard {
+                tokens: create("tokens", TOKEN_MAGIC, u32::from(self.token_bytes))?,
+                documents: create("documents", DOCUMENT_MAGIC, 8)?,
+                token_count: 0,
+                document_count: 0,
+            });
+        }
+        let Some(shard) = &mut self.open else { return Ok(()) };
+        let width = usize::from(self.token_bytes);
+        let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes().into_iter().take(width)).collect();
+        shard.tokens.write(&bytes)?;
+        shard.token_count += tokens.len() as u64;
+        self.document_tokens += tokens.len() as u64;
+        self.record.largest_id = tokens.iter().copied().fold(self.record.largest_id, u32::max);
+        Ok(())
+    }
+
+    fn end_document(&mut self) -> Result<(), DataError> {
+        let Some(shard) = &mut self.open else { return Ok(()) };
+        shard.documents.write(&shard.token_count.to_le_bytes())?;
+        shard.document_count += 1;
+        self.record.documents += 1;
+        self.record.tokens += self.document_tokens;
+        self.record.longest_document = self.record.longest_document.max(self.document_tokens);
+        self.document_tokens = 0;
+        if shard.token_count * u64::from(self.token_bytes) >= self.shard_bytes {
+            self.close()?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), DataError> {
+        if let Some(shard) = self.open.take() {
+            self.record.shards.push(ShardRecord {
+                tokens: shard.token_count,
+                documents: shard.document_count,
+                token_file: shard.tokens.finish()?,
+                document_file: shard.documents.finish()?,
+            });
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<SplitRecord, DataError> {
+        self.close()?;
+        Ok(std::mem::take(&mut self.record))
+    }
+}
+
+/// A file that is hashed while it is written.
+struct HashedFile {
+    path: PathBuf,
+    name: String,
+    file: BufWriter<File>,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl HashedFile {
+    fn create(directory: &Path, name: String, header: [u8; HEADER_BYTES]) -> Result<Self, DataError> {
+        let path = directory.join(&name);
+        let file = File::create_new(&path).map_err(DataError::io(&path))?;
+        let file = BufWriter::with_capacity(1 << 18, file);
+        let mut this = Self { path, name, file, hash: Sha256::new(), bytes: 0 };
+        this.write(&header)?;
+        Ok(this)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(DataError::io(&self.path))
+    }
+
+    fn finish(self) -> Result<ShardFile, DataError> {
+        let flushed = self.file.into_inner().map_err(io::IntoInnerError::into_error);
+        flushed.and_then(|file| file.sync_all()).map_err(DataError::io(&self.path))?;
+        Ok(ShardFile { name: self.name, bytes: self.bytes, sha256: hex(&self.hash.finalize()) })
+    }
+}

@@ -1,0 +1,201 @@
+//! Tokenizers: any Hugging Face `tokenizer.json`, and what preparing data must know of it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tokenizers::PaddingParams;
+
+use crate::error::DataError;
+use crate::source::hex;
+
+/// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
+const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>"];
+
+/// Tokens that pad in tokenizers in use.
+const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
+
+/// A tokenizer, with the tokens that open and end a document.
+///
+/// A document becomes `opening tokens · its text · closing tokens`: those that the tokenizer's own
+/// post-processor puts around a text, and the end-of-document token if that has not put it there.
+/// A special token spelled out in a text is text: no document can forge its own end.
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+    opening: Vec<u32>,
+    closing: Vec<u32>,
+    end_of_document: Option<u32>,
+}
+
+struct Shared {
+    tokenizer: tokenizers::Tokenizer,
+    path: PathBuf,
+    bytes: Vec<u8>,
+    sha256: String,
+    vocabulary: usize,
+    pad: u32,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a tokenizer.
+    pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let bytes = fs::read(path).map_err(DataError::io(path))?;
+        Self::from_bytes(bytes, path)
+    }
+
+    /// Parses the bytes of a `tokenizer.json`; `path` names them in errors.
+    ///
+    /// # Errors
+    /// When the bytes are not a tokenizer.
+    pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self, DataError> {
+        let refused = |cause: String| DataError::Tokenizer { path: path.into(), cause: one_line(&cause) };
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| refused(error.to_string()))?;
+        let ids = tokenizer.get_vocab(true);
+        let vocabulary = ids.values().max().map_or(0, |&largest| largest as usize + 1);
+        if vocabulary < 2 {
+            return Err(refused("its vocabulary is empty".into()));
+        }
+        if vocabulary > i32::MAX as usize {
+            return Err(refused(format!("its largest id, {}, is not an id", vocabulary - 1)));
+        }
+        let named_pad = PAD.iter().find_map(|token| tokenizer.token_to_id(token));
+        let pad = named_pad
+            .or(tokenizer.get_padding().map(|padding: &PaddingParams| padding.pad_id))
+            .unwrap_or(0);
+        // Windows cut and pad documents, not the tokenizer.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| refused(error.to_string()))?;
+        tokenizer.set_encode_special_tokens(true);
+
+        let encode = |special| {
+            let encoding = tokenizer.encode_fast("a", special).map_err(|error| refused(error.to_string()))?;
+            Ok::<_, DataError>(encoding.get_ids().to_vec())
+        };
+        let (plain, dressed) = (encode(false)?, encode(true)?);
+        let at = (0..=dressed.len().saturating_sub(plain.len()))
+            .find(|&at| dressed[at..].starts_with(&plain))
+            .ok_or_else(|| refused("its post-processor changes the tokens of the text".into()))?;
+        let (opening, closing) = (dressed[..at].to_vec(), dressed[at + plain.len()..].to_vec());
+
+        let named = END_OF_DOCUMENT.iter().find_map(|token| tokenizer.token_to_id(token));
+        let end_of_document = closing.last().copied().or(named);
+        let sha256 = hex(&Sha256::digest(&bytes));
+        let shared = Shared { tokenizer, path: path.into(), bytes, sha256, vocabulary, pad };
+        let mut this = Self { shared: Arc::new(shared), opening, closing, end_of_document: None };
+        if let Some(id) = end_of_document {
+            this.end_documents_with(id);
+        }
+        Ok(this)
+    }
+
+    /// The same tokenizer with another token at the end of each document.
+    ///
+    /// # Errors
+    /// When the vocabulary lacks the token.
+    pub fn with_end_of_document(mut self, token: &str) -> Result<Self, DataError> {
+        let id = self.token_to_id(token).ok_or_else(|| DataError::TokenUnknown { token: token.into() })?;
+        self.end_documents_with(id);
+        Ok(self)
+    }
+
+    fn end_documents_with(&mut self, id: u32) {
+        self.end_of_document = Some(id);
+        if self.closing.last() != Some(&id) {
+            self.closing.push(id);
+        }
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.shared.bytes
+    }
+
+    /// The SHA-256 of the file.
+    pub fn sha256(&self) -> &str {
+        &self.shared.sha256
+    }
+
+    /// Ids that the tokenizer can give: its largest id plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.shared.vocabulary
+    }
+
+    /// The token at the end of a document, if one is known.
+    pub fn end_of_document(&self) -> Option<u32> {
+        self.end_of_document
+    }
+
+    /// The token that fills windows up.
+    pub fn pad(&self) -> u32 {
+        self.shared.pad
+    }
+
+    /// The id of a token as the tokenizer spells it.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.shared.tokenizer.token_to_id(token)
+    }
+
+    /// The tokens that open a document: none for most tokenizers.
+    pub fn opening(&self) -> &[u32] {
+        &self.opening
+    }
+
+    /// The tokens that end a document; the last is [`Self::end_of_document`].
+    pub fn closing(&self) -> &[u32] {
+        &self.closing
+    }
+
+    /// The tokens of a text, without any that open or end a document.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text, for instance because it has no unknown token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let encoding = self.shared.tokenizer.encode_fast(text, false);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.refused(&error.to_string()))
+    }
+
+    /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder refuses them.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
+        self.shared.tokenizer.decode(ids, false).map_err(|error| self.refused(&error.to_string()))
+    }
+
+    fn refused(&self, cause: &str) -> DataError {
+        DataError::Tokenizer { path: self.shared.path.clone(), cause: one_line(cause) }
+    }
+
+    /// The error for a tokenizer without an end-of-document token.
+    pub(crate) fn end_of_document_unknown(&self) -> DataError {
+        DataError::EndOfDocumentUnknown { path: self.shared.path.clone() }
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Tokenizer")
+            .field("path", &self.shared.path)
+            .field("sha256", &self.shared.sha256)
+            .field("vocab_size", &self.shared.vocabulary)
+            .field("end_of_document", &self.end_of_document)
+            .field("pad", &self.shared.pad)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Messages of other libraries may run over several lines, or quote a whole file.
+fn one_line(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}

@@ -1,0 +1,146 @@
+//! Causal self-attention with rotary positions and grouped key-value heads, as LLaMA has it.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, DType, Tensor, backend::Backend};
+
+use crate::rotary::Rotary;
+
+/// Configuration of [`Attention`]; no projection has a bias.
+#[derive(Config, Debug)]
+pub struct AttentionConfig {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Number of query heads; divides `hidden`.
+    pub heads: usize,
+    /// Number of key and value heads; divides `heads`.
+    pub kv_heads: usize,
+}
+
+impl AttentionConfig {
+    /// Attention with Burn's default initialisation.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Attention<B> {
+        let head_dim = self.hidden / self.heads;
+        let linear = |output| LinearConfig::new(self.hidden, output).with_bias(false).init(device);
+        Attention {
+            query: linear(self.hidden),
+            key: linear(self.kv_heads * head_dim),
+            value: linear(self.kv_heads * head_dim),
+            output: linear(self.hidden),
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+        }
+    }
+}
+
+/// `softmax(q·kᵀ / √d + causal mask) · v`, head by head.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// Projection to the queries.
+    pub query: Linear<B>,
+    /// Projection to the keys.
+    pub key: Linear<B>,
+    /// Projection to the values.
+    pub value: Linear<B>,
+    /// Projection of the heads' results back onto the stream.
+    pub output: Linear<B>,
+    heads: usize,
+    kv_heads: usize,
+}
+
+impl<B: Backend> Attention<B> {
+    /// Attends to the positions up to and including each one.
+    ///
+    /// # Shapes
+    /// - x: `[batch, seq, hidden]`
+    /// - mask: `[seq, seq]`, true where a query (row) must not see a key (column)
+    /// - output: `[batch, seq, hidden]`
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: Tensor<B, 2, Bool>) -> Tensor<B, 3> {
+        let [batch, seq, hidden] = x.dims();
+        let head_dim = hidden / self.heads;
+        // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
+        let x = x.reshape([batch * seq, hidden]);
+        let split = |projection: &Linear<B>, heads: usize| {
+            projection
+                .forward(x.clone())
+                .reshape([batch, seq, heads, head_dim])
+                .swap_dims(1, 2)
+        };
+        let query = rotary.forward(split(&self.query, self.heads));
+        let key = self.repeat(rotary.forward(split(&self.key, self.kv_heads)));
+        let value = self.repeat(split(&self.value, self.kv_heads));
+
+        let query = query.mul_scalar((head_dim as f64).sqrt().recip());
+        let scores = query.matmul(key.swap_dims(2, 3));
+        let dtype = scores.dtype();
+        let scores = scores
+            .cast(DType::F32)
+            .mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY);
+        let mixed = softmax(scores, 3).cast(dtype).matmul(value);
+
+        let mixed = mixed.swap_dims(1, 2).reshape([batch * seq, hidden]);
+        self.output.forward(mixed).reshape([batch, seq, hidden])
+    }
+
+    /// Gives every query head its key or value head: `[batch, kv_heads, seq, head_dim]` to `[batch, heads, seq, head_dim]`.
+    fn repeat(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [batch, kv_heads, seq, head_dim] = x.dims();
+        let group = self.heads / kv_heads;
+        if group == 1 {
+            return x;
+        }
+        x.unsqueeze_dim::<5>(2)
+            .expand([batch, kv_heads, group, seq, head_dim])
+            .reshape([batch, self.heads, seq, head_dim])
+    }
+}
+
+/// The causal mask: true above the diagonal, `[seq, seq]`.
+pub fn causal_mask<B: Backend>(seq: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
+    // `tril_mask` is false on and below the diagonal.
+    Tensor::tril_mask([seq, seq], 0, device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rotary::RotaryConfig;
+    use burn::tensor::{Distribution, Tolerance};
+    use burn_flex::{Flex, FlexDevice};
+
+    fn attend(attention: &Attention<Flex>, x: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
+        let rotary = RotaryConfig::new(16, 4).init(&FlexDevice);
+        let seq = x.dims()[1];
+        attention.forward(x, &rotary, causal_mask::<Flex>(seq, &FlexDevice))
+    }
+
+    #[test]
+    fn a_position_does_not_see_later_ones() {
+        let attention = AttentionConfig::new(8, 2, 1).init::<Flex>(&FlexDevice);
+        let x = Tensor::<Flex, 3>::random([2, 6, 8], Distribution::Default, &FlexDevice);
+        let changed = x.clone().slice_assign(
+            [0..2, 4..6, 0..8],
+            Tensor::random([2, 2, 8], Distribution::Default, &FlexDevice),
+        );
+        let head = |y: Tensor<Flex, 3>| y.narrow(1, 0, 4).into_data();
+        let (before, after) = (attend(&attention, x), attend(&attention, changed));
+        assert_ne!(before.to_data(), after.to_data());
+        head(before).assert_approx_eq::<f32>(&head(after), Tolerance::absolute(1e-6));
+    }
+
+    /// The first position sees only itself, so its result is its own value, projected.
+    #[test]
+    fn the_first_position_returns_its_own_value() {
+        let attention = AttentionConfig::new(8, 2, 2).init::<Flex>(&FlexDevice);
+        let x = Tensor::<Flex, 3>::random([1, 3, 8], Distribution::Default, &FlexDevice);
+        let first = x.clone().narrow(1, 0, 1).reshape([1, 8]);
+        let expected = attention.output.forward(attention.value.forward(first));
+        attend(&attention, x)
+            .narrow(1, 0, 1)
+            .reshape([1, 8])
+            .into_data()
+            .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-6));
+    }
+}

@@ -1,0 +1,240 @@
+//! What a model is: its sizes, its scheme, its gates. One value of [`LlamaConfig`] determines every parameter's name and shape.
+
+use burn::config::Config;
+use serde::{Deserialize, Serialize};
+
+use crate::gpas::GpasConfig;
+use crate::scheme::{Scheme, Wiring};
+
+/// How weights start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Initialisation {
+    /// Each scheme as its paper has it.
+    #[default]
+    Published,
+    /// As the GPAS authors' released code: like `published`, but `deeppost_gpas` misses DeepNorm's initialisation there.
+    Released,
+}
+
+/// A LLaMA-style decoder with any scheme of the [scheme table](crate::scheme).
+#[derive(Config, Debug, PartialEq)]
+pub struct LlamaConfig {
+    /// Number of token ids.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP between its projections.
+    pub intermediate: usize,
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Number of key and value heads; as many as query heads unless given.
+    pub kv_heads: Option<usize>,
+    /// The normalisation scheme.
+    #[config(default = "Scheme::default()")]
+    pub scheme: Scheme,
+    /// Number of Post-LN layers of the mixed schemes; a quarter of the layers unless given.
+    pub post_num: Option<usize>,
+    /// Whether the head is the transposed embedding.
+    #[config(default = false)]
+    pub tied_head: bool,
+    /// The gates of a `_gpas` scheme.
+    #[config(default = "GpasConfig::new()")]
+    pub gate: GpasConfig,
+    /// How weights start.
+    #[config(default = "Initialisation::Published")]
+    pub initialisation: Initialisation,
+    /// ε of every RMSNorm.
+    #[config(default = 1e-6)]
+    pub norm_epsilon: f64,
+    /// Base of the rotary frequencies.
+    #[config(default = 10000.0)]
+    pub rope_base: f64,
+    /// Longest sequence the model is built for.
+    #[config(default = 2048)]
+    pub max_positions: usize,
+}
+
+/// A configuration that describes no model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum ConfigError {
+    #[error("model.{0} must be at least 1")]
+    Zero(&'static str),
+    #[error("model.heads = {heads} does not divide model.hidden = {hidden}")]
+    Heads { heads: usize, hidden: usize },
+    #[error("model.hidden / model.heads = {0} is odd; rotary positions need an even head size")]
+    OddHead(usize),
+    #[error("model.kv_heads = {kv_heads} does not divide model.heads = {heads}")]
+    KvHeads { kv_heads: usize, heads: usize },
+    #[error("model.post_num = {post_num} is more than model.layers = {layers}")]
+    PostNum { post_num: usize, layers: usize },
+    #[error("model.gate.site = after_norm needs a norm before every sub-layer, which scheme `{0}` does not have")]
+    AfterNorm(Scheme),
+}
+
+impl LlamaConfig {
+    /// Number of key and value heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// Number of Post-LN layers of the mixed schemes.
+    pub fn post_num(&self) -> usize {
+        self.post_num.unwrap_or(self.layers / 4)
+    }
+
+    /// The wiring of layer `index`, from 0.
+    pub fn wiring(&self, index: usize) -> Wiring {
+        self.scheme.norm.wiring(index, self.layers, self.post_num())
+    }
+
+    /// Checks that the sizes fit together; every other function of this crate relies on it.
+    ///
+    /// # Errors
+    /// The first thing that does not fit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let sizes = [
+            ("vocab", self.vocab),
+            ("hidden", self.hidden),
+            ("intermediate", self.intermediate),
+            ("heads", self.heads),
+            ("layers", self.layers),
+            ("kv_heads", self.kv_heads()),
+            ("max_positions", self.max_positions),
+        ];
+        if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+            return Err(ConfigError::Zero(name));
+        }
+        let (heads, hidden, kv_heads) = (self.heads, self.hidden, self.kv_heads());
+        if !hidden.is_multiple_of(heads) {
+            return Err(ConfigError::Heads { heads, hidden });
+        }
+        if !(hidden / heads).is_multiple_of(2) {
+            return Err(ConfigError::OddHead(hidden / heads));
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(ConfigError::KvHeads { kv_heads, heads });
+        }
+        if self.post_num() > self.layers {
+            return Err(ConfigError::PostNum {
+                post_num: self.post_num(),
+                layers: self.layers,
+            });
+        }
+        let placed = |index| self.wiring(index).gate_place(self.gate.site).is_some();
+        if self.scheme.gpas && !(0..self.layers).all(placed) {
+            return Err(ConfigError::AfterNorm(self.scheme));
+        }
+        Ok(())
+    }
+}
+
+/// A named model size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preset {
+    /// Its name on the command line and in recipes.
+    pub name: &'static str,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP between its projections.
+    pub intermediate: usize,
+    /// Number of heads.
+    pub heads: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Vocabulary of the published model.
+    pub vocab: usize,
+}
+
+const fn preset(name: &'static str, [hidden, intermediate, heads, layers]: [usize; 4], vocab: usize) -> Preset {
+    Preset {
+        name,
+        hidden,
+        intermediate,
+        heads,
+        layers,
+        vocab,
+    }
+}
+
+impl Preset {
+    /// The published sizes, smallest first, after `nano`, the size of the default run.
+    pub const ALL: [Preset; 14] = [
+        preset("nano", [128, 352, 4, 4], 4096),
+        preset("9m", [128, 352, 4, 4], 32000),
+        preset("20m", [256, 688, 4, 4], 32000),
+        preset("35m", [384, 1024, 8, 6], 32000),
+        preset("40m", [416, 1024, 8, 8], 32000),
+        preset("60m", [512, 1376, 8, 8], 32000),
+        preset("71m", [512, 1368, 8, 12], 32000),
+        preset("100m", [640, 1708, 10, 12], 32100),
+        preset("130m", [768, 2048, 12, 12], 32000),
+        preset("250m", [768, 2560, 16, 24], 32000),
+        preset("350m", [1024, 2736, 16, 24], 32000),
+        preset("1b", [2048, 5461, 32, 24], 32000),
+        preset("3b", [2560, 6848, 32, 32], 32000),
+        preset("7b", [4096, 11008, 32, 32], 32000),
+    ];
+
+    /// The size of that name.
+    pub fn named(name: &str) -> Option<Preset> {
+        Self::ALL.into_iter().find(|preset| preset.name == name)
+    }
+
+    /// The model of this size with the published vocabulary.
+    pub fn config(self) -> LlamaConfig {
+        LlamaConfig::new(self.vocab, self.hidden, self.intermediate, self.heads, self.layers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> LlamaConfig {
+        LlamaConfig::new(50, 16, 44, 2, 4)
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_named() {
+        let error = |config: LlamaConfig| config.validate().unwrap_err().to_string();
+        assert_eq!(small().validate(), Ok(()));
+        assert_eq!(
+            error(LlamaConfig { heads: 3, ..small() }),
+            "model.heads = 3 does not divide model.hidden = 16"
+        );
+        assert_eq!(
+            error(LlamaConfig { heads: 16, ..small() }),
+            "model.hidden / model.heads = 1 is odd; rotary positions need an even head size"
+        );
+        assert_eq!(
+            error(small().with_kv_heads(Some(3))),
+            "model.kv_heads = 3 does not divide model.heads = 2"
+        );
+        assert_eq!(
+            error(small().with_post_num(Some(5))),
+            "model.post_num = 5 is more than model.layers = 4"
+        );
+        assert_eq!(
+            error(LlamaConfig { layers: 0, ..small() }),
+            "model.layers must be at least 1"
+        );
+        let gate = GpasConfig::new().with_site(crate::GateSite::AfterNorm);
+        let scheme = "post_pre_gpas".parse().unwrap();
+        assert_eq!(
+            error(small().with_scheme(scheme).with_gate(gate)),
+            "model.gate.site = after_norm needs a norm before every sub-layer, which scheme `post_pre_gpas` does not have"
+        );
+    }
+
+    #[test]
+    fn every_preset_is_a_model() {
+        for preset in Preset::ALL {
+            assert_eq!(preset.config().validate(), Ok(()), "{}", preset.name);
+            assert_eq!(Preset::named(preset.name), Some(preset));
+        }
+    }
+}

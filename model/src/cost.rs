@@ -1,0 +1,200 @@
+//! What a model costs before it exists: parameters, floating-point operations, memory.
+
+use core::fmt::Write;
+
+use crate::config::LlamaConfig;
+use crate::loss::chunk_rows;
+
+/// Predicted peak of training in f32 with Adam, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainingMemory {
+    /// The weights.
+    pub parameters: u64,
+    /// One gradient per weight.
+    pub gradients: u64,
+    /// Adam's two moments per weight.
+    pub optimizer: u64,
+    /// What the backward pass needs of one micro-batch.
+    pub activations: u64,
+    /// One chunk of logits with its softmax, and the head's gradient as it is summed.
+    pub loss: u64,
+}
+
+impl TrainingMemory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.parameters + self.gradients + self.optimizer + self.activations + self.loss
+    }
+}
+
+const F32: u64 = 4;
+
+impl LlamaConfig {
+    /// Number of parameters, gates not counted, as the papers count.
+    pub fn parameters(&self) -> u64 {
+        self.embedding_parameters() + self.non_embedding_parameters()
+            - if self.tied_head { self.head_parameters() } else { 0 }
+    }
+
+    /// Number of parameters that multiply every token: all but the embedding, the head counted (also where it is tied to the embedding).
+    pub fn non_embedding_parameters(&self) -> u64 {
+        let layers: u64 = (0..self.layers).map(|index| self.layer_parameters(index)).sum();
+        layers + self.hidden as u64 + self.head_parameters()
+    }
+
+    /// Number of trained gates.
+    pub fn gates(&self) -> u64 {
+        let per_layer = if self.gate.per_sublayer { 2 } else { 1 };
+        if self.scheme.gpas {
+            (self.layers * per_layer) as u64
+        } else {
+            0
+        }
+    }
+
+    fn embedding_parameters(&self) -> u64 {
+        (self.vocab * self.hidden) as u64
+    }
+
+    fn head_parameters(&self) -> u64 {
+        (self.vocab * self.hidden) as u64
+    }
+
+    fn layer_parameters(&self, index: usize) -> u64 {
+        let wiring = self.wiring(index);
+        let norms = [wiring.pre_norm, wiring.branch_norm, wiring.post_norm]
+            .into_iter()
+            .flatten()
+            .count();
+        let key_value = self.hidden / self.heads * self.kv_heads();
+        let attention = 2 * self.hidden * (self.hidden + key_value);
+        let mlp = 3 * self.hidden * self.intermediate;
+        (attention + mlp + 2 * norms * self.hidden) as u64
+    }
+
+    /// Floating-point operations of forward and backward for one token in sequences of `seq`.
+    ///
+    /// A weight takes one multiplication and one addition per token in the forward pass and twice that in the backward pass (its own
+    /// gradient and that of its input): 6 per non-embedding parameter. Attention multiplies `q·kᵀ` and `p·v`, each `2 · hidden`
+    /// operations for every key that a query sees, `seq / 2` on average under the causal mask; three passes and two products give
+    /// `6 · layers · seq · hidden`. What recomputation repeats is not counted.
+    pub fn flops_per_token(&self, seq: usize) -> f64 {
+        6.0 * self.non_embedding_parameters() as f64 + 6.0 * self.layers as f64 * seq as f64 * self.hidden as f64
+    }
+
+    /// Predicted peak memory of training with micro-batches of `micro_batch` sequences of `seq` tokens.
+    ///
+    /// Per token, a layer keeps for its backward pass about `16 · hidden` numbers around attention and the norms, `4 · intermediate`
+    /// in the MLP, and `2 · heads · seq` attention scores and probabilities.
+    pub fn training_memory(&self, micro_batch: usize, seq: usize) -> TrainingMemory {
+        let weights = (self.parameters() + self.gates()) * F32;
+        let tokens = (micro_batch * seq) as u64;
+        let norms: u64 = (0..self.layers)
+            .map(|index| {
+                let wiring = self.wiring(index);
+                2 * [wiring.pre_norm, wiring.branch_norm, wiring.post_norm]
+                    .into_iter()
+                    .flatten()
+                    .count() as u64
+            })
+            .sum();
+        let per_layer = 14 * self.hidden + 4 * self.intermediate + 2 * self.heads * seq;
+        let per_token = self.layers as u64 * per_layer as u64 + 2 * norms * self.hidden as u64;
+        let chunk = (chunk_rows(self.vocab).min(micro_batch * seq) * self.vocab) as u64;
+        TrainingMemory {
+            parameters: weights,
+            gradients: weights,
+            optimizer: 2 * weights,
+            activations: tokens * per_token * F32,
+            loss: (3 * chunk + self.head_parameters()) * F32,
+        }
+    }
+
+    /// The model for people to read: its sizes, and the line that every layer computes for attention and for the MLP.
+    pub fn describe(&self) -> String {
+        let mut text = format!(
+            "{}: {} layers, hidden {}, intermediate {}, {} heads ({} key-value), vocabulary {}{}\n",
+            self.scheme,
+            self.layers,
+            self.hidden,
+            self.intermediate,
+            self.heads,
+            self.kv_heads(),
+            self.vocab,
+            if self.tied_head { ", tied head" } else { "" },
+        );
+        let formula = |index| {
+            let wiring = self.wiring(index);
+            wiring.formula(wiring.gate_place(self.gate.site).filter(|_| self.scheme.gpas))
+        };
+        let mut start = 0;
+        for index in 1..=self.layers {
+            if index == self.layers || formula(index) != formula(start) {
+                let range = if index == start + 1 {
+                    format!("layer {start}")
+                } else {
+                    format!("layers {start}–{}", index - 1)
+                };
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "  {range}: {}", formula(start));
+                start = index;
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{LlamaConfig, Preset};
+
+    /// Parameter counts of the published sizes, head untied, norms counted, gates not.
+    const PUBLISHED: [(&str, u64); 13] = [
+        ("9m", 8_995_968),
+        ("20m", 19_548_416),
+        ("35m", 35_197_824),
+        ("40m", 42_392_480),
+        ("60m", 58_073_600),
+        ("71m", 70_578_688),
+        ("100m", 100_117_120),
+        ("130m", 134_105_856),
+        ("250m", 247_370_496),
+        ("350m", 367_969_280),
+        ("1b", 1_339_082_752),
+        ("3b", 2_685_831_680),
+        ("7b", 6_738_415_616),
+    ];
+
+    #[test]
+    fn parameters_of_the_published_sizes() {
+        for (name, parameters) in PUBLISHED {
+            assert_eq!(Preset::named(name).unwrap().config().parameters(), parameters, "{name}");
+        }
+    }
+
+    #[test]
+    fn operations_per_token_count_weights_and_attention() {
+        let config = LlamaConfig::new(10, 4, 6, 2, 3);
+        // Layer: 4·4·4 + 3·4·6 + 2·4 = 144; three of them, the final norm and the head.
+        assert_eq!(config.non_embedding_parameters(), 3 * 144 + 4 + 40);
+        assert_eq!(config.flops_per_token(8), 6.0 * 476.0 + 6.0 * 3.0 * 8.0 * 4.0);
+    }
+
+    #[test]
+    fn a_tied_head_is_stored_once_and_computed_with() {
+        let untied = LlamaConfig::new(10, 4, 6, 2, 3);
+        let tied = untied.clone().with_tied_head(true);
+        assert_eq!(untied.parameters() - tied.parameters(), 40);
+        assert_eq!(untied.non_embedding_parameters(), tied.non_embedding_parameters());
+    }
+
+    #[test]
+    fn the_description_groups_equal_layers() {
+        let config = LlamaConfig::new(10, 4, 6, 2, 8).with_scheme("post_pre_gpas".parse().unwrap());
+        assert_eq!(
+            config.describe(),
+            "post_pre_gpas: 8 layers, hidden 4, intermediate 6, 2 heads (2 key-value), vocabulary 10\n  \
+             layers 0–1: x ← N(G(x) + F(x))\n  layers 2–7: x ← G(x + F(N(x)))\n"
+        );
+    }
+}

@@ -1,0 +1,267 @@
+//! Gradient-Preserving Activation Scaling: `GPAS(x) = x − act(α) · detach(x)` (arXiv 2506.22049, equation 3).
+//!
+//! The forward pass scales its input by `1 − act(α)`; the backward pass sees the identity, so the gradient that reaches the layers below
+//! is as large as without the scaling. The gate `α` starts at 0, where GPAS is exactly the identity, and learns from
+//! `∂L/∂α = −act'(α) · Σ (∂L/∂y · x)`.
+
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::tensor::activation::{leaky_relu, relu, sigmoid, silu, tanh};
+use burn::tensor::{Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
+
+/// Activation of the gate; the paper's ablation (its table 6) compares them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateActivation {
+    /// `α · sigmoid(α)`, the paper's choice.
+    #[default]
+    Silu,
+    /// `α`.
+    Identity,
+    /// `max(α, 0)`.
+    Relu,
+    /// `tanh(α)`.
+    Tanh,
+    /// `α` above 0, `0.01 · α` below.
+    LeakyRelu,
+    /// `α · sigmoid(8α)`.
+    ScaleSilu,
+}
+
+impl GateActivation {
+    /// The activation of a gate `[1]`, differentiable.
+    pub fn forward<B: Backend>(self, gate: Tensor<B, 1>) -> Tensor<B, 1> {
+        match self {
+            GateActivation::Silu => silu(gate),
+            GateActivation::Identity => gate,
+            GateActivation::Relu => relu(gate),
+            GateActivation::Tanh => tanh(gate),
+            GateActivation::LeakyRelu => leaky_relu(gate, 0.01),
+            GateActivation::ScaleSilu => sigmoid(gate.clone().mul_scalar(8.0)) * gate,
+        }
+    }
+
+    /// The activation of one number.
+    pub fn value(self, gate: f64) -> f64 {
+        let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+        match self {
+            GateActivation::Silu => gate * sigmoid(gate),
+            GateActivation::Identity => gate,
+            GateActivation::Relu => gate.max(0.0),
+            GateActivation::Tanh => gate.tanh(),
+            GateActivation::LeakyRelu if gate < 0.0 => 0.01 * gate,
+            GateActivation::LeakyRelu => gate,
+            GateActivation::ScaleSilu => gate * sigmoid(8.0 * gate),
+        }
+    }
+}
+
+/// Where the gate stands in a layer. All but the default are the paper's ablations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateSite {
+    /// As the scheme's row says: the stream in pre-like layers, the residual in post-like ones.
+    #[default]
+    Default,
+    /// `z = G(x)`, then the scheme's line on `z`.
+    Before,
+    /// On what the sub-layer sees; needs a scheme with a norm before the sub-layer in every layer.
+    AfterNorm,
+    /// On the branch as it is added to the residual.
+    AfterModule,
+}
+
+/// The GPAS gates of a model.
+#[derive(Config, Debug, Copy, PartialEq)]
+pub struct GpasConfig {
+    /// Activation of the gate.
+    #[config(default = "GateActivation::Silu")]
+    pub act: GateActivation,
+    /// Whether the gate is trained.
+    #[config(default = true)]
+    pub learnable: bool,
+    /// Value of the gate at the start; 0 is the identity.
+    #[config(default = 0.0)]
+    pub init: f64,
+    /// Whether attention and MLP have a gate each, rather than one for both.
+    #[config(default = false)]
+    pub per_sublayer: bool,
+    /// Where the gate stands.
+    #[config(default = "GateSite::Default")]
+    pub site: GateSite,
+    /// Whether the scaling is hidden from the gradient. Off, GPAS is a plain trainable scale.
+    #[config(default = true)]
+    pub stop_gradient: bool,
+}
+
+impl Default for GpasConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GpasConfig {
+    /// One gate with its initial value.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Gpas<B> {
+        let gate = Tensor::full([1], self.init, device).set_require_grad(self.learnable);
+        Gpas {
+            gate: Param::initialized(Default::default(), gate),
+            act: self.act,
+            stop_gradient: self.stop_gradient,
+        }
+    }
+}
+
+/// `GPAS(x) = x − act(α) · detach(x)`, for any residual stream.
+///
+/// ```
+/// use burn::tensor::{Tensor, TensorData};
+/// use burn_flex::{Flex, FlexDevice};
+/// use gpas_model::GpasConfig;
+///
+/// let gpas = GpasConfig::new().with_init(0.6).init::<Flex>(&FlexDevice);
+/// let x = Tensor::<Flex, 1>::from_floats([1.0, -2.0], &FlexDevice);
+/// // SiLU(0.6) = 0.38739, so the stream is scaled by 0.61261.
+/// gpas.forward(x).into_data().assert_approx_eq::<f32>(
+///     &TensorData::from([0.61261, -1.22522]),
+///     burn::tensor::Tolerance::absolute(1e-5),
+/// );
+/// ```
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct Gpas<B: Backend> {
+    /// α, shape `[1]`.
+    pub gate: Param<Tensor<B, 1>>,
+    /// Activation of the gate.
+    #[module(skip)]
+    pub act: GateActivation,
+    /// Whether the scaling is hidden from the gradient.
+    #[module(skip)]
+    pub stop_gradient: bool,
+}
+
+impl<B: Backend> Gpas<B> {
+    /// Scales the stream by `1 − act(α)`; with the stop-gradient, what flows back to `x` is what came in.
+    ///
+    /// # Shapes
+    /// - input and output: any
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let amount = self.act.forward(self.gate.val()).reshape([1; D]);
+        let scaled = if self.stop_gradient {
+            x.clone().detach()
+        } else {
+            x.clone()
+        };
+        x - scaled * amount
+    }
+}
+
+impl<B: Backend> ModuleDisplay for Gpas<B> {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content
+            .add("act", &format!("{:?}", self.act))
+            .add("stop_gradient", &self.stop_gradient)
+            .optional()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, TensorData, Tolerance};
+    use burn_flex::{Flex, FlexDevice};
+
+    type Autodiff = burn::backend::Autodiff<Flex>;
+
+    const ACTIVATIONS: [GateActivation; 6] = [
+        GateActivation::Silu,
+        GateActivation::Identity,
+        GateActivation::Relu,
+        GateActivation::Tanh,
+        GateActivation::LeakyRelu,
+        GateActivation::ScaleSilu,
+    ];
+
+    #[test]
+    fn starts_as_the_exact_identity() {
+        let x = Tensor::<Flex, 3>::random([2, 3, 5], Distribution::Default, &FlexDevice);
+        for act in ACTIVATIONS {
+            let gpas = GpasConfig::new().with_act(act).init::<Flex>(&FlexDevice);
+            assert_eq!(gpas.forward(x.clone()).into_data(), x.clone().into_data());
+        }
+    }
+
+    #[test]
+    fn tensor_and_scalar_activations_agree() {
+        for act in ACTIVATIONS {
+            for gate in [-1.7, -0.2, 0.0, 0.4, 1.3] {
+                let tensor = act.forward(Tensor::<Flex, 1>::from_floats([gate], &FlexDevice));
+                let value: f32 = tensor.into_scalar();
+                assert!(
+                    (f64::from(value) - act.value(f64::from(gate))).abs() < 1e-6,
+                    "{act:?} {gate}"
+                );
+            }
+        }
+    }
+
+    /// With the stop-gradient, `∂y/∂x` is the identity whatever the gate; without it, it is the scale of the forward pass.
+    #[test]
+    fn the_jacobian_with_respect_to_x_is_the_identity() {
+        let upstream = TensorData::from([[0.3f32, -1.0, 2.0], [0.5, 0.0, -0.7]]);
+        for act in ACTIVATIONS {
+            for (stop, scale) in [(true, 1.0), (false, 1.0 - act.value(0.7) as f32)] {
+                let config = GpasConfig::new().with_act(act).with_init(0.7).with_stop_gradient(stop);
+                let gpas = config.init::<Autodiff>(&FlexDevice);
+                let x = Tensor::<Autodiff, 2>::random([2, 3], Distribution::Default, &FlexDevice).require_grad();
+                let seed = Tensor::from_data(upstream.clone(), &FlexDevice);
+                let gradients = (gpas.forward(x.clone()) * seed.clone()).sum().backward();
+                let expected = (seed * scale).inner().into_data();
+                x.grad(&gradients)
+                    .unwrap()
+                    .into_data()
+                    .assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
+            }
+        }
+    }
+
+    /// The gate's gradient against central differences of the forward pass.
+    #[test]
+    fn the_gate_gradient_matches_finite_differences() {
+        let x = Tensor::<Autodiff, 2>::random([4, 8], Distribution::Normal(0.0, 1.0), &FlexDevice);
+        let weights = Tensor::<Autodiff, 2>::random([4, 8], Distribution::Normal(0.0, 1.0), &FlexDevice);
+        for act in ACTIVATIONS {
+            let loss = |gate: f64| {
+                let gpas = GpasConfig::new()
+                    .with_act(act)
+                    .with_init(gate)
+                    .init::<Autodiff>(&FlexDevice);
+                ((gpas.forward(x.clone()) * weights.clone()).sum(), gpas)
+            };
+            let (here, gpas) = loss(0.45);
+            let gradient: f32 = gpas.gate.val().grad(&here.backward()).unwrap().into_scalar();
+            let at = |gate| -> f64 { f64::from(loss(gate).0.into_scalar()) };
+            let difference = (at(0.47) - at(0.43)) / 0.04;
+            assert!(
+                (f64::from(gradient) - difference).abs() < 2e-3 * difference.abs().max(1.0),
+                "{act:?}: {gradient} against {difference}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fixed_gate_has_no_gradient() {
+        let gpas = GpasConfig::new()
+            .with_learnable(false)
+            .with_init(0.5)
+            .init::<Autodiff>(&FlexDevice);
+        let x = Tensor::<Autodiff, 1>::from_floats([1.0, 2.0], &FlexDevice).require_grad();
+        let gradients = gpas.forward(x).sum().backward();
+        assert!(gpas.gate.val().grad(&gradients).is_none());
+    }
+}

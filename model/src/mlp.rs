@@ -1,0 +1,51 @@
+//! The SwiGLU feed-forward layer: `down( silu(gate(x)) ⊙ up(x) )` (arXiv 2002.05202).
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::silu;
+use burn::tensor::{Tensor, backend::Backend};
+
+/// Configuration of an [`Mlp`]; no projection has a bias.
+#[derive(Config, Debug)]
+pub struct MlpConfig {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width between the projections.
+    pub intermediate: usize,
+}
+
+impl MlpConfig {
+    /// A feed-forward layer with Burn's default initialisation.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Mlp<B> {
+        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
+        Mlp {
+            gate: linear(self.hidden, self.intermediate),
+            up: linear(self.hidden, self.intermediate),
+            down: linear(self.intermediate, self.hidden),
+        }
+    }
+}
+
+/// `down( silu(gate(x)) ⊙ up(x) )`.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    /// Projection whose SiLU gates the other one.
+    pub gate: Linear<B>,
+    /// Projection that is gated.
+    pub up: Linear<B>,
+    /// Projection back onto the stream.
+    pub down: Linear<B>,
+}
+
+impl<B: Backend> Mlp<B> {
+    /// # Shapes
+    /// - input and output: `[batch, seq, hidden]`
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, seq, hidden] = x.dims();
+        // On [tokens, hidden]: see `Attention::forward`.
+        let x = x.reshape([batch * seq, hidden]);
+        let gated = silu(self.gate.forward(x.clone())) * self.up.forward(x);
+        self.down.forward(gated).reshape([batch, seq, hidden])
+    }
+}

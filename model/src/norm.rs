@@ -1,0 +1,106 @@
+//! RMSNorm with statistics in f32: `y = weight · factor · x / √(mean(x²) + ε)` (arXiv 1910.07467).
+
+use burn::config::Config;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+use crate::scheme::NormStart;
+
+/// Configuration of an [`RmsNorm`].
+#[derive(Config, Debug)]
+pub struct RmsNormConfig {
+    /// Size of the last dimension.
+    pub hidden: usize,
+    /// ε, added to the mean square.
+    #[config(default = 1e-6)]
+    pub epsilon: f64,
+}
+
+impl RmsNormConfig {
+    /// A norm whose weight starts as `start` says.
+    pub fn init<B: Backend>(&self, start: NormStart, device: &B::Device) -> RmsNorm<B> {
+        let weight = Tensor::full([self.hidden], start.weight, device).require_grad();
+        RmsNorm {
+            weight: Param::initialized(Default::default(), weight),
+            factor: start.factor,
+            epsilon: self.epsilon,
+        }
+    }
+}
+
+/// `y = weight · factor · x / √(mean(x²) + ε)` over the last dimension.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct RmsNorm<B: Backend> {
+    /// Trainable scale, shape `[hidden]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// Fixed factor on the output; 1 but for `lns_fixed`.
+    pub factor: f64,
+    /// ε, added to the mean square.
+    pub epsilon: f64,
+}
+
+impl<B: Backend> RmsNorm<B> {
+    /// Normalises the last dimension.
+    ///
+    /// # Shapes
+    /// - input and output: `[…, hidden]`
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let dtype = x.dtype();
+        let wide = x.cast(DType::F32);
+        let mean_square = wide.clone().square().mean_dim(D - 1);
+        let normed = wide / mean_square.add_scalar(self.epsilon).sqrt();
+        let weight = self.weight.val().cast(DType::F32);
+        let weight = if self.factor == 1.0 {
+            weight
+        } else {
+            weight * self.factor
+        };
+        (normed * weight.unsqueeze()).cast(dtype)
+    }
+}
+
+impl<B: Backend> ModuleDisplay for RmsNorm<B> {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new().with_new_line_after_attribute(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let content = content.add("hidden", &self.weight.shape()[0]);
+        if self.factor == 1.0 {
+            content.optional()
+        } else {
+            content.add("factor", &self.factor).optional()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{TensorData, Tolerance};
+    use burn_flex::{Flex, FlexDevice};
+
+    #[test]
+    fn divides_by_the_root_mean_square() {
+        let start = NormStart {
+            weight: 2.0,
+            factor: 0.5,
+        };
+        let norm = RmsNormConfig::new(2).init::<Flex>(start, &FlexDevice);
+        let x = Tensor::<Flex, 2>::from_floats([[3.0, 4.0], [0.0, 0.0]], &FlexDevice);
+        // √((9 + 16) / 2) = 3.5355; weight · factor = 1.
+        norm.forward(x).into_data().assert_approx_eq::<f32>(
+            &TensorData::from([[0.848528, 1.131371], [0.0, 0.0]]),
+            Tolerance::absolute(1e-5),
+        );
+    }
+
+    #[test]
+    fn statistics_do_not_overflow_in_half_precision() {
+        let norm = RmsNormConfig::new(2).init::<Flex>(NormStart::PLAIN, &FlexDevice);
+        let x = Tensor::<Flex, 2>::from_floats([[300.0, -300.0]], &FlexDevice).cast(DType::F16);
+        let y = norm.forward(x).cast(DType::F32).into_data();
+        y.assert_approx_eq::<f32>(&TensorData::from([[1.0, -1.0]]), Tolerance::absolute(1e-3));
+    }
+}

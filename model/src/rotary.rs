@@ -1,0 +1,103 @@
+//! Rotary position embedding, half-rotated as LLaMA checkpoints have it (arXiv 2104.09864):
+//! with `θ_j = p · base^(−2j/d)`, the pair `(x_j, x_{j+d/2})` of a head of size `d` at position `p` is turned by `θ_j`.
+
+use burn::config::Config;
+use burn::module::Module;
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+
+/// Configuration of [`Rotary`] tables.
+#[derive(Config, Debug)]
+pub struct RotaryConfig {
+    /// Longest sequence.
+    pub positions: usize,
+    /// Size of a head; even.
+    pub head_dim: usize,
+    /// Base of the frequencies.
+    #[config(default = 10000.0)]
+    pub base: f64,
+}
+
+impl RotaryConfig {
+    /// Computes the tables in f64 and keeps them in f32, whatever the precision of the model.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Rotary<B> {
+        let half = self.head_dim / 2;
+        let angles = (0..self.positions)
+            .flat_map(|position| (0..half).map(move |j| position as f64 * self.base.powf(-(j as f64) / half as f64)));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let table = |values| {
+            let data = TensorData::new(values, [self.positions, half]);
+            Tensor::from_data(data, (device, DType::F32))
+        };
+        Rotary {
+            cos: table(cos),
+            sin: table(sin),
+        }
+    }
+}
+
+/// Tables of `cos θ` and `sin θ`, shape `[positions, head_dim / 2]`.
+#[derive(Module, Debug)]
+pub struct Rotary<B: Backend> {
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// Longest sequence the tables cover.
+    pub fn positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// Turns queries or keys by their positions, counted from 0.
+    ///
+    /// # Shapes
+    /// - input and output: `[batch, heads, seq, head_dim]`
+    ///
+    /// # Panics
+    /// If `seq` is longer than the tables.
+    pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [_, _, seq, head_dim] = x.dims();
+        let dtype = x.dtype();
+        let half = head_dim / 2;
+        let cos = self.cos.clone().narrow(0, 0, seq).unsqueeze::<4>();
+        let sin = self.sin.clone().narrow(0, 0, seq).unsqueeze::<4>();
+        let x = x.cast(DType::F32);
+        let first = x.clone().narrow(3, 0, half);
+        let second = x.narrow(3, half, half);
+        let turned = Tensor::cat(
+            vec![
+                first.clone() * cos.clone() - second.clone() * sin.clone(),
+                second * cos + first * sin,
+            ],
+            3,
+        );
+        turned.cast(dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tolerance;
+    use burn_flex::{Flex, FlexDevice};
+
+    #[test]
+    fn turns_halves_by_their_angle() {
+        let rotary = RotaryConfig::new(3, 4).init::<Flex>(&FlexDevice);
+        let x = Tensor::<Flex, 4>::from_floats([[[[0.0; 4], [1.0, 2.0, 3.0, 4.0]]]], &FlexDevice);
+        // Position 1: angles 1 and 0.01; the pairs are (1, 3) and (2, 4).
+        let expected = TensorData::from([[[
+            [0.0, 0.0, 0.0, 0.0],
+            [
+                1f32.cos() - 3.0 * 1f32.sin(),
+                2.0 * 0.01f32.cos() - 4.0 * 0.01f32.sin(),
+                3.0 * 1f32.cos() + 1f32.sin(),
+                4.0 * 0.01f32.cos() + 2.0 * 0.01f32.sin(),
+            ],
+        ]]]);
+        rotary
+            .forward(x)
+            .into_data()
+            .assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
+    }
+}

@@ -1,0 +1,340 @@
+//! Weights in and out: safetensors with the names of the released checkpoints.
+//!
+//! Names, shapes and orientation (`[out, in]`, gates of shape `[]`) are those of `transformers`' LLaMA and of the GPAS authors. One norm
+//! name means different things in different layers:
+//!
+//! | layer | attention: before F / on the branch / on the sum | MLP: before F / on the branch / on the sum |
+//! |---|---|---|
+//! | pre-like | `input_layernorm` / – / – | `post_attention_layernorm` / – / – |
+//! | post-like | – / – / `post_attention_layernorm` | – / – / `post_feedforward_layernorm` |
+//! | sandwich | `input_layernorm` / `post_attention_layernorm` / – | `pre_feedforward_layernorm` / `post_feedforward_layernorm` / – |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::config::LlamaConfig;
+use crate::llama::Llama;
+use crate::scheme::Wiring;
+
+/// Why weights could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum WeightsError {
+    #[error("{path}: {source}")]
+    File { path: String, source: std::io::Error },
+    #[error("not a safetensors file: {0}")]
+    Format(#[from] safetensors::SafeTensorError),
+    #[error("weights do not fit the model: missing {missing:?}, not used {unused:?}, wrong {wrong:?}")]
+    Mismatch {
+        /// Names the model needs and the file lacks.
+        missing: Vec<String>,
+        /// Names the file has and the model does not.
+        unused: Vec<String>,
+        /// Names with another shape or a type that holds no floats.
+        wrong: Vec<String>,
+    },
+}
+
+/// A tensor on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Its shape; empty for a scalar.
+    pub shape: Vec<usize>,
+    /// Its numbers, row by row.
+    pub values: Vec<f32>,
+}
+
+/// The parameters of a model by their released names.
+pub type NamedTensors = BTreeMap<String, HostTensor>;
+
+/// Reads the float tensors (f64, f32, f16, bf16) of a safetensors buffer whose names start with `prefix`, which is cut off.
+///
+/// # Errors
+/// If the buffer is no safetensors file, or a tensor holds no floats.
+pub fn read_safetensors(bytes: &[u8], prefix: &str) -> Result<NamedTensors, WeightsError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let mut tensors = NamedTensors::new();
+    let mut wrong = Vec::new();
+    for (name, view) in file.iter() {
+        let Some(name) = name.strip_prefix(prefix) else {
+            continue;
+        };
+        match floats(&view) {
+            Some(values) => {
+                let shape = view.shape().to_vec();
+                tensors.insert(name.to_string(), HostTensor { shape, values });
+            }
+            None => wrong.push(format!("{name} ({:?})", view.dtype())),
+        }
+    }
+    if wrong.is_empty() {
+        Ok(tensors)
+    } else {
+        Err(WeightsError::Mismatch {
+            missing: Vec::new(),
+            unused: Vec::new(),
+            wrong,
+        })
+    }
+}
+
+fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.as_chunks::<N>().0.iter().map(|chunk| number(*chunk)).collect()
+    }
+    let bytes = view.data();
+    match view.dtype() {
+        Dtype::F64 => Some(each(bytes, |b| f64::from_le_bytes(b) as f32)),
+        Dtype::F32 => Some(each(bytes, f32::from_le_bytes)),
+        Dtype::F16 => Some(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => Some(each(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        _ => None,
+    }
+}
+
+/// The bytes of a safetensors file with these tensors in f32, sorted by name.
+///
+/// # Errors
+/// If the tensors' shapes and lengths disagree.
+pub fn write_safetensors(
+    tensors: &NamedTensors,
+    metadata: Option<std::collections::HashMap<String, String>>,
+) -> Result<Vec<u8>, WeightsError> {
+    let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            (
+                name,
+                tensor,
+                tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            )
+        })
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, tensor, bytes)| {
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?;
+            Ok((name.as_str(), view))
+        })
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+    Ok(safetensors::serialize(views, metadata)?)
+}
+
+impl LlamaConfig {
+    /// The released name of the parameter at a module path such as `layers.3.mlp.up.weight`, if it is one.
+    pub fn released_name(&self, path: &str) -> Option<String> {
+        let parts: Vec<&str> = path.split('.').collect();
+        let name = match parts.as_slice() {
+            ["embedding", "weight"] => "model.embed_tokens.weight".into(),
+            ["norm", "weight"] => "model.norm.weight".into(),
+            ["head", "weight"] => "lm_head.weight".into(),
+            ["layers", index, rest @ ..] => {
+                let wiring = self.wiring(index.parse().ok()?);
+                let leaf = match rest {
+                    ["attention", projection, "weight"] => {
+                        let letter = match *projection {
+                            "query" => "q",
+                            "key" => "k",
+                            "value" => "v",
+                            "output" => "o",
+                            _ => return None,
+                        };
+                        format!("self_attn.{letter}_proj.weight")
+                    }
+                    ["mlp", projection, "weight"] => format!("mlp.{projection}_proj.weight"),
+                    [residual, place, "weight"] => format!("{}.weight", norm_name(wiring, residual, place)?),
+                    ["gates", _, "gate"] if !self.gate.per_sublayer => "gpas_block.gate".into(),
+                    ["gates", "0", "gate"] => "gpas_block_attn.gate".into(),
+                    ["gates", "1", "gate"] => "gpas_block_mlp.gate".into(),
+                    _ => return None,
+                };
+                format!("model.layers.{index}.{leaf}")
+            }
+            _ => return None,
+        };
+        Some(name)
+    }
+}
+
+/// The table of this module's documentation.
+fn norm_name(wiring: Wiring, residual: &str, place: &str) -> Option<&'static str> {
+    let sandwich = wiring.branch_norm.is_some();
+    Some(match (residual, place) {
+        ("attention_residual", "pre_norm") => "input_layernorm",
+        ("attention_residual", "branch_norm" | "post_norm") => "post_attention_layernorm",
+        ("mlp_residual", "pre_norm") if sandwich => "pre_feedforward_layernorm",
+        ("mlp_residual", "pre_norm") => "post_attention_layernorm",
+        ("mlp_residual", "branch_norm" | "post_norm") => "post_feedforward_layernorm",
+        _ => return None,
+    })
+}
+
+/// Whether a parameter is stored transposed: Burn's linear weights are `[in, out]`, released ones `[out, in]`.
+fn is_transposed(path: &str) -> bool {
+    let projection = path.contains(".attention.") || path.contains(".mlp.");
+    (projection || path.starts_with("head.")) && path.ends_with(".weight")
+}
+
+impl<B: Backend> Llama<B> {
+    /// Every parameter, on the host, by its released name.
+    pub fn to_tensors(&self, config: &LlamaConfig) -> NamedTensors {
+        struct Reader<'a> {
+            config: &'a LlamaConfig,
+            path: Vec<String>,
+            tensors: NamedTensors,
+        }
+        impl<B: Backend> ModuleVisitor<B> for Reader<'_> {
+            fn enter_module(&mut self, name: &str, _container_type: &str) {
+                self.path.push(name.to_string());
+            }
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.path.pop();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                let path = self.path.join(".");
+                if let Some(name) = self.config.released_name(&path) {
+                    self.tensors.insert(name, to_host(&path, param.val()));
+                }
+            }
+        }
+        let mut reader = Reader {
+            config,
+            path: Vec::new(),
+            tensors: NamedTensors::new(),
+        };
+        self.visit(&mut reader);
+        reader.tensors
+    }
+
+    /// Replaces every parameter by the tensor of its released name.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, or is left over. A released head beside a tied one is not used and not an error.
+    pub fn with_tensors(self, config: &LlamaConfig, tensors: &NamedTensors) -> Result<Self, WeightsError> {
+        struct Writer<'a> {
+            config: &'a LlamaConfig,
+            tensors: &'a NamedTensors,
+            path: Vec<String>,
+            used: BTreeSet<String>,
+            missing: Vec<String>,
+            wrong: Vec<String>,
+        }
+        impl<B: Backend> ModuleMapper<B> for Writer<'_> {
+            fn enter_module(&mut self, name: &str, _container_type: &str) {
+                self.path.push(name.to_string());
+            }
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.path.pop();
+            }
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+                let path = self.path.join(".");
+                let Some(name) = self.config.released_name(&path) else {
+                    return param;
+                };
+                let Some(tensor) = self.tensors.get(&name) else {
+                    self.missing.push(name);
+                    return param;
+                };
+                self.used.insert(name.clone());
+                let (id, old, mapper) = param.consume();
+                match from_host(&path, tensor, &old) {
+                    Some(new) => Param::from_mapped_value(id, new, mapper),
+                    None => {
+                        let expected = to_host(&path, old.clone()).shape;
+                        self.wrong
+                            .push(format!("{name} ({:?}, expected {expected:?})", tensor.shape));
+                        Param::from_mapped_value(id, old, mapper)
+                    }
+                }
+            }
+        }
+        let mut writer = Writer {
+            config,
+            tensors,
+            path: Vec::new(),
+            used: BTreeSet::new(),
+            missing: Vec::new(),
+            wrong: Vec::new(),
+        };
+        let model = self.map(&mut writer);
+        if config.tied_head {
+            writer.used.insert("lm_head.weight".into());
+        }
+        let unused: Vec<String> = tensors
+            .keys()
+            .filter(|name| !writer.used.contains(*name))
+            .cloned()
+            .collect();
+        let Writer { missing, wrong, .. } = writer;
+        if missing.is_empty() && wrong.is_empty() && unused.is_empty() {
+            Ok(model)
+        } else {
+            Err(WeightsError::Mismatch { missing, unused, wrong })
+        }
+    }
+
+    /// Writes every parameter in f32 to a safetensors file.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, config: &LlamaConfig, path: &Path) -> Result<(), WeightsError> {
+        let bytes = write_safetensors(&self.to_tensors(config), None)?;
+        std::fs::write(path, bytes).map_err(|source| file_error(path, source))
+    }
+
+    /// Replaces every parameter by those of a safetensors file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or does not fit the model.
+    pub fn load(self, config: &LlamaConfig, path: &Path) -> Result<Self, WeightsError> {
+        let bytes = std::fs::read(path).map_err(|source| file_error(path, source))?;
+        self.with_tensors(config, &read_safetensors(&bytes, "")?)
+    }
+}
+
+fn file_error(path: &Path, source: std::io::Error) -> WeightsError {
+    WeightsError::File {
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+/// A parameter on the host in its released shape and orientation.
+fn to_host<B: Backend, const D: usize>(path: &str, tensor: Tensor<B, D>) -> HostTensor {
+    let tensor = if is_transposed(path) {
+        tensor.swap_dims(0, 1)
+    } else {
+        tensor
+    };
+    let shape = if path.ends_with(".gate") {
+        Vec::new()
+    } else {
+        tensor.dims().to_vec()
+    };
+    let data = tensor.into_data().convert_dtype(DType::F32);
+    let values = data.into_vec().unwrap_or_default();
+    HostTensor { shape, values }
+}
+
+/// A tensor in the shape, orientation and precision of the parameter it replaces; none if the shapes differ.
+fn from_host<B: Backend, const D: usize>(path: &str, tensor: &HostTensor, old: &Tensor<B, D>) -> Option<Tensor<B, D>> {
+    let mut shape = old.dims();
+    let is_gate = path.ends_with(".gate");
+    if is_transposed(path) {
+        shape.swap(0, 1);
+    }
+    // Some released checkpoints keep gates as `[1]`.
+    let fits = tensor.shape == shape || (is_gate && tensor.values.len() == 1);
+    if !fits {
+        return None;
+    }
+    let data = TensorData::new(tensor.values.clone(), shape);
+    let new = Tensor::<B, D>::from_data(data, &old.device()).cast(old.dtype());
+    let new = if is_transposed(path) { new.swap_dims(0, 1) } else { new };
+    Some(new.set_require_grad(old.is_require_grad()))
+}
