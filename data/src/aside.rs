@@ -24,7 +24,11 @@ impl Aside {
         let parent = parent(target);
         fs::create_dir_all(parent).map_err(DataError::io(parent))?;
         let path = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
-        Ok(Self { path, target: target.into(), published: false })
+        Ok(Self {
+            path,
+            target: target.into(),
+            published: false,
+        })
     }
 
     /// A new directory beside `target`.
@@ -57,14 +61,21 @@ impl Aside {
     /// Gives the result its name.
     pub(crate) fn publish(mut self) -> Result<(), DataError> {
         if self.target.symlink_metadata().is_ok() {
-            return Err(DataError::OutputExists { path: self.target.clone() });
+            return Err(DataError::OutputExists {
+                path: self.target.clone(),
+            });
         }
         fs::rename(&self.path, &self.target).map_err(|cause| {
             // Another process was faster: a rename never replaces a directory that holds something.
             if self.target.exists() {
-                DataError::OutputExists { path: self.target.clone() }
+                DataError::OutputExists {
+                    path: self.target.clone(),
+                }
             } else {
-                DataError::Io { path: self.target.clone(), cause }
+                DataError::Io {
+                    path: self.target.clone(),
+                    cause,
+                }
             }
         })?;
         self.published = true;
@@ -108,7 +119,10 @@ mod tests {
         assert_eq!(place.path().read_dir().unwrap().count(), 0);
         Aside::write_file(&target, b"whole").unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"whole");
-        assert!(matches!(Aside::write_file(&target, b"again"), Err(DataError::OutputExists { .. })));
+        assert!(matches!(
+            Aside::write_file(&target, b"again"),
+            Err(DataError::OutputExists { .. })
+        ));
         assert_eq!(fs::read(&target).unwrap(), b"whole");
     }
 }

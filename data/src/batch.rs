@@ -82,7 +82,13 @@ impl Windows {
                 }
             }
         }
-        Ok(Self { store, mode, seq_len, pad, short: short.into() })
+        Ok(Self {
+            store,
+            mode,
+            seq_len,
+            pad,
+            short: short.into(),
+        })
     }
 
     /// Positions in a window.
@@ -195,7 +201,10 @@ impl<B: Backend> Batcher<B, Window, TokenBatch<B>> for WindowBatcher {
             // A window of another length, which this crate never makes, is cut or filled up with positions not scored.
             let cells = (0..seq_len).map(|at| {
                 let id = window.ids.get(at).copied().unwrap_or(0);
-                (i64::from(id), i64::from(window.targets.get(at).copied().unwrap_or(IGNORE_INDEX)))
+                (
+                    i64::from(id),
+                    i64::from(window.targets.get(at).copied().unwrap_or(IGNORE_INDEX)),
+                )
             });
             for (id, target) in cells {
                 ids.push(id);
@@ -205,7 +214,11 @@ impl<B: Backend> Batcher<B, Window, TokenBatch<B>> for WindowBatcher {
         let tensor = |values: Vec<i64>| {
             Tensor::from_data(TensorData::new(values, [rows, seq_len]).convert::<B::IntElem>(), device)
         };
-        TokenBatch { ids: tensor(ids), targets: tensor(targets), scored }
+        TokenBatch {
+            ids: tensor(ids),
+            targets: tensor(targets),
+            scored,
+        }
     }
 }
 
@@ -232,7 +245,10 @@ impl BatchOrder {
         if windows == 0 {
             return Err(DataError::Range("no window to put in order".into()));
         }
-        Ok(Self { seed, windows: windows as u64 })
+        Ok(Self {
+            seed,
+            windows: windows as u64,
+        })
     }
 
     /// The window at position `k` of the run.
@@ -257,7 +273,9 @@ impl BatchOrder {
     /// The windows of optimizer step `step` (from 0) with `batch` sequences.
     pub fn indices(&self, step: usize, batch: usize) -> Vec<usize> {
         let first = (step as u64).saturating_mul(batch as u64);
-        (0..batch as u64).map(|j| self.window_at(first.saturating_add(j))).collect()
+        (0..batch as u64)
+            .map(|j| self.window_at(first.saturating_add(j)))
+            .collect()
     }
 }
 
@@ -301,12 +319,22 @@ impl<B: Backend> TrainBatches<B> {
         }
         if windows.len() < batch {
             let (seq_len, windows) = (windows.seq_len(), windows.len());
-            return Err(DataError::ShorterThanBatch { windows, batch, seq_len });
+            return Err(DataError::ShorterThanBatch {
+                windows,
+                batch,
+                seq_len,
+            });
         }
         let order = BatchOrder::new(seed, windows.len())?;
         let position = |step: usize| (step as u64).saturating_mul(batch as u64);
         let items = position(steps.start)..position(steps.end.max(steps.start));
-        Ok(Self { windows, order, batch, items, device })
+        Ok(Self {
+            windows,
+            order,
+            batch,
+            items,
+            device,
+        })
     }
 
     /// The order of the windows.
@@ -347,7 +375,10 @@ impl<B: Backend> DataLoader<B, TokenBatch<B>> for TrainBatches<B> {
     }
 
     fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
-        Arc::new(Self { device: device.clone(), ..self.clone() })
+        Arc::new(Self {
+            device: device.clone(),
+            ..self.clone()
+        })
     }
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
@@ -383,14 +414,22 @@ impl<B: Backend> EvaluationBatches<B> {
             return Err(DataError::Range("a batch of no sequence".into()));
         }
         if windows.is_empty() {
-            return Err(DataError::NoWindow { seq_len: windows.seq_len() });
+            return Err(DataError::NoWindow {
+                seq_len: windows.seq_len(),
+            });
         }
         let (mut count, mut scored) = (0, 0);
         while count < windows.len() && tokens.is_none_or(|tokens| scored < tokens) {
             scored += windows.scored(count)?;
             count += 1;
         }
-        Ok(Self { windows, items: 0..count, batch, scored, device })
+        Ok(Self {
+            windows,
+            items: 0..count,
+            batch,
+            scored,
+            device,
+        })
     }
 
     /// Batches.
@@ -409,7 +448,9 @@ impl<B: Backend> EvaluationBatches<B> {
     /// When the data is damaged.
     pub fn windows_of_batch(&self, index: usize) -> Result<Vec<Window>, DataError> {
         let start = index.saturating_mul(self.batch);
-        part(&self.items, start, start.saturating_add(self.batch)).map(|index| self.windows.window(index)).collect()
+        part(&self.items, start, start.saturating_add(self.batch))
+            .map(|index| self.windows.window(index))
+            .collect()
     }
 }
 
@@ -430,14 +471,21 @@ impl<B: Backend> DataLoader<B, TokenBatch<B>> for EvaluationBatches<B> {
     }
 
     fn to_device(&self, device: &B::Device) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
-        Arc::new(Self { device: device.clone(), ..self.clone() })
+        Arc::new(Self {
+            device: device.clone(),
+            ..self.clone()
+        })
     }
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, TokenBatch<B>>> {
         let items = part(&self.items, start, end);
         // A damaged document scores nothing here; reading it is what reports it.
         let scored = items.clone().map(|index| self.windows.scored(index).unwrap_or(0)).sum();
-        Arc::new(Self { items, scored, ..self.clone() })
+        Arc::new(Self {
+            items,
+            scored,
+            ..self.clone()
+        })
     }
 }
 
@@ -467,5 +515,198 @@ impl<B: Backend, F: Fn(usize) -> Option<Window>> Iterator for Batches<B, F> {
 impl<B: Backend, F: Fn(usize) -> Option<Window>> DataLoaderIterator<TokenBatch<B>> for Batches<B, F> {
     fn progress(&self) -> Progress {
         Progress::new(self.done, self.items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::PreparedData;
+    use crate::store::tests::prepared;
+    use burn_flex::Flex;
+    use std::collections::HashSet;
+
+    fn store(documents: &[&str]) -> TokenStore {
+        let place = tempfile::tempdir().unwrap();
+        PreparedData::open(&prepared(place.path(), documents, &["x"])).unwrap().train().clone()
+    }
+
+    fn windows(documents: &[&str], mode: WindowMode, seq_len: usize) -> Windows {
+        Windows::new(store(documents), mode, seq_len, 0).unwrap()
+    }
+
+    #[test]
+    fn packed_windows_make_each_token_a_target_once() {
+        // 3 4 5 1 6 7 1 8 1: nine tokens, of which the last is left over.
+        let windows = windows(&["abc", "de", "f"], WindowMode::Packed, 2);
+        let all: Vec<Window> = windows.iter().collect();
+        assert_eq!(all.len(), 4);
+        assert_eq!(all[0], Window { ids: vec![3, 4], targets: vec![4, 5] });
+        assert_eq!(all[1], Window { ids: vec![5, 1], targets: vec![1, 6] });
+        assert_eq!(all[3], Window { ids: vec![1, 8], targets: vec![8, 1] });
+        assert_eq!(all.iter().map(Window::scored).sum::<usize>(), 8);
+        assert!(windows.get(4).is_none() && windows.window(4).is_err());
+    }
+
+    #[test]
+    fn padded_windows_hold_one_document() {
+        let windows = windows(&["abcdef", "a", "bc"], WindowMode::Padded, 4);
+        let ignored = IGNORE_INDEX;
+        let all: Vec<Window> = windows.iter().collect();
+        assert_eq!(all[0], Window { ids: vec![3, 4, 5, 6], targets: vec![4, 5, 6, ignored] });
+        assert_eq!(all[1], Window { ids: vec![3, 1, 0, 0], targets: vec![1, ignored, ignored, ignored] });
+        assert_eq!(all[2], Window { ids: vec![4, 5, 1, 0], targets: vec![5, 1, ignored, ignored] });
+        for (index, window) in all.iter().enumerate() {
+            assert_eq!(windows.scored(index).unwrap(), window.scored());
+        }
+    }
+
+    #[test]
+    fn short_documents_are_passed_over() {
+        let all = windows(&["a", "b", "c", "d", "e", "f"], WindowMode::Padded, 4);
+        for short in [vec![], vec![0], vec![5], vec![0, 1, 3], vec![1, 2, 5], vec![2, 3, 4, 5]] {
+            let some = Windows { short: short.clone().into(), ..all.clone() };
+            let kept: Vec<usize> = (0..6).filter(|document| !short.contains(document)).collect();
+            assert_eq!((0..some.len()).map(|index| some.document(index)).collect::<Vec<_>>(), kept, "{short:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_without_targets_is_refused() {
+        assert!(Windows::new(store(&["a"]), WindowMode::Packed, 0, 0).is_err());
+        assert!(Windows::new(store(&["a"]), WindowMode::Padded, 1, 0).is_err());
+    }
+
+    #[test]
+    fn each_epoch_is_a_permutation_of_its_own() {
+        for count in (1..70).chain([127, 128, 129, 1000, 4096, 5000]) {
+            let order = BatchOrder::new(7, count).unwrap();
+            for epoch in 0..3 {
+                let seen: HashSet<usize> =
+                    (0..count as u64).map(|k| order.window_at(epoch * count as u64 + k)).collect();
+                assert_eq!(seen.len(), count);
+                assert!(seen.iter().all(|&window| window < count));
+            }
+        }
+        let order = BatchOrder::new(7, 1000).unwrap();
+        let epoch = |order: BatchOrder, epoch: usize| order.indices(epoch, 1000);
+        let same = |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+        assert!(same(&epoch(order, 0), &epoch(order, 1)) < 10);
+        assert!(same(&epoch(order, 0), &epoch(BatchOrder::new(8, 1000).unwrap(), 0)) < 10);
+        // Far from the order on disk: neighbours are rare.
+        let first = epoch(order, 0);
+        assert!(first.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == 1).count() < 15);
+        assert!(BatchOrder::new(7, 0).is_err());
+    }
+
+    #[test]
+    fn the_order_is_the_same_on_every_machine() {
+        let order = BatchOrder::new(42, 1_000_003).unwrap();
+        assert_eq!(order.indices(0, 4), GOLDEN_ORDER[..4]);
+        assert_eq!(order.indices(1_000_000, 4), GOLDEN_ORDER[4..]);
+        let huge = BatchOrder::new(42, usize::MAX).unwrap();
+        assert!(huge.window_at(u64::MAX) < usize::MAX);
+    }
+
+    /// Computed by another program from the definition above.
+    const GOLDEN_ORDER: [usize; 8] = [293030, 206090, 384845, 76046, 75120, 953670, 554300, 494686];
+
+    fn train(batch: usize, steps: Range<usize>) -> TrainBatches<Flex> {
+        let windows = windows(&["abcdefghijklmnopqrstuvwxyz"; 3], WindowMode::Packed, 8);
+        TrainBatches::new(windows, 3, batch, steps, Default::default()).unwrap()
+    }
+
+    fn rows(batch: &TokenBatch<Flex>) -> Vec<Vec<i64>> {
+        let [_, width] = batch.ids.dims();
+        let values: Vec<i64> = batch.ids.to_data().iter::<i64>().collect();
+        values.chunks(width).map(<[i64]>::to_vec).collect()
+    }
+
+    #[test]
+    fn the_data_loader_gives_the_windows_of_its_steps() {
+        let batches = train(3, 2..6);
+        let loaded: Vec<TokenBatch<Flex>> = batches.iter().collect();
+        assert_eq!((loaded.len(), batches.num_items()), (4, 12));
+        for (batch, step) in loaded.iter().zip(2..) {
+            let windows = batches.windows_of_step(step).unwrap();
+            assert_eq!(batch.ids.dims(), [3, 8]);
+            assert_eq!(batch.scored, 24);
+            let ids: Vec<Vec<i64>> = windows.iter().map(|w| w.ids.iter().map(|&id| i64::from(id)).collect()).collect();
+            assert_eq!(rows(batch), ids);
+            let targets: Vec<i64> = windows.iter().flat_map(|w| w.targets.iter().map(|&id| i64::from(id))).collect();
+            assert_eq!(batch.targets.to_data().iter::<i64>().collect::<Vec<_>>(), targets);
+        }
+        // Another loader, another range: the same step gives the same windows.
+        assert_eq!(train(3, 0..1).windows_of_step(4).unwrap(), batches.windows_of_step(4).unwrap());
+    }
+
+    #[test]
+    fn slices_and_devices_keep_the_order() {
+        let batches = train(3, 2..6);
+        let whole: Vec<Vec<i64>> = batches.iter().flat_map(|batch| rows(&batch)).collect();
+        let slice = batches.slice(2, 9);
+        assert_eq!(slice.num_items(), 7);
+        let loaded: Vec<TokenBatch<Flex>> = slice.iter().collect();
+        assert_eq!(loaded.iter().map(|batch| batch.ids.dims()[0]).collect::<Vec<_>>(), [3, 3, 1]);
+        assert_eq!(loaded.iter().flat_map(rows).collect::<Vec<_>>(), whole[2..9]);
+        assert_eq!(slice.slice(1, 3).iter().flat_map(|batch| rows(&batch)).collect::<Vec<_>>(), whole[3..5]);
+        assert_eq!(batches.slice(10, 99).num_items(), 2);
+        assert_eq!(batches.slice(9, 3).num_items(), 0);
+        let moved = batches.to_device(&Default::default());
+        assert_eq!(moved.iter().flat_map(|batch| rows(&batch)).collect::<Vec<_>>(), whole);
+        let mut iterator = batches.iter();
+        iterator.next();
+        assert_eq!((iterator.progress().items_processed, iterator.progress().items_total), (3, 12));
+    }
+
+    #[test]
+    fn data_shorter_than_a_batch_is_refused() {
+        let windows = windows(&["abcdefgh"], WindowMode::Packed, 4);
+        let refused = TrainBatches::<Flex>::new(windows.clone(), 0, 3, 0..1, Default::default()).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the data is shorter than one batch: 2 windows of 4 tokens, a batch needs 3"
+        );
+        assert!(TrainBatches::<Flex>::new(windows, 0, 0, 0..1, Default::default()).is_err());
+    }
+
+    #[test]
+    fn evaluation_stops_when_enough_tokens_are_scored() {
+        let documents = ["abcdefgh", "a", "bcd", "ef", "ghi"];
+        let padded = windows(&documents, WindowMode::Padded, 6);
+        let counts: Vec<usize> = (0..5).map(|index| padded.scored(index).unwrap()).collect();
+        assert_eq!(counts, [5, 1, 3, 2, 3]);
+        let evaluate = |tokens| EvaluationBatches::<Flex>::new(padded.clone(), 2, tokens, Default::default()).unwrap();
+        for (tokens, windows, scored) in [(Some(1), 1, 5), (Some(5), 1, 5), (Some(7), 3, 9), (Some(99), 5, 14), (None, 5, 14)] {
+            let batches = evaluate(tokens);
+            assert_eq!((batches.num_items(), batches.scored()), (windows, scored));
+            let loaded: Vec<_> = batches.iter().collect();
+            assert_eq!(loaded.len(), batches.batches());
+            assert_eq!(loaded.iter().map(|batch| batch.scored).sum::<usize>(), scored);
+            let direct: Vec<Window> = (0..9).flat_map(|index| batches.windows_of_batch(index).unwrap()).collect();
+            assert_eq!(direct, padded.iter().take(windows).collect::<Vec<_>>());
+        }
+        let slice = evaluate(None).slice(1, 4);
+        assert_eq!(slice.iter().map(|batch| batch.ids.dims()[0]).collect::<Vec<_>>(), [2, 1]);
+        let none = windows(&["a"], WindowMode::Packed, 9);
+        assert!(matches!(
+            EvaluationBatches::<Flex>::new(none, 1, None, Default::default()),
+            Err(DataError::NoWindow { seq_len: 9 })
+        ));
+    }
+
+    #[test]
+    fn no_windows_and_uneven_ones_do_not_panic() {
+        let batch: TokenBatch<Flex> = WindowBatcher.batch(Vec::new(), &Default::default());
+        assert_eq!((batch.ids.dims(), batch.scored), ([0, 0], 0));
+        let uneven = [vec![1, 2, 3], vec![4]].map(|ids| Window { targets: vec![5; ids.len()], ids });
+        let batch: TokenBatch<Flex> = WindowBatcher.batch(uneven.to_vec(), &Default::default());
+        assert_eq!(rows(&batch), [[1, 2, 3], [4, 0, 0]]);
+    }
+
+    #[test]
+    fn modes_are_spelled_in_lower_case() {
+        assert_eq!(serde_json::to_string(&WindowMode::Padded).unwrap(), "\"padded\"");
+        assert_eq!(serde_json::from_str::<WindowMode>("\"packed\"").unwrap(), WindowMode::Packed);
     }
 }

@@ -80,7 +80,10 @@ pub fn train_bpe(mut documents: Documents, vocab_size: usize, quiet: bool) -> Re
         if batch.is_empty() {
             break;
         }
-        let counted = batch.par_iter().map(|document| count_words(&document.text)).collect::<Result<Vec<_>, _>>()?;
+        let counted = batch
+            .par_iter()
+            .map(|document| count_words(&document.text))
+            .collect::<Result<Vec<_>, _>>()?;
         for (word, count) in counted.into_iter().flatten() {
             *words.entry(word).or_insert(0) += count;
         }
@@ -97,7 +100,14 @@ pub fn train_bpe(mut documents: Documents, vocab_size: usize, quiet: bool) -> Re
     let found = tokens.len();
     let json = tokenizer_json(tokens, merges)?;
     let skipped = documents.skipped().clone();
-    Ok(TrainedTokenizer { json, asked: vocab_size, vocab_size: found, documents: count, text_bytes, skipped })
+    Ok(TrainedTokenizer {
+        json,
+        asked: vocab_size,
+        vocab_size: found,
+        documents: count,
+        text_bytes,
+        skipped,
+    })
 }
 
 fn pattern() -> ByteLevel {
@@ -105,7 +115,10 @@ fn pattern() -> ByteLevel {
 }
 
 fn internal(error: impl std::fmt::Display) -> DataError {
-    DataError::Tokenizer { path: "tokenizer.json".into(), cause: error.to_string() }
+    DataError::Tokenizer {
+        path: "tokenizer.json".into(),
+        cause: error.to_string(),
+    }
 }
 
 /// The words of a text, in the byte-level alphabet: one character stands for one byte.
@@ -179,19 +192,32 @@ fn merge(words: HashMap<String, i64>, vocab_size: usize, bar: &ProgressBar) -> (
     // A hash map has no order of its own; sorted words give the table one.
     let mut words: Vec<(String, i64)> = words.into_iter().collect();
     words.sort_unstable();
-    let spell = |word: &str| word.chars().filter_map(|letter| letters.get(&letter).copied()).collect();
+    let spell = |word: &str| {
+        word.chars()
+            .filter_map(|letter| letters.get(&letter).copied())
+            .collect()
+    };
     let words = words.iter().map(|(word, count)| (spell(word), *count)).collect();
-    let mut table = Merging { words, counts: HashMap::new(), places: HashMap::new() };
+    let mut table = Merging {
+        words,
+        counts: HashMap::new(),
+        places: HashMap::new(),
+    };
     for word in 0..table.words.len() {
         table.count(word, 1, &mut |_| ());
         table.note_places(word);
     }
-    let mut queue: BinaryHeap<(i64, Reverse<Pair>)> =
-        table.counts.iter().map(|(&pair, &count)| (count, Reverse(pair))).collect();
+    let mut queue: BinaryHeap<(i64, Reverse<Pair>)> = table
+        .counts
+        .iter()
+        .map(|(&pair, &count)| (count, Reverse(pair)))
+        .collect();
 
     let mut merges = Vec::new();
     while tokens.len() < vocab_size {
-        let Some((stated, Reverse(pair))) = queue.pop() else { break };
+        let Some((stated, Reverse(pair))) = queue.pop() else {
+            break;
+        };
         // Counts only matter when a pair comes up: an outdated entry goes back with the true one.
         let count = table.counts.get(&pair).copied().unwrap_or(0);
         if count < stated {
@@ -258,7 +284,10 @@ fn replace(tokens: &mut Vec<u32>, pair: Pair, id: u32) {
 
 fn tokenizer_json(tokens: Vec<String>, merges: Vec<(String, String)>) -> Result<Vec<u8>, DataError> {
     let vocabulary: Vocab = tokens.into_iter().zip(0..).collect();
-    let model = BPE::builder().vocab_and_merges(vocabulary, merges).build().map_err(internal)?;
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary, merges)
+        .build()
+        .map_err(internal)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(pattern()));
     tokenizer.with_decoder(Some(pattern()));
@@ -266,4 +295,99 @@ fn tokenizer_json(tokens: Vec<String>, merges: Vec<(String, String)>) -> Result<
     let mut json = tokenizer.to_string(true).map_err(internal)?;
     json.push('\n');
     Ok(json.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{ReadOptions, Source, hex};
+    use crate::tokenizer::Tokenizer;
+    use sha2::{Digest, Sha256};
+    use tokenizers::Trainer;
+    use tokenizers::models::bpe::BpeTrainer;
+
+    const TEXT: &str = include_str!("bpe.rs");
+
+    fn documents(directory: &Path, texts: &[&str]) -> Documents {
+        for (index, text) in texts.iter().enumerate() {
+            std::fs::write(directory.join(format!("{index}.txt")), text).unwrap();
+        }
+        Documents::new(vec![Source::find(directory.to_str().unwrap()).unwrap()], ReadOptions::default())
+    }
+
+    fn train(texts: &[&str], vocab_size: usize) -> TrainedTokenizer {
+        let place = tempfile::tempdir().unwrap();
+        train_bpe(documents(place.path(), texts), vocab_size, true).unwrap()
+    }
+
+    #[test]
+    fn the_same_text_gives_the_same_bytes() {
+        let texts = ["the cat sat on the mat\n", "a cat and a hat, a mat and a bat", "über naïve Größe 12 1234"];
+        let first = train(&texts, 300);
+        // Each run has hash maps of another seed, and the second other threads.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(pool.install(|| train(&texts, 300)).json, first.json);
+        assert_eq!(train(&[TEXT], 600).json, train(&[TEXT], 600).json);
+        // The same on another day and another machine.
+        assert_eq!(hex(&Sha256::digest(&first.json)), GOLDEN);
+    }
+
+    const GOLDEN: &str = "d58f9199803263a8199ea32b808ea589a71ab36607a63aaf047a46aa237883ae";
+
+    #[test]
+    fn it_merges_what_the_reference_trainer_merges() {
+        let vocab_size = 500;
+        let ours = train(&[TEXT], vocab_size);
+        let mut trainer = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .min_frequency(PAIR_COUNT as u64)
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(END_OF_DOCUMENT, true)])
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let split = |text: &str| {
+            let counts = count_words(text).unwrap();
+            Ok(counts.into_iter().flat_map(|(word, count)| std::iter::repeat_n(word, count as usize)).collect())
+        };
+        trainer.feed(std::iter::once(TEXT), split).unwrap();
+        let mut reference = BPE::default();
+        trainer.train(&mut reference).unwrap();
+        let ours = Tokenizer::from_bytes(ours.json, Path::new("ours")).unwrap();
+        assert_eq!(ours.vocab_size(), vocab_size);
+        for (token, id) in reference.get_vocab() {
+            assert_eq!(ours.token_to_id(&token), Some(id), "{token}");
+        }
+    }
+
+    #[test]
+    fn every_text_is_spelled_and_comes_back() {
+        let trained = train(&["the the the other"], 262);
+        let tokenizer = Tokenizer::from_bytes(trained.json, Path::new("t")).unwrap();
+        assert_eq!(tokenizer.end_of_document(), Some(0));
+        for text in ["the other", "\u{0}\u{7f} Größe 東京 🦀\r\n\t x", "<|endoftext|>"] {
+            let ids = tokenizer.encode(text).unwrap();
+            assert!(!ids.contains(&0));
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        }
+        assert_eq!(tokenizer.encode(" the").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn too_small_a_vocabulary_is_refused_and_too_large_a_one_is_reported() {
+        let place = tempfile::tempdir().unwrap();
+        let error = train_bpe(documents(place.path(), &["text"]), 256, true).unwrap_err();
+        assert!(matches!(error, DataError::VocabularyTooSmall { asked: 256 }));
+        let trained = train(&["abab cdcd"], 1000);
+        assert_eq!((trained.asked, trained.vocab_size), (1000, 259));
+        assert_eq!(train(&["x"], 257).vocab_size, 257);
+    }
+
+    #[test]
+    fn the_rarest_words_are_forgotten_first() {
+        let mut words: HashMap<String, i64> = (1..=10).map(|count| (count.to_string(), count)).collect();
+        forget_rarest(&mut words, 4);
+        let mut kept: Vec<i64> = words.into_values().collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [7, 8, 9, 10]);
+    }
 }

@@ -188,9 +188,7 @@ impl DataError {
                 format!("formats: {}", crate::source::FORMATS.join(", "))
             }
             Self::DamagedSource { .. } => "fetch the file again, or leave it out".into(),
-            Self::BadRecord { .. } => {
-                "without --strict, bad records are counted, reported and skipped".into()
-            }
+            Self::BadRecord { .. } => "without --strict, bad records are counted, reported and skipped".into(),
             Self::EveryRecordBad { fields, .. } if !fields.is_empty() => {
                 let seen: Vec<String> = fields.iter().map(|name| format!("`{name}`")).collect();
                 format!("name the text field with --field; seen: {}", seen.join(", "))
@@ -219,6 +217,9 @@ impl DataError {
 
     /// An operating-system error at `path`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |cause| Self::Io { path: path.to_path_buf(), cause }
+        move |cause| Self::Io {
+            path: path.to_path_buf(),
+            cause,
+        }
     }
 }

@@ -82,7 +82,9 @@ pub struct PrepareReport {
 pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
     // The cheapest mistakes first: nothing is tokenized for an output that cannot be written.
     if options.out.symlink_metadata().is_ok() {
-        return Err(DataError::OutputExists { path: options.out.clone() });
+        return Err(DataError::OutputExists {
+            path: options.out.clone(),
+        });
     }
     let mut tokenizer = Tokenizer::from_file(&options.tokenizer)?;
     if let Some(token) = &options.end_of_document {
@@ -94,7 +96,14 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
         Validation::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
         Validation::Source(given) => ValidationDocuments::Sources(vec![Source::find(given)?]),
     };
-    prepare_sources(sources, validation, &tokenizer, &options.out, &options.read, options.quiet)
+    prepare_sources(
+        sources,
+        validation,
+        &tokenizer,
+        &options.out,
+        &options.read,
+        options.quiet,
+    )
 }
 
 /// Where validation documents come from, found.
@@ -111,7 +120,9 @@ pub(crate) fn prepare_sources(
     read: &ReadOptions,
     quiet: bool,
 ) -> Result<PrepareReport, DataError> {
-    let end = tokenizer.end_of_document().ok_or_else(|| tokenizer.end_of_document_unknown())?;
+    let end = tokenizer
+        .end_of_document()
+        .ok_or_else(|| tokenizer.end_of_document_unknown())?;
     let aside = Aside::directory(out)?;
     let token_bytes = if tokenizer.vocab_size() <= 1 << 16 { 2 } else { 4 };
     let mut preparing = Preparing {
@@ -162,8 +173,10 @@ pub(crate) fn prepare_sources(
         empty_documents: preparing.empty,
     };
     let manifest_path = aside.path().join(MANIFEST);
-    let mut json = serde_json::to_vec_pretty(&manifest)
-        .map_err(|error| DataError::Manifest { path: manifest_path.clone(), cause: error.to_string() })?;
+    let mut json = serde_json::to_vec_pretty(&manifest).map_err(|error| DataError::Manifest {
+        path: manifest_path.clone(),
+        cause: error.to_string(),
+    })?;
     json.push(b'\n');
     fs::write(&manifest_path, json).map_err(DataError::io(&manifest_path))?;
     aside.publish()?;
@@ -219,7 +232,11 @@ impl Preparing<'_> {
                     (to_validation, length) = (is_validation, 0);
                 }
                 length += tokens.len();
-                let split = if to_validation { &mut self.validation } else { &mut self.train };
+                let split = if to_validation {
+                    &mut self.validation
+                } else {
+                    &mut self.train
+                };
                 if length > 0 {
                     if length == tokens.len() {
                         split.push(self.tokenizer.opening())?;
@@ -257,7 +274,10 @@ impl Preparing<'_> {
 /// Whether a document belongs to a validation split of this size: the first 64 bits of a hash keyed by a name of
 /// its own, read as a number between 0 and 1.
 fn belongs_to_validation(text: &str, fraction: f64) -> bool {
-    let digest = Sha256::new().chain_update(b"gpas-data validation split").chain_update(text).finalize();
+    let digest = Sha256::new()
+        .chain_update(b"gpas-data validation split")
+        .chain_update(text)
+        .finalize();
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
     // 2^64 as a double: the quotient is exact enough for a fraction.
@@ -327,7 +347,10 @@ impl SplitWriter {
         }
         let Some(shard) = &mut self.open else { return Ok(()) };
         let width = usize::from(self.token_bytes);
-        let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes().into_iter().take(width)).collect();
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|id| id.to_le_bytes().into_iter().take(width))
+            .collect();
         shard.tokens.write(&bytes)?;
         shard.token_count += tokens.len() as u64;
         self.document_tokens += tokens.len() as u64;
@@ -381,7 +404,13 @@ impl HashedFile {
         let path = directory.join(&name);
         let file = File::create_new(&path).map_err(DataError::io(&path))?;
         let file = BufWriter::with_capacity(1 << 18, file);
-        let mut this = Self { path, name, file, hash: Sha256::new(), bytes: 0 };
+        let mut this = Self {
+            path,
+            name,
+            file,
+            hash: Sha256::new(),
+            bytes: 0,
+        };
         this.write(&header)?;
         Ok(this)
     }
@@ -394,7 +423,187 @@ impl HashedFile {
 
     fn finish(self) -> Result<ShardFile, DataError> {
         let flushed = self.file.into_inner().map_err(io::IntoInnerError::into_error);
-        flushed.and_then(|file| file.sync_all()).map_err(DataError::io(&self.path))?;
-        Ok(ShardFile { name: self.name, bytes: self.bytes, sha256: hex(&self.hash.finalize()) })
+        flushed
+            .and_then(|file| file.sync_all())
+            .map_err(DataError::io(&self.path))?;
+        Ok(ShardFile {
+            name: self.name,
+            bytes: self.bytes,
+            sha256: hex(&self.hash.finalize()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{PreparedData, verify};
+    use crate::tokenizer::tests::letters;
+    use std::collections::HashSet;
+
+    fn write(path: &Path, text: &str) -> String {
+        fs::write(path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn lines(texts: impl IntoIterator<Item = String>) -> String {
+        texts.into_iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n").collect()
+    }
+
+    /// Words of letters, each different.
+    fn word(number: usize) -> String {
+        let digit = |n: usize| char::from(b'a' + (n % 26) as u8);
+        (0..number % 7).map(digit).chain([number, number / 26, number / 676].map(digit)).collect()
+    }
+
+    fn options(place: &Path, text: &str, validation: Validation) -> PrepareOptions {
+        PrepareOptions {
+            sources: vec![write(&place.join("train.jsonl"), text)],
+            tokenizer: write(&place.join("letters.json"), &letters(true).to_string()).into(),
+            validation,
+            out: place.join("out"),
+            read: ReadOptions::default(),
+            end_of_document: None,
+            quiet: true,
+        }
+    }
+
+    fn contents(directory: &Path) -> Vec<(String, Vec<u8>)> {
+        let mut files: Vec<_> = directory
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn documents_become_tokens_with_their_ends() {
+        let place = tempfile::tempdir().unwrap();
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["zz".into()]));
+        let text = lines(["abc".into(), " \n".into(), "d".into()]) + "{\n" + &lines(["".into(), "ef".into()]);
+        let options = options(place.path(), &text, Validation::Source(validation));
+        let report = prepare(&options).unwrap();
+        assert_eq!((report.skipped.bad, report.manifest.bad_records, report.manifest.empty_documents), (1, 1, 2));
+        let data = PreparedData::open(&options.out).unwrap();
+        let mut ids = vec![0; data.train().tokens()];
+        data.train().range(0, &mut ids).unwrap();
+        assert_eq!(ids, [3, 4, 5, 1, 6, 1, 7, 8, 1]);
+        assert_eq!(data.train().document(1).unwrap(), [6, 1]);
+        assert_eq!(data.validation().document(0).unwrap(), [28, 28, 1]);
+        let manifest = data.manifest();
+        assert_eq!((manifest.longest_document, manifest.largest_id, data.train().max_id()), (4, 28, 8));
+        assert_eq!((manifest.train.documents, manifest.train.tokens, manifest.train.text_bytes), (3, 9, 6));
+        assert_eq!((manifest.sources.len(), manifest.sources[0].documents), (1, 5));
+        assert_eq!(verify(&options.out).unwrap().tokens, 12);
+        let error = prepare(&options).unwrap_err();
+        assert!(matches!(error, DataError::OutputExists { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_same_bytes_whatever_the_threads() {
+        let place = tempfile::tempdir().unwrap();
+        let text = lines((0..3000).map(|number| word(number).repeat(40)));
+        let mut options = options(place.path(), &text, Validation::Fraction(0.1));
+        let mut prepared = Vec::new();
+        for threads in [1, 2, 5] {
+            options.out = place.path().join(format!("out-{threads}"));
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| prepare(&options)).unwrap();
+            prepared.push(contents(&options.out));
+        }
+        assert!(prepared.iter().all(|files| *files == prepared[0]));
+    }
+
+    #[test]
+    fn a_fraction_follows_the_text_and_not_the_order() {
+        let place = tempfile::tempdir().unwrap();
+        let texts: Vec<String> = (0..4000).map(word).collect::<HashSet<_>>().into_iter().collect();
+        let validation = |texts: Vec<String>| {
+            let place = tempfile::tempdir_in(place.path()).unwrap();
+            let options = options(place.path(), &lines(texts), Validation::Fraction(0.25));
+            prepare(&options).unwrap();
+            let data = PreparedData::open(&options.out).unwrap();
+            let documents = 0..data.validation().documents();
+            documents.map(|index| data.validation().document(index).unwrap()).collect::<HashSet<_>>()
+        };
+        let mut reversed = texts.clone();
+        reversed.reverse();
+        let (first, second) = (validation(texts.clone()), validation(reversed));
+        assert_eq!(first, second);
+        let fraction = first.len() as f64 / texts.len() as f64;
+        assert!((0.22..0.28).contains(&fraction), "{fraction}");
+    }
+
+    #[test]
+    fn shards_are_closed_at_the_ends_of_documents_and_read_as_one() {
+        let place = tempfile::tempdir().unwrap();
+        let mut writer = SplitWriter::new(place.path(), "train", 4, 40);
+        for document in [vec![70_000; 9], vec![1; 3], vec![2; 30], vec![3; 1]] {
+            writer.push(&document).unwrap();
+            writer.end_document().unwrap();
+        }
+        let record = writer.finish().unwrap();
+        let counts: Vec<_> = record.shards.iter().map(|shard| (shard.tokens, shard.documents)).collect();
+        assert_eq!(counts, [(12, 2), (30, 1), (1, 1)]);
+        assert_eq!((record.largest_id, record.longest_document, record.tokens), (70_000, 30, 43));
+        assert_eq!(record.shards[1].token_file.bytes, 16 + 30 * 4);
+        assert!(place.path().join("train-00002.documents").is_file());
+    }
+
+    #[test]
+    fn a_long_document_is_one_document() {
+        let place = tempfile::tempdir().unwrap();
+        let long: String = (0..).map(|number| word(number) + "\n").take(200_000).collect();
+        assert!(long.len() > crate::source::PIECE_BYTES);
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let text = lines([long.clone(), "abc".into()]);
+        let options = options(place.path(), &text, Validation::Source(validation));
+        let manifest = prepare(&options).unwrap().manifest;
+        assert_eq!((manifest.train.documents, manifest.sources[0].documents), (2, 2));
+        // The pattern of this tokenizer's words leaves line breaks out of no token: each is an unknown letter.
+        assert_eq!(manifest.longest_document, long.len() as u64 + 1);
+    }
+
+    #[test]
+    fn an_error_leaves_nothing_behind() {
+        let place = tempfile::tempdir().unwrap();
+        let good = lines((0..50).map(word));
+        let prepare_with = |change: &dyn Fn(&mut PrepareOptions)| {
+            let mut options = options(place.path(), &good, Validation::Fraction(0.2));
+            change(&mut options);
+            let error = prepare(&options).unwrap_err();
+            let left: Vec<_> = contents_names(place.path());
+            assert!(!left.iter().any(|name| name.contains("out")), "{error}: {left:?}");
+            error
+        };
+        fn contents_names(directory: &Path) -> Vec<String> {
+            directory.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+        let bad = write(&place.path().join("bad.jsonl"), &(good.clone() + "{\n"));
+        let error = prepare_with(&|options| {
+            options.sources = vec![bad.clone()];
+            options.read.strict = true;
+        });
+        assert!(matches!(&error, DataError::BadRecord { line: 51, .. }), "{error}");
+        let error = prepare_with(&|options| options.read.field = "body".into());
+        assert!(matches!(error, DataError::EveryRecordBad { count: 50, .. }), "{error}");
+        let error = prepare_with(&|options| options.validation = Validation::Fraction(1e-12));
+        assert!(matches!(error, DataError::EmptySplit { split: "validation" }), "{error}");
+        let error = prepare_with(&|options| options.tokenizer = options.sources[0].clone().into());
+        assert!(matches!(error, DataError::Tokenizer { .. }), "{error}");
+        let error = prepare_with(&|options| options.end_of_document = Some("<eod>".into()));
+        assert!(matches!(error, DataError::TokenUnknown { .. }), "{error}");
+    }
+
+    #[test]
+    fn validation_is_a_fraction_or_a_source() {
+        assert_eq!("0.05".parse::<Validation>().unwrap(), Validation::Fraction(0.05));
+        assert_eq!("held/*.txt".parse::<Validation>().unwrap(), Validation::Source("held/*.txt".into()));
+        for wrong in ["0", "1", "1.5", "-0.1", "NaN", "inf"] {
+            assert!(matches!(wrong.parse::<Validation>(), Err(DataError::ValidationFraction { .. })), "{wrong}");
+        }
     }
 }

@@ -44,7 +44,10 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { field: "text".into(), strict: false }
+        Self {
+            field: "text".into(),
+            strict: false,
+        }
     }
 }
 
@@ -99,9 +102,18 @@ enum Format {
 impl Format {
     fn of(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_string_lossy().to_lowercase();
-        let formats =
-            [Self::JsonLines, Self::JsonLinesGzip, Self::JsonLinesZstd, Self::Parquet, Self::Text];
-        FORMATS.iter().zip(formats).find(|(extension, _)| name.ends_with(*extension)).map(|(_, format)| format)
+        let formats = [
+            Self::JsonLines,
+            Self::JsonLinesGzip,
+            Self::JsonLinesZstd,
+            Self::Parquet,
+            Self::Text,
+        ];
+        FORMATS
+            .iter()
+            .zip(formats)
+            .find(|(extension, _)| name.ends_with(*extension))
+            .map(|(_, format)| format)
     }
 }
 
@@ -127,7 +139,10 @@ impl Source {
     pub fn find(given: &str) -> Result<Self, DataError> {
         let path = Path::new(given);
         let mut files = Vec::new();
-        let empty = |cause: &str| DataError::SourceEmpty { given: given.into(), cause: cause.into() };
+        let empty = |cause: &str| DataError::SourceEmpty {
+            given: given.into(),
+            cause: cause.into(),
+        };
         if path.is_dir() {
             walk(path, &mut files)?;
             if files.is_empty() {
@@ -154,27 +169,42 @@ impl Source {
         } else {
             return Err(DataError::SourceMissing { given: given.into() });
         }
-        Ok(Self { given: given.into(), files })
+        Ok(Self {
+            given: given.into(),
+            files,
+        })
     }
 
     /// A source made of text files of any extension, each one document, under names of their own.
     pub(crate) fn of_texts(given: String, files: Vec<(String, PathBuf)>) -> Self {
         let files = files
             .into_iter()
-            .map(|(name, path)| SourceFile { path, name: name.into(), format: Format::Text })
+            .map(|(name, path)| SourceFile {
+                path,
+                name: name.into(),
+                format: Format::Text,
+            })
             .collect();
         Self { given, files }
     }
 
     /// Bytes on disk, for a progress bar.
     fn bytes(&self) -> u64 {
-        self.files.iter().filter_map(|file| file.path.metadata().ok()).map(|data| data.len()).sum()
+        self.files
+            .iter()
+            .filter_map(|file| file.path.metadata().ok())
+            .map(|data| data.len())
+            .sum()
     }
 }
 
 fn source_file(path: &Path) -> Option<SourceFile> {
     let format = Format::of(path)?;
-    Some(SourceFile { path: path.into(), name: path.display().to_string().into(), format })
+    Some(SourceFile {
+        path: path.into(),
+        name: path.display().to_string().into(),
+        format,
+    })
 }
 
 fn walk(directory: &Path, files: &mut Vec<SourceFile>) -> Result<(), DataError> {
@@ -248,7 +278,10 @@ impl Documents {
     /// # Errors
     /// Those of [`Source::find`].
     pub fn open(given: &[String], options: ReadOptions) -> Result<Self, DataError> {
-        let sources = given.iter().map(|given| Source::find(given)).collect::<Result<_, _>>()?;
+        let sources = given
+            .iter()
+            .map(|given| Source::find(given))
+            .collect::<Result<_, _>>()?;
         Ok(Self::new(sources, options))
     }
 
@@ -282,7 +315,9 @@ impl Documents {
         let mut batch = Vec::new();
         let mut held = 0;
         while held < bytes {
-            let Some(document) = self.next().transpose()? else { break };
+            let Some(document) = self.next().transpose()? else {
+                break;
+            };
             // Many short documents weigh more than their text.
             held += document.text.len() + 64;
             batch.push(document);
@@ -296,7 +331,9 @@ impl Documents {
                 return Ok(Some(document));
             }
             let Some(source) = &mut self.current else {
-                let Some(source) = self.sources.pop_front() else { return Ok(None) };
+                let Some(source) = self.sources.pop_front() else {
+                    return Ok(None);
+                };
                 self.current = Some(CurrentSource {
                     given: source.given,
                     files: source.files.into(),
@@ -319,7 +356,10 @@ impl Documents {
                 continue;
             };
             match file.records.next()? {
-                Some(Record { line, content: Content::Text(text) }) => {
+                Some(Record {
+                    line,
+                    content: Content::Text(text),
+                }) => {
                     source.documents += 1;
                     let name = &file.name;
                     self.ready.extend(pieces(text).map(|(text, opens, closes)| Document {
@@ -330,13 +370,29 @@ impl Documents {
                         line,
                     }));
                 }
-                Some(Record { line, content: Content::Piece { text, opens, closes } }) => {
+                Some(Record {
+                    line,
+                    content: Content::Piece { text, opens, closes },
+                }) => {
                     source.documents += u64::from(opens);
-                    return Ok(Some(Document { text, opens, closes, file: file.name.clone(), line }));
+                    return Ok(Some(Document {
+                        text,
+                        opens,
+                        closes,
+                        file: file.name.clone(),
+                        line,
+                    }));
                 }
-                Some(Record { line, content: Content::Bad { cause, fields, count } }) => {
+                Some(Record {
+                    line,
+                    content: Content::Bad { cause, fields, count },
+                }) => {
                     if self.options.strict {
-                        return Err(DataError::BadRecord { file: file.name.to_string(), line, cause });
+                        return Err(DataError::BadRecord {
+                            file: file.name.to_string(),
+                            line,
+                            cause,
+                        });
                     }
                     let bad = format!("{}:{line}: {cause}", file.name);
                     if source.fields.is_empty() {
@@ -383,14 +439,19 @@ impl CurrentSource {
                     first,
                     fields: self.fields,
                 },
-                None => DataError::SourceEmpty { given: self.given, cause: "holds no document".into() },
+                None => DataError::SourceEmpty {
+                    given: self.given,
+                    cause: "holds no document".into(),
+                },
             });
         }
         let sha256 = match self.hashes.as_slice() {
             [(sha256, _)] => sha256.clone(),
             several => {
-                let listing: String =
-                    several.iter().map(|(sha256, name)| format!("{sha256}  {name}\n")).collect();
+                let listing: String = several
+                    .iter()
+                    .map(|(sha256, name)| format!("{sha256}  {name}\n"))
+                    .collect();
                 hex(&Sha256::digest(listing))
             }
         };
@@ -410,17 +471,31 @@ impl CurrentFile {
         let name = file.name;
         let open = || File::open(&file.path).map_err(DataError::io(&file.path));
         let lines = |input: Box<dyn BufRead + Send>| {
-            Records::Lines(Lines { input, line: 0, field: field.into(), file: name.clone() })
+            Records::Lines(Lines {
+                input,
+                line: 0,
+                field: field.into(),
+                file: name.clone(),
+            })
         };
-        let counted = |input: File| BufReader::with_capacity(1 << 17, Counted { input, tally: tally.clone() });
+        let counted = |input: File| {
+            BufReader::with_capacity(
+                1 << 17,
+                Counted {
+                    input,
+                    tally: tally.clone(),
+                },
+            )
+        };
         let records = match file.format {
             Format::JsonLines => lines(Box::new(counted(open()?))),
-            Format::JsonLinesGzip => {
-                lines(Box::new(BufReader::with_capacity(1 << 17, MultiGzDecoder::new(counted(open()?)))))
-            }
+            Format::JsonLinesGzip => lines(Box::new(BufReader::with_capacity(
+                1 << 17,
+                MultiGzDecoder::new(counted(open()?)),
+            ))),
             Format::JsonLinesZstd => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(counted(open()?))
-                    .map_err(DataError::io(&file.path))?;
+                let decoder =
+                    zstd::stream::read::Decoder::with_buffer(counted(open()?)).map_err(DataError::io(&file.path))?;
                 lines(Box::new(BufReader::with_capacity(1 << 17, decoder)))
             }
             Format::Text => {
@@ -449,7 +524,10 @@ struct Tally {
 
 impl Tally {
     fn new(bytes_read: &Arc<AtomicU64>) -> Self {
-        Self { hash: Arc::default(), bytes_read: bytes_read.clone() }
+        Self {
+            hash: Arc::default(),
+            bytes_read: bytes_read.clone(),
+        }
     }
 
     fn add(&self, bytes: &[u8]) {
@@ -494,12 +572,20 @@ enum Content {
     /// A piece of a document that is too long to hold.
     Piece { text: String, opens: bool, closes: bool },
     /// `count` records from here on cannot be used.
-    Bad { cause: String, fields: Vec<String>, count: u64 },
+    Bad {
+        cause: String,
+        fields: Vec<String>,
+        count: u64,
+    },
 }
 
 impl Content {
     fn bad(cause: impl Into<String>) -> Self {
-        Self::Bad { cause: cause.into(), fields: Vec::new(), count: 1 }
+        Self::Bad {
+            cause: cause.into(),
+            fields: Vec::new(),
+            count: 1,
+        }
     }
 
     fn of_bytes(bytes: Vec<u8>) -> Self {
@@ -544,11 +630,18 @@ impl Lines {
                 Ok(None) => return Ok(None),
                 Err(cause) => {
                     let (file, line) = (self.file.to_string(), self.line);
-                    return Err(DataError::DamagedSource { file, line, cause: cause.to_string() });
+                    return Err(DataError::DamagedSource {
+                        file,
+                        line,
+                        cause: cause.to_string(),
+                    });
                 }
             };
             self.line += 1;
-            let text = bytes.strip_prefix(b"\xef\xbb\xbf").filter(|_| self.line == 1).unwrap_or(&bytes);
+            let text = bytes
+                .strip_prefix(b"\xef\xbb\xbf")
+                .filter(|_| self.line == 1)
+                .unwrap_or(&bytes);
             let content = if !whole {
                 Content::bad(format!("longer than {} MiB", RECORD_BYTES >> 20))
             } else if text.trim_ascii().is_empty() {
@@ -556,7 +649,10 @@ impl Lines {
             } else {
                 self.parse(text)
             };
-            return Ok(Some(Record { line: self.line, content }));
+            return Ok(Some(Record {
+                line: self.line,
+                content,
+            }));
         }
     }
 
@@ -595,17 +691,25 @@ impl Lines {
             .deserialize(&mut json)
             .and_then(|found| json.end().map(|()| found));
         match found {
-            Ok(Found { text: Some(Value::Text(text)), .. }) => Content::Text(text),
-            Ok(Found { text: Some(Value::Other), .. }) => {
-                Content::bad(format!("field `{}` is not a string", self.field))
-            }
-            Ok(Found { text: None, fields }) => {
-                Content::Bad { cause: format!("field `{}` is missing", self.field), fields, count: 1 }
-            }
+            Ok(Found {
+                text: Some(Value::Text(text)),
+                ..
+            }) => Content::Text(text),
+            Ok(Found {
+                text: Some(Value::Other),
+                ..
+            }) => Content::bad(format!("field `{}` is not a string", self.field)),
+            Ok(Found { text: None, fields }) => Content::Bad {
+                cause: format!("field `{}` is missing", self.field),
+                fields,
+                count: 1,
+            },
             // serde_json counts lines within the record; the record's own line is named already.
             Err(error) => {
                 let cause = error.to_string();
-                let cause = cause.rsplit_once(" at line ").map_or(cause.as_str(), |(cause, _)| cause);
+                let cause = cause
+                    .rsplit_once(" at line ")
+                    .map_or(cause.as_str(), |(cause, _)| cause);
                 Content::bad(format!("malformed json at column {}: {cause}", error.column()))
             }
         }
@@ -653,7 +757,10 @@ impl<'de> Visitor<'de> for FieldSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let mut found = Found { text: None, fields: Vec::new() };
+        let mut found = Found {
+            text: None,
+            fields: Vec::new(),
+        };
         while let Some(key) = map.next_key::<String>()? {
             if key == self.name {
                 found.text = Some(map.next_value()?);
@@ -679,7 +786,13 @@ struct Text {
 
 impl Text {
     fn new(input: File, name: Arc<str>) -> Self {
-        Self { input, name, held: Vec::new(), opens: true, done: false }
+        Self {
+            input,
+            name,
+            held: Vec::new(),
+            opens: true,
+            done: false,
+        }
     }
 
     fn next(&mut self) -> Result<Option<Record>, DataError> {
@@ -687,7 +800,11 @@ impl Text {
             return Ok(None);
         }
         let name = self.name.to_string();
-        let damaged = |cause: String| DataError::DamagedSource { file: name, line: 0, cause };
+        let damaged = |cause: String| DataError::DamagedSource {
+            file: name,
+            line: 0,
+            cause,
+        };
         let wanted = (PIECE_BYTES + 1).saturating_sub(self.held.len()) as u64;
         if let Err(error) = (&mut self.input).take(wanted).read_to_end(&mut self.held) {
             return Err(damaged(error.to_string()));
@@ -708,15 +825,28 @@ impl Text {
         let text = whole[..end].to_owned();
         self.held.drain(..end);
         let opens = std::mem::take(&mut self.opens);
-        Ok(Some(Record { line: 1, content: Content::Piece { text, opens, closes: self.done } }))
+        Ok(Some(Record {
+            line: 1,
+            content: Content::Piece {
+                text,
+                opens,
+                closes: self.done,
+            },
+        }))
     }
 }
 
 /// Where to end a piece of `text`: after its last line break that text follows, else before its last space.
 fn cut(text: &str) -> usize {
     let bytes = text.as_bytes();
-    let line = (1..bytes.len()).rev().find(|&at| bytes[at - 1] == b'\n' && !bytes[at].is_ascii_whitespace());
-    let space = || (1..bytes.len()).rev().find(|&at| bytes[at] == b' ' && bytes[at - 1] != b' ');
+    let line = (1..bytes.len())
+        .rev()
+        .find(|&at| bytes[at - 1] == b'\n' && !bytes[at].is_ascii_whitespace());
+    let space = || {
+        (1..bytes.len())
+            .rev()
+            .find(|&at| bytes[at] == b' ' && bytes[at - 1] != b' ')
+    };
     line.or_else(space).unwrap_or(bytes.len())
 }
 
@@ -745,7 +875,10 @@ fn first_bad_byte(input: &mut impl BufRead) -> io::Result<Option<Record>> {
     let mut line = 1;
     let mut offset = 0;
     let mut carried: Vec<u8> = Vec::new();
-    let bad = |line, at: u64| Record { line, content: Content::bad(format!("invalid UTF-8 at byte {at}")) };
+    let bad = |line, at: u64| Record {
+        line,
+        content: Content::bad(format!("invalid UTF-8 at byte {at}")),
+    };
     loop {
         let available = input.fill_buf()?;
         let read = available.len();
@@ -789,13 +922,19 @@ struct Parquet {
 
 impl Parquet {
     fn open(input: File, field: &str, file: Arc<str>) -> Result<Records, DataError> {
-        let reader = SerializedFileReader::new(input)
-            .map_err(|error| DataError::DamagedSource { file: file.to_string(), line: 0, cause: error.to_string() })?;
+        let reader = SerializedFileReader::new(input).map_err(|error| DataError::DamagedSource {
+            file: file.to_string(),
+            line: 0,
+            cause: error.to_string(),
+        })?;
         let metadata = reader.metadata().file_metadata();
         let columns = metadata.schema_descr().columns();
         let count = metadata.num_rows().max(1).unsigned_abs();
         let unusable = |cause, fields| {
-            Ok(Records::Once(Some(Record { line: 1, content: Content::Bad { cause, fields, count } })))
+            Ok(Records::Once(Some(Record {
+                line: 1,
+                content: Content::Bad { cause, fields, count },
+            })))
         };
         let Some(column) = columns.iter().position(|column| column.path().string() == field) else {
             let fields = columns.iter().map(|column| column.path().string()).take(12).collect();
@@ -808,14 +947,26 @@ impl Parquet {
         let nullable = description.max_def_level() > 0;
         let row_groups = 0..reader.num_row_groups();
         let (rows, ready) = (None, VecDeque::new());
-        Ok(Records::Parquet(Self { reader, file, column, nullable, row_groups, rows, ready, line: 0 }))
+        Ok(Records::Parquet(Self {
+            reader,
+            file,
+            column,
+            nullable,
+            row_groups,
+            rows,
+            ready,
+            line: 0,
+        }))
     }
 
     fn next(&mut self) -> Result<Option<Record>, DataError> {
         loop {
             if let Some(content) = self.ready.pop_front() {
                 self.line += 1;
-                return Ok(Some(Record { line: self.line, content }));
+                return Ok(Some(Record {
+                    line: self.line,
+                    content,
+                }));
             }
             let more = self.fill().map_err(|cause| DataError::DamagedSource {
                 file: self.file.to_string(),
@@ -830,7 +981,9 @@ impl Parquet {
 
     fn fill(&mut self) -> parquet::errors::Result<bool> {
         let Some(rows) = &mut self.rows else {
-            let Some(group) = self.row_groups.next() else { return Ok(false) };
+            let Some(group) = self.row_groups.next() else {
+                return Ok(false);
+            };
             if let ColumnReader::ByteArrayColumnReader(rows) =
                 self.reader.get_row_group(group)?.get_column_reader(self.column)?
             {
@@ -845,7 +998,14 @@ impl Parquet {
             return Ok(true);
         }
         // A value stands only where the level is the highest one; an absent value is a null.
-        let highest = i16::from(self.nullable) * self.reader.metadata().file_metadata().schema_descr().column(self.column).max_def_level();
+        let highest = i16::from(self.nullable)
+            * self
+                .reader
+                .metadata()
+                .file_metadata()
+                .schema_descr()
+                .column(self.column)
+                .max_def_level();
         let mut values = values.into_iter();
         for row in 0..records {
             let present = !self.nullable || levels.get(row) == Some(&highest);
@@ -880,7 +1040,10 @@ mod tests {
     }
 
     fn strict() -> ReadOptions {
-        ReadOptions { strict: true, ..ReadOptions::default() }
+        ReadOptions {
+            strict: true,
+            ..ReadOptions::default()
+        }
     }
 
     fn gzip(text: &str) -> Vec<u8> {
@@ -898,12 +1061,21 @@ mod tests {
             let mut group = writer.next_row_group().unwrap();
             let mut ids = group.next_column().unwrap().unwrap();
             let numbers: Vec<i64> = (0..part.len() as i64).collect();
-            ids.typed::<parquet::data_type::Int64Type>().write_batch(&numbers, None, None).unwrap();
+            ids.typed::<parquet::data_type::Int64Type>()
+                .write_batch(&numbers, None, None)
+                .unwrap();
             ids.close().unwrap();
             let mut column = group.next_column().unwrap().unwrap();
-            let values: Vec<ByteArray> = part.iter().flatten().map(|text| ByteArray::from(text.to_vec())).collect();
+            let values: Vec<ByteArray> = part
+                .iter()
+                .flatten()
+                .map(|text| ByteArray::from(text.to_vec()))
+                .collect();
             let levels: Vec<i16> = part.iter().map(|text| i16::from(text.is_some())).collect();
-            column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+            column
+                .typed::<ByteArrayType>()
+                .write_batch(&values, Some(&levels), None)
+                .unwrap();
             column.close().unwrap();
             group.close().unwrap();
         }
@@ -941,10 +1113,16 @@ mod tests {
         let given = path.to_str().unwrap();
         let (documents, after) = read(given, ReadOptions::default());
         let documents = documents.unwrap();
-        assert_eq!(documents.iter().map(|document| document.line).collect::<Vec<_>>(), [1, 8]);
+        assert_eq!(
+            documents.iter().map(|document| document.line).collect::<Vec<_>>(),
+            [1, 8]
+        );
         assert_eq!(after.skipped().bad, 6);
         let causes = [
-            "malformed json", "field `text` is not a string", "field `text` is missing", "malformed json",
+            "malformed json",
+            "field `text` is not a string",
+            "field `text` is missing",
+            "malformed json",
             "invalid UTF-8 at byte 10",
         ];
         assert_eq!(after.skipped().first.len(), causes.len());
@@ -968,34 +1146,64 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = |name: &str| place.path().join(name);
         let refused = |path: &Path| read(path.to_str().unwrap(), ReadOptions::default()).0.unwrap_err();
-        fs::write(path("a.jsonl"), "{\"content\": \"a\", \"url\": 1}\n{\"content\": \"b\"}\n").unwrap();
+        fs::write(
+            path("a.jsonl"),
+            "{\"content\": \"a\", \"url\": 1}\n{\"content\": \"b\"}\n",
+        )
+        .unwrap();
         let error = refused(&path("a.jsonl"));
-        assert!(error.to_string().contains("all 2 records are bad, the first is"), "{error}");
-        assert!(error.to_string().ends_with("a.jsonl:1: field `text` is missing"), "{error}");
-        assert_eq!(error.hint().unwrap(), "name the text field with --field; seen: `content`, `url`");
+        assert!(
+            error.to_string().contains("all 2 records are bad, the first is"),
+            "{error}"
+        );
+        assert!(
+            error.to_string().ends_with("a.jsonl:1: field `text` is missing"),
+            "{error}"
+        );
+        assert_eq!(
+            error.hint().unwrap(),
+            "name the text field with --field; seen: `content`, `url`"
+        );
         write_parquet(&path("b.parquet"), "body", &[Some(b"x"), None]);
         let error = refused(&path("b.parquet"));
         assert!(error.hint().unwrap().ends_with("seen: `id`, `body`"), "{error}");
         fs::write(path("c.jsonl"), "\n\n").unwrap();
         assert!(matches!(refused(&path("c.jsonl")), DataError::SourceEmpty { .. }));
         fs::write(path("d.txt"), b"caf\xe9 au lait").unwrap();
-        assert!(refused(&path("d.txt")).to_string().ends_with("d.txt:1: invalid UTF-8 at byte 3"));
+        assert!(
+            refused(&path("d.txt"))
+                .to_string()
+                .ends_with("d.txt:1: invalid UTF-8 at byte 3")
+        );
         fs::create_dir(path("empty")).unwrap();
-        for (given, kind) in [("empty", "holds no file"), ("*.nothing", "matches no file"), ("none", "does not exist")] {
+        for (given, kind) in [
+            ("empty", "holds no file"),
+            ("*.nothing", "matches no file"),
+            ("none", "does not exist"),
+        ] {
             let error = Source::find(path(given).to_str().unwrap()).unwrap_err();
             assert!(error.to_string().contains(kind), "{error}");
         }
         fs::write(path("e.csv"), "a,b").unwrap();
-        assert!(matches!(Source::find(path("e.csv").to_str().unwrap()), Err(DataError::UnknownFormat { .. })));
+        assert!(matches!(
+            Source::find(path("e.csv").to_str().unwrap()),
+            Err(DataError::UnknownFormat { .. })
+        ));
     }
 
     #[test]
     fn damaged_files_are_errors_and_never_panics() {
         let place = tempfile::tempdir().unwrap();
-        let lines: String = (0..200).map(|n| format!("{{\"text\": \"line {n} {}\"}}\n", n * 7919)).collect();
+        let lines: String = (0..200)
+            .map(|n| format!("{{\"text\": \"line {n} {}\"}}\n", n * 7919))
+            .collect();
         let parquet = place.path().join("whole.parquet");
         let texts: Vec<String> = (0..300).map(|n| format!("row {n}")).collect();
-        write_parquet(&parquet, "text", &texts.iter().map(|text| Some(text.as_bytes())).collect::<Vec<_>>());
+        write_parquet(
+            &parquet,
+            "text",
+            &texts.iter().map(|text| Some(text.as_bytes())).collect::<Vec<_>>(),
+        );
         let whole = [
             ("a.jsonl.gz", gzip(&lines)),
             ("a.jsonl.zst", zstd::encode_all(lines.as_bytes(), 1).unwrap()),
@@ -1039,20 +1247,34 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let text: String = (0..).map(|n| format!("Größe {n}\n")).take(300_000).collect();
         fs::write(place.path().join("a.txt"), &text).unwrap();
-        fs::write(place.path().join("b.jsonl"), serde_json::json!({ "text": text }).to_string()).unwrap();
+        fs::write(
+            place.path().join("b.jsonl"),
+            serde_json::json!({ "text": text }).to_string(),
+        )
+        .unwrap();
         for name in ["a.txt", "b.jsonl"] {
             let (documents, after) = read(place.path().join(name).to_str().unwrap(), ReadOptions::default());
             let documents = documents.unwrap();
             assert!(documents.len() > 3 && documents.iter().all(|piece| piece.text.len() <= PIECE_BYTES + 1));
-            assert_eq!(documents.iter().map(|piece| piece.text.as_str()).collect::<String>(), text);
+            assert_eq!(
+                documents.iter().map(|piece| piece.text.as_str()).collect::<String>(),
+                text
+            );
             assert_eq!(documents.iter().filter(|piece| piece.opens).count(), 1);
             assert!(documents[0].opens && documents.last().unwrap().closes);
-            assert!(documents[..documents.len() - 1].iter().all(|piece| piece.text.ends_with('\n') && !piece.closes));
+            assert!(
+                documents[..documents.len() - 1]
+                    .iter()
+                    .all(|piece| piece.text.ends_with('\n') && !piece.closes)
+            );
             assert_eq!(after.sources()[0].documents, 1);
         }
         // Without a line break or a space there is no good place to cut, but still a character boundary.
         let text = "ß".repeat(PIECE_BYTES);
-        assert_eq!(pieces(text.clone()).map(|(piece, _, _)| piece).collect::<String>(), text);
+        assert_eq!(
+            pieces(text.clone()).map(|(piece, _, _)| piece).collect::<String>(),
+            text
+        );
         fs::write(place.path().join("c.txt"), &text).unwrap();
         assert_eq!(texts(&place.path().join("c.txt")).concat(), text);
     }

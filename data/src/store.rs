@@ -149,7 +149,13 @@ impl PreparedData {
         let tokenizer = Tokenizer::from_bytes(bytes, &path)?;
         let open = |split: &SplitRecord| TokenStore::open(directory, split, manifest.token_bytes);
         let (train, validation) = (open(&manifest.train)?, open(&manifest.validation)?);
-        Ok(Self { directory: directory.into(), manifest: Arc::new(manifest), tokenizer, train, validation })
+        Ok(Self {
+            directory: directory.into(),
+            manifest: Arc::new(manifest),
+            tokenizer,
+            train,
+            validation,
+        })
     }
 
     /// The directory.
@@ -191,21 +197,34 @@ impl PreparedData {
 fn missing_or(cause: io::Error, path: &Path) -> DataError {
     match cause.kind() {
         io::ErrorKind::NotFound => DataError::FileMissing { path: path.into() },
-        _ => DataError::Io { path: path.into(), cause },
+        _ => DataError::Io {
+            path: path.into(),
+            cause,
+        },
     }
 }
 
 fn read_manifest(directory: &Path) -> Result<Manifest, DataError> {
     let path = directory.join(MANIFEST);
-    let refused = |cause: String| DataError::Manifest { path: path.clone(), cause };
+    let refused = |cause: String| DataError::Manifest {
+        path: path.clone(),
+        cause,
+    };
     if !directory.exists() {
-        return Err(DataError::Manifest { path: directory.into(), cause: "no such directory".into() });
+        return Err(DataError::Manifest {
+            path: directory.into(),
+            cause: "no such directory".into(),
+        });
     }
     let bytes = fs::read(&path).map_err(|cause| match cause.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-            DataError::Manifest { path: directory.into(), cause: format!("it holds no {MANIFEST}") }
-        }
-        _ => DataError::Io { path: path.clone(), cause },
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DataError::Manifest {
+            path: directory.into(),
+            cause: format!("it holds no {MANIFEST}"),
+        },
+        _ => DataError::Io {
+            path: path.clone(),
+            cause,
+        },
     })?;
     // The version decides how the rest is to be read, so it is looked at first.
     #[derive(Deserialize)]
@@ -218,7 +237,11 @@ fn read_manifest(directory: &Path) -> Result<Manifest, DataError> {
         return Err(refused(format!("its format is `{}`, not `{FORMAT}`", opening.format)));
     }
     if opening.version != u64::from(VERSION) {
-        return Err(DataError::Version { path, found: opening.version, expected: u64::from(VERSION) });
+        return Err(DataError::Version {
+            path,
+            found: opening.version,
+            expected: u64::from(VERSION),
+        });
     }
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
     if !matches!(manifest.token_bytes, 2 | 4) {
@@ -231,7 +254,10 @@ fn read_manifest(directory: &Path) -> Result<Manifest, DataError> {
     }
     for split in [&manifest.train, &manifest.validation] {
         let sum = |count: fn(&ShardRecord) -> u64| {
-            split.shards.iter().try_fold(0_u64, |sum, shard| sum.checked_add(count(shard)))
+            split
+                .shards
+                .iter()
+                .try_fold(0_u64, |sum, shard| sum.checked_add(count(shard)))
         };
         if sum(|shard| shard.tokens) != Some(split.tokens) || sum(|shard| shard.documents) != Some(split.documents) {
             return Err(refused("its shards do not add up to its totals".into()));
@@ -284,14 +310,29 @@ impl TokenStore {
             let documents = Mapped::open(directory, &record.document_file, DOCUMENT_MAGIC, 8, record.documents)?;
             let last = documents.len().checked_sub(1).map_or(0, |last| documents.entry(last));
             if last != record.tokens {
-                return Err(documents.damaged(format!("its last document ends at {last}, the shard at {}", record.tokens)));
+                return Err(documents.damaged(format!(
+                    "its last document ends at {last}, the shard at {}",
+                    record.tokens
+                )));
             }
             let next = (first_token + tokens.len(), first_document + documents.len());
-            shards.push(Shard { tokens, documents, first_token, first_document });
+            shards.push(Shard {
+                tokens,
+                documents,
+                first_token,
+                first_document,
+            });
             (first_token, first_document) = next;
         }
         let largest_id = split.largest_id;
-        Ok(Self { shared: Arc::new(Shards { shards, tokens: first_token, documents: first_document, largest_id }) })
+        Ok(Self {
+            shared: Arc::new(Shards {
+                shards,
+                tokens: first_token,
+                documents: first_document,
+                largest_id,
+            }),
+        })
     }
 
     /// Tokens in the split.
@@ -317,7 +358,9 @@ impl TokenStore {
         let inside = start.checked_add(ids.len()).is_some_and(|end| end <= self.tokens());
         if !inside {
             let (count, tokens) = (ids.len(), self.tokens());
-            return Err(DataError::Range(format!("tokens {start} to {start}+{count} of a split of {tokens}")));
+            return Err(DataError::Range(format!(
+                "tokens {start} to {start}+{count} of a split of {tokens}"
+            )));
         }
         let shards = &self.shared.shards;
         let mut at = shards.partition_point(|shard| shard.first_token + shard.tokens.len() <= start);
@@ -358,7 +401,9 @@ impl TokenStore {
         let start = within.checked_sub(1).map_or(0, |before| shard.documents.entry(before));
         let end = shard.documents.entry(within);
         if start > end || end > shard.tokens.len() as u64 {
-            return Err(shard.documents.damaged(format!("document {within} runs from {start} to {end}")));
+            return Err(shard
+                .documents
+                .damaged(format!("document {within} runs from {start} to {end}")));
         }
         Ok((shard.first_token + start as usize, (end - start) as usize))
     }
@@ -392,11 +437,19 @@ impl Mapped {
     ) -> Result<Self, DataError> {
         let path = directory.join(&record.name);
         if Path::new(&record.name).components().count() != 1 || record.name.starts_with("..") {
-            return Err(DataError::Manifest { path, cause: "a shard outside the directory".into() });
+            return Err(DataError::Manifest {
+                path,
+                cause: "a shard outside the directory".into(),
+            });
         }
         let file = File::open(&path).map_err(|cause| missing_or(cause, &path))?;
         let length = file.metadata().map_err(DataError::io(&path))?.len();
-        let damaged = |cause: String| Err(DataError::Shard { path: path.clone(), cause });
+        let damaged = |cause: String| {
+            Err(DataError::Shard {
+                path: path.clone(),
+                cause,
+            })
+        };
         let mut opening = [0; HEADER_BYTES];
         // A foreign file is told from a shortened one by its first bytes.
         if (&file).read_exact(&mut opening).is_err() {
@@ -417,9 +470,13 @@ impl Mapped {
             let how = if length < record.bytes { "truncated" } else { "too long" };
             return damaged(format!("{how}: {length} bytes, the manifest says {}", record.bytes));
         }
-        let expected = entries.checked_mul(width as u64).and_then(|bytes| bytes.checked_add(HEADER_BYTES as u64));
+        let expected = entries
+            .checked_mul(width as u64)
+            .and_then(|bytes| bytes.checked_add(HEADER_BYTES as u64));
         if expected != Some(length) {
-            return damaged(format!("{length} bytes cannot hold the {entries} entries that the manifest says"));
+            return damaged(format!(
+                "{length} bytes cannot hold the {entries} entries that the manifest says"
+            ));
         }
         // SAFETY: the map is read-only and only ever read byte by byte through bounds-checked slices, so that no
         // content can break an invariant. Another process that changes the file changes numbers, which are checked
@@ -462,7 +519,10 @@ impl Mapped {
     }
 
     fn damaged(&self, cause: String) -> DataError {
-        DataError::Shard { path: self.path.clone(), cause }
+        DataError::Shard {
+            path: self.path.clone(),
+            cause,
+        }
     }
 }
 
@@ -484,12 +544,19 @@ pub struct Verified {
 pub fn verify(directory: &Path) -> Result<Verified, DataError> {
     let data = PreparedData::open(directory)?;
     let manifest = data.manifest();
-    let mut verified = Verified { files: 1, bytes: data.tokenizer().bytes().len() as u64, tokens: 0 };
+    let mut verified = Verified {
+        files: 1,
+        bytes: data.tokenizer().bytes().len() as u64,
+        tokens: 0,
+    };
     let mut largest = 0;
     for (store, record) in [(&data.train, &manifest.train), (&data.validation, &manifest.validation)] {
         let (mut split_largest, mut longest) = (0, 0);
         for (shard, record) in store.shared.shards.iter().zip(&record.shards) {
-            for (mapped, file) in [(&shard.tokens, &record.token_file), (&shard.documents, &record.document_file)] {
+            for (mapped, file) in [
+                (&shard.tokens, &record.token_file),
+                (&shard.documents, &record.document_file),
+            ] {
                 let found = hex(&Sha256::digest(&mapped.map));
                 if found != file.sha256 {
                     return Err(mapped.damaged("its bytes are not those that were prepared (sha256)".into()));
@@ -564,13 +631,21 @@ pub fn inspect(directory: &Path, samples: usize) -> Result<Inspection, DataError
             data.tokenizer.decode(&ids)
         })
         .collect::<Result<_, _>>()?;
-    Ok(Inspection { manifest: Manifest::clone(&data.manifest), lengths, samples })
+    Ok(Inspection {
+        manifest: Manifest::clone(&data.manifest),
+        lengths,
+        samples,
+    })
 }
 
 impl fmt::Display for Inspection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let manifest = &self.manifest;
-        writeln!(formatter, "{:12} {:>14} {:>12} {:>8} {:>12}", "split", "tokens", "documents", "shards", "bytes/token")?;
+        writeln!(
+            formatter,
+            "{:12} {:>14} {:>12} {:>8} {:>12}",
+            "split", "tokens", "documents", "shards", "bytes/token"
+        )?;
         for (name, split) in [("train", &manifest.train), ("validation", &manifest.validation)] {
             writeln!(
                 formatter,
@@ -615,5 +690,156 @@ impl fmt::Display for Inspection {
             writeln!(formatter, "\nsample {}: {sample:?}", index + 1)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::prepare::{PrepareOptions, Validation, prepare};
+    use crate::source::ReadOptions;
+    use crate::tokenizer::tests::letters;
+
+    /// Prepared data of the documents given, one letter a token, with `validation` as its other split.
+    pub(crate) fn prepared(place: &Path, documents: &[&str], validation: &[&str]) -> PathBuf {
+        let write = |name: &str, texts: &[&str]| {
+            let lines: String = texts.iter().map(|text| format!("{{\"text\": \"{text}\"}}\n")).collect();
+            fs::write(place.join(name), lines).unwrap();
+            place.join(name).to_str().unwrap().to_owned()
+        };
+        let tokenizer = place.join("letters.json");
+        fs::write(&tokenizer, letters(false).to_string()).unwrap();
+        let out = place.join("prepared");
+        prepare(&PrepareOptions {
+            sources: vec![write("train.jsonl", documents)],
+            tokenizer,
+            validation: Validation::Source(write("validation.jsonl", validation)),
+            out: out.clone(),
+            read: ReadOptions::default(),
+            end_of_document: None,
+            quiet: true,
+        })
+        .unwrap();
+        out
+    }
+
+    /// What opening and verifying say after `damage` was done to a fresh directory.
+    fn after(damage: impl Fn(&Path)) -> (Option<DataError>, Option<DataError>) {
+        let place = tempfile::tempdir().unwrap();
+        let directory = prepared(place.path(), &["abc", "defgh", "z"], &["xy"]);
+        damage(&directory);
+        (PreparedData::open(&directory).err(), verify(&directory).err())
+    }
+
+    fn rewrite(path: &Path, change: impl Fn(&mut Vec<u8>)) {
+        let mut bytes = fs::read(path).unwrap();
+        change(&mut bytes);
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn edit_manifest(directory: &Path, change: impl Fn(&mut serde_json::Value)) {
+        let path = directory.join(MANIFEST);
+        let mut manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut manifest);
+        fs::write(path, manifest.to_string()).unwrap();
+    }
+
+    #[test]
+    fn each_damage_is_its_own_error_and_names_the_file() {
+        type Damage = (&'static str, &'static str, fn(&Path));
+        let damages: [Damage; 14] = [
+            ("train-00000.tokens", "truncated", |d| rewrite(&d.join("train-00000.tokens"), |b| b.truncate(20))),
+            ("train-00000.tokens", "truncated", |d| rewrite(&d.join("train-00000.tokens"), Vec::clear)),
+            ("train-00000.tokens", "too long", |d| rewrite(&d.join("train-00000.tokens"), |b| b.push(0))),
+            ("train-00000.tokens", "not a shard", |d| rewrite(&d.join("train-00000.tokens"), |b| b[0] ^= 1)),
+            ("train-00000.tokens", "format version 9", |d| rewrite(&d.join("train-00000.tokens"), |b| b[8] = 9)),
+            ("train-00000.tokens", "entries of 4", |d| rewrite(&d.join("train-00000.tokens"), |b| b[12] = 4)),
+            ("train-00000.documents", "last document ends", |d| {
+                rewrite(&d.join("train-00000.documents"), |b| *b.iter_mut().nth_back(7).unwrap() += 1);
+            }),
+            ("validation-00000.tokens", "missing", |d| fs::remove_file(d.join("validation-00000.tokens")).unwrap()),
+            ("tokenizer.json", "missing", |d| fs::remove_file(d.join(TOKENIZER)).unwrap()),
+            ("tokenizer.json", "not the tokenizer", |d| rewrite(&d.join(TOKENIZER), |b| b.push(b' '))),
+            ("prepared", "holds no manifest.json", |d| fs::remove_file(d.join(MANIFEST)).unwrap()),
+            ("manifest.json", "not prepared data: ", |d| rewrite(&d.join(MANIFEST), |b| b.truncate(99))),
+            ("manifest.json", "its format is `other`", |d| edit_manifest(d, |m| m["format"] = "other".into())),
+            ("manifest.json", "format version 7", |d| edit_manifest(d, |m| m["version"] = 7.into())),
+        ];
+        for (file, cause, damage) in damages {
+            let (opened, verified) = after(damage);
+            let opened = opened.unwrap_or_else(|| panic!("{file}: {cause}: opened")).to_string();
+            assert!(opened.contains(file) && opened.contains(cause), "{file}: {cause}: {opened}");
+            assert_eq!(opened.lines().count(), 1);
+            assert_eq!(verified.unwrap().to_string(), opened);
+        }
+    }
+
+    #[test]
+    fn what_opening_cannot_see_verifying_or_reading_does() {
+        let flip = |d: &Path| rewrite(&d.join("train-00000.tokens"), |bytes| bytes[16] ^= 1);
+        let (opened, verified) = after(flip);
+        assert!(opened.is_none() && verified.unwrap().to_string().contains("sha256"));
+        let (opened, verified) = after(|d| edit_manifest(d, |m| {
+            m["largest_id"] = 20.into();
+            m["train"]["largest_id"] = 20.into();
+            m["validation"]["largest_id"] = 20.into();
+        }));
+        assert!(opened.is_none() && verified.unwrap().to_string().contains("28 and"));
+
+        let place = tempfile::tempdir().unwrap();
+        let directory = prepared(place.path(), &["abc", "d"], &["x"]);
+        rewrite(&directory.join("train-00000.tokens"), |bytes| bytes[19] = 0x7f);
+        let error = PreparedData::open(&directory).unwrap().train().document(0).unwrap_err().to_string();
+        assert!(error.contains("train-00000.tokens") && error.contains("at token 1 is above"), "{error}");
+        let ends = directory.join("train-00000.documents");
+        rewrite(&ends, |bytes| bytes[16] = 200);
+        let data = PreparedData::open(&directory).unwrap();
+        assert!(data.train().document_span(0).unwrap_err().to_string().contains("train-00000.documents"));
+        assert!(data.train().document_span(1).is_err());
+    }
+
+    #[test]
+    fn no_single_changed_byte_makes_reading_panic() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = prepared(place.path(), &["abc", "d"], &["x"]);
+        for name in ["train-00000.tokens", "train-00000.documents", MANIFEST] {
+            let path = directory.join(name);
+            let whole = fs::read(&path).unwrap();
+            for at in 0..whole.len() {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 0x11;
+                fs::write(&path, bytes).unwrap();
+                let Ok(data) = PreparedData::open(&directory) else { continue };
+                for index in 0..data.train().documents() {
+                    drop(data.train().document(index));
+                }
+            }
+            fs::write(&path, whole).unwrap();
+        }
+        assert!(verify(&directory).is_ok());
+    }
+
+    #[test]
+    fn ranges_outside_the_split_are_errors() {
+        let place = tempfile::tempdir().unwrap();
+        let data = PreparedData::open(&prepared(place.path(), &["abc", "d"], &["x"])).unwrap();
+        let train = data.train();
+        assert_eq!((train.tokens(), train.documents()), (6, 2));
+        assert!(train.range(6, &mut []).is_ok());
+        assert!(train.range(5, &mut [0; 2]).is_err());
+        assert!(train.range(usize::MAX, &mut [0; 2]).is_err());
+        assert!(train.document(2).is_err());
+    }
+
+    #[test]
+    fn an_inspection_counts_lengths_and_decodes_samples() {
+        let place = tempfile::tempdir().unwrap();
+        let directory = prepared(place.path(), &["abc", "d", "efghijkl"], &["x"]);
+        let inspection = inspect(&directory, 2).unwrap();
+        assert_eq!(inspection.lengths, [(2, 1), (4, 1), (8, 1)]);
+        assert_eq!(inspection.samples, ["abc</s>", "d</s>"]);
+        let shown = inspection.to_string();
+        assert!(shown.contains("train                    15            3        1        0.800"), "{shown}");
+        assert!(shown.contains("sample 1: \"abc</s>\""), "{shown}");
     }
 }

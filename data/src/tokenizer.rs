@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use tokenizers::PaddingParams;
+use tokenizers::{ModelWrapper, PaddingParams};
 
 use crate::error::DataError;
 use crate::source::hex;
@@ -15,6 +15,9 @@ const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", 
 
 /// Tokens that pad in tokenizers in use.
 const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
+
+/// Words whose tokens are remembered: of a natural language, all but the rarest.
+const CACHED_WORDS: usize = 1 << 17;
 
 /// A tokenizer, with the tokens that open and end a document.
 ///
@@ -53,9 +56,11 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are not a tokenizer.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self, DataError> {
-        let refused = |cause: String| DataError::Tokenizer { path: path.into(), cause: one_line(&cause) };
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| refused(error.to_string()))?;
+        let refused = |cause: String| DataError::Tokenizer {
+            path: path.into(),
+            cause: one_line(&cause),
+        };
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| refused(error.to_string()))?;
         let ids = tokenizer.get_vocab(true);
         let vocabulary = ids.values().max().map_or(0, |&largest| largest as usize + 1);
         if vocabulary < 2 {
@@ -70,11 +75,22 @@ impl Tokenizer {
             .unwrap_or(0);
         // Windows cut and pad documents, not the tokenizer.
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| refused(error.to_string()))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| refused(error.to_string()))?;
         tokenizer.set_encode_special_tokens(true);
+        let mut model = tokenizer.get_model().clone();
+        model.resize_cache(CACHED_WORDS);
+        if let ModelWrapper::BPE(bpe) = &mut model {
+            // Merges left out at random would give other tokens on each run.
+            bpe.dropout = None;
+        }
+        tokenizer.with_model(model);
 
         let encode = |special| {
-            let encoding = tokenizer.encode_fast("a", special).map_err(|error| refused(error.to_string()))?;
+            let encoding = tokenizer
+                .encode_fast("a", special)
+                .map_err(|error| refused(error.to_string()))?;
             Ok::<_, DataError>(encoding.get_ids().to_vec())
         };
         let (plain, dressed) = (encode(false)?, encode(true)?);
@@ -86,8 +102,20 @@ impl Tokenizer {
         let named = END_OF_DOCUMENT.iter().find_map(|token| tokenizer.token_to_id(token));
         let end_of_document = closing.last().copied().or(named);
         let sha256 = hex(&Sha256::digest(&bytes));
-        let shared = Shared { tokenizer, path: path.into(), bytes, sha256, vocabulary, pad };
-        let mut this = Self { shared: Arc::new(shared), opening, closing, end_of_document: None };
+        let shared = Shared {
+            tokenizer,
+            path: path.into(),
+            bytes,
+            sha256,
+            vocabulary,
+            pad,
+        };
+        let mut this = Self {
+            shared: Arc::new(shared),
+            opening,
+            closing,
+            end_of_document: None,
+        };
         if let Some(id) = end_of_document {
             this.end_documents_with(id);
         }
@@ -99,7 +127,9 @@ impl Tokenizer {
     /// # Errors
     /// When the vocabulary lacks the token.
     pub fn with_end_of_document(mut self, token: &str) -> Result<Self, DataError> {
-        let id = self.token_to_id(token).ok_or_else(|| DataError::TokenUnknown { token: token.into() })?;
+        let id = self
+            .token_to_id(token)
+            .ok_or_else(|| DataError::TokenUnknown { token: token.into() })?;
         self.end_documents_with(id);
         Ok(self)
     }
@@ -157,7 +187,9 @@ impl Tokenizer {
     /// When the tokenizer refuses the text, for instance because it has no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let encoding = self.shared.tokenizer.encode_fast(text, false);
-        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| self.refused(&error.to_string()))
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| self.refused(&error.to_string()))
     }
 
     /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing.
@@ -165,16 +197,24 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        self.shared.tokenizer.decode(ids, false).map_err(|error| self.refused(&error.to_string()))
+        self.shared
+            .tokenizer
+            .decode(ids, false)
+            .map_err(|error| self.refused(&error.to_string()))
     }
 
     fn refused(&self, cause: &str) -> DataError {
-        DataError::Tokenizer { path: self.shared.path.clone(), cause: one_line(cause) }
+        DataError::Tokenizer {
+            path: self.shared.path.clone(),
+            cause: one_line(cause),
+        }
     }
 
     /// The error for a tokenizer without an end-of-document token.
     pub(crate) fn end_of_document_unknown(&self) -> DataError {
-        DataError::EndOfDocumentUnknown { path: self.shared.path.clone() }
+        DataError::EndOfDocumentUnknown {
+            path: self.shared.path.clone(),
+        }
     }
 }
 
@@ -197,5 +237,88 @@ fn one_line(text: &str) -> String {
     match line.char_indices().nth(200) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A tokenizer of single letters, with or without a post-processor that ends texts as T5's does.
+    pub(crate) fn letters(post_processor: bool) -> serde_json::Value {
+        let mut vocabulary: Vec<(String, u32)> = vec![("<pad>".into(), 0), ("</s>".into(), 1), ("<unk>".into(), 2)];
+        vocabulary.extend(('a'..='z').map(String::from).zip(3..));
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        };
+        let template = json!({
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}
+        });
+        json!({
+            "version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [special(0, "<pad>"), special(1, "</s>"), special(2, "<unk>")],
+            "normalizer": null,
+            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false},
+            "post_processor": if post_processor { template } else { json!(null) },
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary.into_iter().map(|(token, id)| (token, json!(id))).collect::<serde_json::Map<_, _>>(), "unk_token": "<unk>"}
+        })
+    }
+
+    fn load(json: &serde_json::Value) -> Result<Tokenizer, DataError> {
+        Tokenizer::from_bytes(json.to_string().into_bytes(), Path::new("letters.json"))
+    }
+
+    #[test]
+    fn the_end_of_a_document_is_found_and_put_once() {
+        for post_processor in [false, true] {
+            let tokenizer = load(&letters(post_processor)).unwrap();
+            assert_eq!(tokenizer.end_of_document(), Some(1));
+            assert_eq!((tokenizer.opening(), tokenizer.closing()), (&[][..], &[1][..]));
+            assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (0, 29));
+            assert_eq!(tokenizer.encode("abz").unwrap(), [3, 4, 28]);
+            assert_eq!(tokenizer.decode(&[3, 4, 28, 1]).unwrap(), "abz</s>");
+            assert!(!tokenizer.encode("</s>").unwrap().contains(&1), "a text cannot forge its end");
+        }
+    }
+
+    #[test]
+    fn another_end_can_be_named_and_a_missing_one_is_known() {
+        let tokenizer = load(&letters(false)).unwrap();
+        assert!(matches!(tokenizer.clone().with_end_of_document("<eod>"), Err(DataError::TokenUnknown { .. })));
+        let mut unnamed = letters(false);
+        unnamed["added_tokens"].as_array_mut().unwrap().remove(1);
+        unnamed["model"]["vocab"].as_object_mut().unwrap().remove("</s>");
+        let unnamed = load(&unnamed).unwrap();
+        assert_eq!((unnamed.end_of_document(), unnamed.closing()), (None, &[][..]));
+        assert!(unnamed.end_of_document_unknown().hint().unwrap().contains("--eos"));
+        let named = unnamed.with_end_of_document("z").unwrap();
+        assert_eq!((named.end_of_document(), named.closing()), (Some(28), &[28][..]));
+    }
+
+    #[test]
+    fn the_files_own_padding_and_truncation_do_not_reach_the_data() {
+        let mut json = letters(false);
+        json["truncation"] = json!({"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"});
+        json["padding"] = json!({"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 7, "pad_type_id": 0, "pad_token": "e"});
+        assert_eq!(load(&json).unwrap().encode("abcd").unwrap(), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn what_is_not_a_tokenizer_is_refused_in_one_line() {
+        let place = tempfile::tempdir().unwrap();
+        let missing = Tokenizer::from_file(&place.path().join("none.json")).unwrap_err();
+        assert!(matches!(missing, DataError::Io { .. }));
+        for text in ["", "{}", "not json", "{\"model\": {\"type\": \"BPE\", \"vocab\": {}, \"merges\": []}}"] {
+            let error = Tokenizer::from_bytes(text.into(), Path::new("t.json")).unwrap_err();
+            assert!(matches!(error, DataError::Tokenizer { .. }), "{error}");
+            assert_eq!(error.to_string().lines().count(), 1);
+        }
     }
 }

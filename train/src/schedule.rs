@@ -125,21 +125,11 @@ mod tests {
             };
             for step in [0, 1, 2, 3, 4, 5, 9, 10, 60, 999, 1000, 5500, 9999] {
                 if step < total {
-                    assert_eq!(
-                        schedule.rate(step),
-                        1e-3 * reference(step, warmup, total, 0.1)
-                    );
+                    assert_eq!(schedule.rate(step), 1e-3 * reference(step, warmup, total, 0.1));
                 }
             }
         }
-        let rates = [
-            (0, 0.0),
-            (5, 5e-4),
-            (10, 1e-3),
-            (60, 5.5e-4),
-            (110, 1e-4),
-            (500, 1e-4),
-        ];
+        let rates = [(0, 0.0), (5, 5e-4), (10, 1e-3), (60, 5.5e-4), (110, 1e-4), (500, 1e-4)];
         assert_rates(ScheduleKind::Cosine, &rates);
     }
 
@@ -174,23 +164,13 @@ mod tests {
     #[test]
     fn wsd_holds_the_peak_and_decays_at_the_end() {
         // The last 20 % of 110 steps are 22: from 88 on.
-        let rates = [
-            (5, 5e-4),
-            (10, 1e-3),
-            (50, 1e-3),
-            (88, 1e-3),
-            (99, 5.5e-4),
-            (110, 1e-4),
-        ];
+        let rates = [(5, 5e-4), (10, 1e-3), (50, 1e-3), (88, 1e-3), (99, 5.5e-4), (110, 1e-4)];
         assert_rates(ScheduleKind::Wsd, &rates);
     }
 
     #[test]
     fn constant_stays_at_the_peak_after_the_warm_up() {
-        assert_rates(
-            ScheduleKind::Constant,
-            &[(0, 0.0), (5, 5e-4), (10, 1e-3), (109, 1e-3)],
-        );
+        assert_rates(ScheduleKind::Constant, &[(0, 0.0), (5, 5e-4), (10, 1e-3), (109, 1e-3)]);
     }
 
     #[test]

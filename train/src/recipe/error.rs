@@ -43,12 +43,10 @@ pub enum RecipeError {
     CustomSize(&'static str),
     #[error("`train.warmup` = {warmup} is more than `train.steps` = {steps}")]
     Warmup { warmup: u64, steps: u64 },
-    #[error("`train.micro_batch` = {micro_batch} is more than `train.batch` = {batch}")]
-    MicroBatch { micro_batch: usize, batch: usize },
     #[error(transparent)]
     Model(#[from] ConfigError),
     #[error("`{0}` is not available yet in this version")]
-    Unsupported(String),
+    Unsupported(&'static str),
     #[error("the recipe cannot be written as TOML: {0}")]
     Write(#[from] toml::ser::Error),
 }
@@ -63,42 +61,29 @@ impl RecipeError {
             RecipeError::Read { .. } | RecipeError::Write(_) => return None,
             RecipeError::Missing(name) => {
                 let shipped = || super::SHIPPED.iter().map(|shipped| shipped.name);
-                suggestion(super::stem(name), shipped())
+                suggestion(super::shipped::stem(name), shipped())
             }
             RecipeError::Syntax { .. } => {
-                "a recipe is TOML: `[section]` lines, then `key = value` lines; text stands in quotes"
-                    .into()
+                "a recipe is TOML: `[section]` lines, then `key = value` lines; text stands in quotes".into()
             }
             RecipeError::Assignment(_) => "for example `--set train.lr=5e-4`".into(),
             RecipeError::UnknownKey { key, known, .. } => {
                 let section = format!("{key}.");
-                let inside: Vec<&str> = known
-                    .iter()
-                    .filter_map(|known| known.strip_prefix(&section))
-                    .collect();
+                let inside: Vec<&str> = known.iter().filter_map(|known| known.strip_prefix(&section)).collect();
                 if inside.is_empty() {
                     format!("did you mean `{}`?", nearest_key(key, known))
                 } else {
                     format!("`{key}` is a section; its keys are {}", inside.join(", "))
                 }
             }
-            RecipeError::Value { .. } => {
-                "`gpas config show` prints every key with a valid value".into()
-            }
-            RecipeError::UnknownName { name, known, .. } => {
-                suggestion(name, known.iter().map(String::as_str))
-            }
+            RecipeError::Value { .. } => "`gpas config show` prints every key with a valid value".into(),
+            RecipeError::UnknownName { name, known, .. } => suggestion(name, known.iter().map(String::as_str)),
             RecipeError::Both(first, second, _) => format!("keep `{first}` or `{second}`"),
             RecipeError::CustomSize(key) => {
                 let name = key.strip_prefix("model.").unwrap_or(key);
                 format!("give `{name}` in [model], or name a preset (`gpas config presets` lists them)")
             }
-            RecipeError::Warmup { .. } => {
-                "a fraction follows the number of steps: `--set train.warmup=0.1`".into()
-            }
-            RecipeError::MicroBatch { batch, .. } => {
-                format!("`--set train.micro_batch={batch}` takes the batch in one piece")
-            }
+            RecipeError::Warmup { .. } => "a fraction follows the number of steps: `--set train.warmup=0.1`".into(),
             RecipeError::Model(error) => model_hint(error)?,
             RecipeError::Unsupported(_) => {
                 "leave it out: `f32` without recomputation is what this version trains with".into()
@@ -110,7 +95,7 @@ impl RecipeError {
 
 fn model_hint(error: &ConfigError) -> Option<String> {
     Some(match *error {
-        ConfigError::Heads { hidden, .. } | ConfigError::OddHead { hidden, .. } => {
+        ConfigError::Heads { hidden, .. } => {
             // A head has an even width, for rotary positions.
             let fitting: Vec<String> = (1..=hidden / 2)
                 .filter(|heads| hidden.is_multiple_of(2 * heads))
@@ -118,15 +103,14 @@ fn model_hint(error: &ConfigError) -> Option<String> {
                 .collect();
             format!("heads that fit {hidden}: {}", fitting.join(", "))
         }
+        ConfigError::OddHead(_) => "fewer `model.heads`, or another `model.hidden`".into(),
         ConfigError::KvHeads { heads, .. } => {
             format!("`model.kv_heads` is a divisor of {heads}; leave it out to take {heads}")
         }
         ConfigError::PostNum { layers, .. } => {
             format!("leave it out to take a quarter of the layers, {}", layers / 4)
         }
-        ConfigError::AfterNorm(_) => {
-            "`--set model.gate.site=default` puts the gate where the scheme has it".into()
-        }
+        ConfigError::AfterNorm(_) => "`--set model.gate.site=default` puts the gate where the scheme has it".into(),
         _ => return None,
     })
 }

@@ -12,8 +12,7 @@ use super::RecipeError;
 pub(super) const ANY: u64 = i64::MAX as u64;
 
 /// Pairs of keys that say the same thing in two ways.
-const ALTERNATIVES: [(&str, &str); 2] =
-    [("train.steps", "train.tokens"), ("model.act", "model.gate.act")];
+const ALTERNATIVES: [(&str, &str); 2] = [("train.steps", "train.tokens"), ("model.act", "model.gate.act")];
 
 /// What a preset stands for: naming one discards those that an earlier source gave.
 const SIZES: [&str; 6] = [
@@ -66,11 +65,7 @@ impl Keys {
     }
 
     /// A whole number within a range. `1e6` is one too.
-    pub fn integer(
-        &mut self,
-        key: &'static str,
-        range: RangeInclusive<u64>,
-    ) -> Result<Option<u64>, RecipeError> {
+    pub fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Result<Option<u64>, RecipeError> {
         let allowed = match *range.end() {
             ANY => format!("a whole number of at least {}", range.start()),
             end => format!("a whole number from {} to {end}", range.start()),
@@ -81,11 +76,7 @@ impl Keys {
     }
 
     /// A number of things that are held in memory.
-    pub fn size(
-        &mut self,
-        key: &'static str,
-        range: RangeInclusive<usize>,
-    ) -> Result<Option<usize>, RecipeError> {
+    pub fn size(&mut self, key: &'static str, range: RangeInclusive<usize>) -> Result<Option<usize>, RecipeError> {
         let range = *range.start() as u64..=*range.end() as u64;
         let size = self.integer(key, range)?;
         Ok(size.map(|size| size as usize))
@@ -98,9 +89,7 @@ impl Keys {
         allowed: &str,
         test: fn(f64) -> bool,
     ) -> Result<Option<f64>, RecipeError> {
-        self.read(key, allowed, |value| {
-            number(value).filter(|number| test(*number))
-        })
+        self.read(key, allowed, |value| number(value).filter(|number| test(*number)))
     }
 
     /// As many finite numbers as asked for, each of which passes a test.
@@ -130,9 +119,7 @@ impl Keys {
     pub fn steps(&mut self, key: &'static str, steps: u64) -> Result<Option<u64>, RecipeError> {
         let allowed = "a whole number of steps or a fraction from 0 to below 1";
         self.read(key, allowed, |value| match value {
-            Value::Float(fraction) if (0.0..1.0).contains(fraction) => {
-                Some((fraction * steps as f64).round() as u64)
-            }
+            Value::Float(fraction) if (0.0..1.0).contains(fraction) => Some((fraction * steps as f64).round() as u64),
             Value::Integer(_) => whole(value),
             _ => None,
         })
@@ -162,7 +149,13 @@ impl Keys {
 
     /// Refuses what nothing has asked for.
     pub fn finish(self) -> Result<(), RecipeError> {
-        match self.entries.into_iter().next() {
+        let known = |section: &str| {
+            let keys = || self.known.iter().filter_map(|key| key.strip_prefix(section));
+            keys().any(|rest| rest.starts_with('.'))
+        };
+        let mut unread = self.entries.into_iter();
+        let is_empty = |value: &Value| value.as_table().is_some_and(Table::is_empty);
+        match unread.find(|(key, entry)| !(is_empty(&entry.value) && known(key))) {
             None => Ok(()),
             Some((key, Entry { origin, .. })) => Err(RecipeError::UnknownKey {
                 key,
@@ -188,19 +181,20 @@ impl Keys {
                 key: key.into(),
                 origin,
                 allowed: allowed.into(),
-                found: value.to_string(),
+                // A text of several lines is written as such in TOML; a message is one line.
+                found: value.to_string().lines().collect::<Vec<_>>().join(" "),
             }),
         }
     }
 }
 
-/// A table as its leaves by dotted key. An empty section has none.
+/// A table as its leaves by dotted key; an empty section is a leaf.
 pub(super) fn flatten(table: Table) -> BTreeMap<String, Value> {
     fn walk(prefix: &str, table: Table, leaves: &mut BTreeMap<String, Value>) {
         for (name, value) in table {
             let key = format!("{prefix}{name}");
             match value {
-                Value::Table(inner) => walk(&format!("{key}."), inner, leaves),
+                Value::Table(inner) if !inner.is_empty() => walk(&format!("{key}."), inner, leaves),
                 leaf => {
                     leaves.insert(key, leaf);
                 }
@@ -226,7 +220,9 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Table, RecipeError> {
 
 /// `key=value` as a table. A value that is no TOML is text: quotes are for the shell to keep, and most shells do not.
 pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), RecipeError> {
-    let parts = assignment.split_once('=').map(|(key, value)| (key.trim(), value.trim()));
+    let parts = assignment
+        .split_once('=')
+        .map(|(key, value)| (key.trim(), value.trim()));
     let Some((key, value)) = parts.filter(|(key, value)| !key.is_empty() && !value.is_empty()) else {
         return Err(RecipeError::Assignment(assignment.into()));
     };
@@ -252,9 +248,7 @@ fn whole(value: &Value) -> Option<u64> {
     const EXACT: f64 = (1u64 << 53) as f64;
     match *value {
         Value::Integer(integer) => u64::try_from(integer).ok(),
-        Value::Float(float) if (0.0..=EXACT).contains(&float) && float.fract() == 0.0 => {
-            Some(float as u64)
-        }
+        Value::Float(float) if (0.0..=EXACT).contains(&float) && float.fract() == 0.0 => Some(float as u64),
         _ => None,
     }
 }

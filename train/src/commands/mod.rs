@@ -1,0 +1,3 @@
+//! The commands of the binary `gpas`, one file each.
+
+pub mod config;

@@ -1,0 +1,73 @@
+//! `gpas tokenizer`: train a byte-level BPE tokenizer.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use gpas_data::DataError;
+use gpas_data::bpe::train_bpe;
+use gpas_data::source::Documents;
+
+use super::data::{ReadArgs, report_skipped};
+
+/// Make a tokenizer of one's own.
+#[derive(Debug, Args)]
+pub struct TokenizerArgs {
+    #[command(subcommand)]
+    command: TokenizerCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenizerCommand {
+    /// Train a byte-level BPE: the same text gives the same file.
+    Train(TrainArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gpas tokenizer train 'text/*.jsonl.gz' --vocab 8192 -o tokenizer.json")]
+struct TrainArgs {
+    /// Files, directories or globs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt
+    #[arg(value_name = "SRC", required = true)]
+    sources: Vec<String>,
+    /// Ids in the vocabulary: 256 bytes, the end-of-document token, and merges
+    #[arg(long, value_name = "N")]
+    vocab: usize,
+    /// The tokenizer.json to write
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+/// Runs `gpas tokenizer`.
+///
+/// # Errors
+/// Those of the data, each one line; the cause is a [`gpas_data::DataError`], which has a hint.
+pub fn run(args: TokenizerArgs) -> Result<()> {
+    let TokenizerCommand::Train(args) = args.command;
+    let start = Instant::now();
+    // Said before the work, not after it.
+    if args.out.symlink_metadata().is_ok() {
+        return Err(DataError::OutputExists { path: args.out }.into());
+    }
+    let documents = Documents::open(&args.sources, args.read.into())?;
+    let trained = train_bpe(documents, args.vocab, false)?;
+    trained.save(&args.out)?;
+    report_skipped(&trained.skipped);
+    if trained.vocab_size < trained.asked {
+        eprintln!(
+            "warning: the text gave {} of the {} ids asked for: no other pair occurs twice",
+            trained.vocab_size, trained.asked
+        );
+    }
+    println!(
+        "{}: {} ids from {} documents, {} bytes of text, in {:.1} s",
+        args.out.display(),
+        trained.vocab_size,
+        trained.documents,
+        trained.text_bytes,
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}

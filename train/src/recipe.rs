@@ -1,0 +1,353 @@
+//! Recipes: everything that determines a run, resolved and validated before anything is allocated.
+//!
+//! [`resolve`] puts a recipe together from its sources; the result, [`Recipe`], has every key. A run keeps it as `recipe.toml`, which
+//! reads back equal.
+
+mod error;
+mod keys;
+mod resolve;
+mod shipped;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Preset, Scheme};
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use crate::schedule::{Schedule, ScheduleKind};
+
+pub use error::RecipeError;
+pub use resolve::{DEFAULT_PRESET, RecipeArgs, resolve};
+pub use shipped::{SHIPPED, Shipped};
+
+/// Vocabulary of a size that is no preset's, where no data has decided it yet.
+const CUSTOM_VOCAB: usize = 32_000;
+
+/// A complete, valid recipe.
+///
+/// Reading one, from whatever format, goes through the same validation as [`resolve`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Table")]
+pub struct Recipe {
+    /// The model.
+    pub model: ModelRecipe,
+    /// What it is trained on.
+    pub data: DataRecipe,
+    /// How it is trained.
+    pub train: TrainRecipe,
+    /// How it is evaluated during training.
+    pub eval: EvalRecipe,
+    /// What is kept.
+    pub checkpoint: CheckpointRecipe,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelRecipe {
+    /// Name of the size, `custom` if it is no preset's.
+    pub preset: String,
+    /// Normalisation scheme.
+    pub scheme: Scheme,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the MLP between its projections.
+    pub intermediate: usize,
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key and value heads.
+    pub kv_heads: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Number of Post-LN layers of the mixed schemes.
+    pub post_num: usize,
+    /// Number of token ids; if absent, the data's tokenizer decides and [`Recipe::with_vocab`] writes it here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocab: Option<usize>,
+    /// Whether the head is the transposed embedding.
+    pub tied_head: bool,
+    /// How weights start.
+    pub init: Initialisation,
+    /// The gates of a `_gpas` scheme.
+    pub gate: GpasConfig,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DataRecipe {
+    /// Directory of prepared data, absolute; the built-in corpus if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// How documents become sequences.
+    pub mode: DataMode,
+    /// Tokens in a sequence.
+    pub seq_len: usize,
+}
+
+/// How documents become sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataMode {
+    /// Documents one after another, cut every `seq_len` tokens.
+    #[default]
+    Packed,
+    /// One document per sequence, truncated or padded, as in the GPAS paper.
+    Padded,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainRecipe {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Sequences per optimizer step.
+    pub batch: usize,
+    /// Sequences that are in memory at a time, at most; the update does not depend on it.
+    pub micro_batch: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Steps from rate 0 to the highest.
+    pub warmup: u64,
+    /// What the rate does after the warm-up.
+    pub schedule: ScheduleKind,
+    /// Floor of the rate as a fraction of the highest.
+    pub min_lr_ratio: f64,
+    /// Number of cosines of `cosine_restarts`.
+    pub cycles: u64,
+    /// Fraction of all steps in which `wsd` decays.
+    pub decay_fraction: f64,
+    /// What turns gradients into updates.
+    pub optimizer: Optimizer,
+    /// Decay rates of Adam's two moments.
+    pub betas: [f64; 2],
+    /// ε of Adam's denominator.
+    pub eps: f64,
+    /// Weight decay: added to the gradient by `adam`, applied to the weights by `adamw`.
+    pub weight_decay: f64,
+    /// Limit of the norm of all gradients; 0 is none.
+    pub clip: f64,
+    /// Limit of the norm of all gates' gradients, after `clip`; 0 is none.
+    pub clip_gate: f64,
+    /// Number format of the mathematics.
+    pub precision: Precision,
+    /// Whether blocks are computed again in the backward pass rather than kept.
+    pub recompute: bool,
+    /// Determines the initial weights and the order of the data.
+    pub seed: u64,
+    /// Skipped updates in a row after which the run stops.
+    pub max_bad_steps: u64,
+    /// Steps between two looks at every layer.
+    pub inspect_every: u64,
+}
+
+/// What turns gradients into updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    /// Adam (arXiv 1412.6980).
+    #[default]
+    Adam,
+    /// Adam with decoupled weight decay (arXiv 1711.05101).
+    Adamw,
+}
+
+/// Number format of the mathematics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision throughout.
+    #[default]
+    F32,
+    /// Matrix products in bfloat16; parameters, optimizer, norms, softmax, loss and gates in f32.
+    Bf16,
+    /// Everything in bfloat16, the optimizer's state included, as in the GPAS paper.
+    Bf16Pure,
+}
+
+/// `[eval]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalRecipe {
+    /// Steps between two evaluations.
+    pub every: u64,
+    /// Tokens of an evaluation, at most.
+    pub tokens: u64,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointRecipe {
+    /// Steps between two checkpoints.
+    pub every: u64,
+    /// How many of the newest are kept, besides the best.
+    pub keep: u64,
+}
+
+impl Recipe {
+    /// The recipe as TOML; [`resolve`] reads it back equal.
+    ///
+    /// # Errors
+    /// If the path of the data is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, RecipeError> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// The model, whose vocabulary is the recipe's or else that of the data.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together.
+    pub fn llama(&self, data_vocab: usize) -> Result<LlamaConfig, ConfigError> {
+        let model = &self.model;
+        let vocab = model.vocab.unwrap_or(data_vocab);
+        let sizes = LlamaConfig::new(vocab, model.hidden, model.intermediate, model.heads, model.layers);
+        let positions = sizes.max_positions.max(self.data.seq_len);
+        let config = sizes
+            .with_kv_heads(Some(model.kv_heads))
+            .with_scheme(model.scheme)
+            .with_post_num(Some(model.post_num))
+            .with_tied_head(model.tied_head)
+            .with_gate(model.gate)
+            .with_initialisation(model.init)
+            .with_max_positions(positions);
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The vocabulary as far as it is known without the data: the recipe's, or else the published one of the size.
+    pub fn expected_vocab(&self) -> usize {
+        let published = || Preset::named(&self.model.preset).map(|preset| preset.vocab);
+        self.model.vocab.or_else(published).unwrap_or(CUSTOM_VOCAB)
+    }
+
+    /// The recipe of a run whose data is known: a vocabulary that was left to the data is written down.
+    pub fn with_vocab(mut self, data_vocab: usize) -> Recipe {
+        self.model.vocab.get_or_insert(data_vocab);
+        self
+    }
+
+    /// The learning rate of every step.
+    pub fn schedule(&self) -> Schedule {
+        let train = &self.train;
+        Schedule {
+            kind: train.schedule,
+            peak: train.lr,
+            warmup: train.warmup,
+            total: train.steps,
+            min_lr_ratio: train.min_lr_ratio,
+            cycles: train.cycles,
+            decay_fraction: train.decay_fraction,
+        }
+    }
+
+    /// The keys in which two recipes differ and that can change what a run computes.
+    pub fn changes_mathematics(&self, other: &Recipe) -> Vec<String> {
+        // A recipe without a TOML form has no keys, and so differs in all of them.
+        let leaves = |recipe| keys::flatten(Table::try_from(recipe).unwrap_or_default());
+        let (ours, theirs) = (leaves(self), leaves(other));
+        let harmless = |key: &str| {
+            ["eval.", "checkpoint."].iter().any(|section| key.starts_with(section))
+                || ["train.micro_batch", "train.inspect_every"].contains(&key)
+        };
+        let all: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+        all.into_iter()
+            .filter(|key| !harmless(key) && ours.get(*key) != theirs.get(*key))
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn with(file: &str, set: &[&str]) -> Recipe {
+        let args = RecipeArgs {
+            set: set.iter().map(ToString::to_string).collect(),
+            ..RecipeArgs::default()
+        };
+        resolve(Some(Path::new(file)), &args).unwrap()
+    }
+
+    #[test]
+    fn a_recipe_reads_back_equal() {
+        let odd = [
+            "model.gate={act='tanh', site='before', init=-0.5}",
+            "model.tied_head=true",
+            "model.heads=16",
+            "model.kv_heads=4",
+            "train.eps=1e-12",
+            "train.lr=0.00037",
+            "train.betas=[0.8, 0.95]",
+            "train.optimizer=adamw",
+            "train.schedule=cosine_restarts",
+            "train.warmup=0",
+            "data.path=somewhere/c4",
+            "train.seed=9223372036854775807",
+        ];
+        for recipe in [with("nano", &[]), with("350m", &odd)] {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("recipe.toml");
+            std::fs::write(&file, recipe.to_toml().unwrap()).unwrap();
+            assert_eq!(resolve(Some(&file), &RecipeArgs::default()).unwrap(), recipe);
+            let json = serde_json::to_string(&recipe).unwrap();
+            assert_eq!(serde_json::from_str::<Recipe>(&json).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn reading_validates() {
+        let text = with("nano", &[]).to_toml().unwrap().replace("heads = 4", "heads = 3");
+        let error = toml::from_str::<Recipe>(&text).unwrap_err().to_string();
+        assert!(
+            error.contains("model.heads = 3 does not divide model.hidden = 128"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_vocabulary_is_the_recipes_or_else_the_datas() {
+        let open = with("nano", &[]);
+        assert_eq!((open.model.vocab, open.expected_vocab()), (None, 4096));
+        assert_eq!(open.llama(777).unwrap().vocab, 777);
+        let decided = open.with_vocab(777);
+        assert_eq!(decided.model.vocab, Some(777));
+        assert_eq!(decided.clone().with_vocab(5), decided);
+        assert_eq!(with("71m", &[]).llama(777).unwrap().vocab, 32_000);
+    }
+
+    #[test]
+    fn long_sequences_have_positions() {
+        let recipe = with("nano", &["data.seq_len=4096"]);
+        assert_eq!(recipe.llama(100).unwrap().max_positions, 4096);
+    }
+
+    #[test]
+    fn the_schedule_is_the_recipes() {
+        let schedule = with("71m", &[]).schedule();
+        assert_eq!(schedule.rate(0), 0.0);
+        assert_eq!(schedule.rate(1000), 1e-3);
+        assert!((schedule.rate(10_000) - 1e-4).abs() < 1e-12);
+    }
+
+    #[test]
+    fn only_keys_that_reach_the_mathematics_change_it() {
+        let recipe = with("71m", &[]);
+        let changed = |set: &[&str]| recipe.changes_mathematics(&with("71m", set));
+        let harmless = [
+            "eval.every=7",
+            "eval.tokens=5",
+            "checkpoint.every=9",
+            "checkpoint.keep=1",
+            "train.micro_batch=3",
+            "train.inspect_every=2",
+        ];
+        assert!(changed(&harmless).is_empty());
+        assert_eq!(
+            changed(&["train.lr=2e-3", "train.seed=1", "model.gate.act=relu", "eval.every=3"]),
+            ["model.gate.act", "train.lr", "train.seed"]
+        );
+        let open = with("nano", &[]);
+        assert_eq!(open.changes_mathematics(&open.clone().with_vocab(9)), ["model.vocab"]);
+    }
+}

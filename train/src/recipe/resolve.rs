@@ -1,0 +1,652 @@
+//! From sources to a recipe: every key's name, what it may be, and its default.
+//!
+//! Later sources replace what earlier ones say: the defaults below, a file (or a [shipped](super::SHIPPED) one by its name),
+//! `--preset`, `--scheme` and `--data`, then each `--set key=value`.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use gpas_model::{GateActivation, GateSite, GpasConfig, Preset, Scheme};
+use toml::{Table, Value};
+
+use super::keys::{self, ANY, Keys};
+use super::{
+    CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, Precision, Recipe, RecipeError, Shipped, TrainRecipe,
+};
+
+/// The size of a run that names none.
+pub const DEFAULT_PRESET: &str = "nano";
+const DEFAULT_STEPS: u64 = 1500;
+const DEFAULT_LR: f64 = 1e-3;
+const DEFAULT_BATCH: usize = 8;
+const DEFAULT_SEQ_LEN: usize = 256;
+/// `nano` is for two cores and ten minutes.
+const NANO_SEQ_LEN: usize = 128;
+const DEFAULT_WARMUP: f64 = 0.1;
+const DEFAULT_MIN_LR_RATIO: f64 = 0.1;
+const DEFAULT_CYCLES: u64 = 4;
+const DEFAULT_DECAY_FRACTION: f64 = 0.2;
+const DEFAULT_BETAS: [f64; 2] = [0.9, 0.999];
+const DEFAULT_EPS: f64 = 1e-8;
+const DEFAULT_CLIP: f64 = 1.0;
+const DEFAULT_SEED: u64 = 42;
+const DEFAULT_MAX_BAD_STEPS: u64 = 8;
+const DEFAULT_EVAL_TOKENS: u64 = 65_536;
+const DEFAULT_KEEP: u64 = 3;
+/// A run evaluates after every tenth of its steps.
+const DEFAULT_EVALUATIONS: u64 = 10;
+
+/// Name of a size that is no preset's.
+const CUSTOM: &str = "custom";
+
+// Far above any model of this kind, and low enough that no product of sizes overflows.
+const MAX_WIDTH: usize = 1 << 18;
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_VOCAB: usize = 1 << 22;
+const MAX_SEQUENCE: usize = 1 << 20;
+
+/// The options of every command that takes a recipe.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RecipeArgs {
+    /// Model size: nano, 9m, 20m, … (`gpas config presets` lists them)
+    #[arg(long, value_name = "SIZE")]
+    pub preset: Option<String>,
+    /// Normalisation scheme: pre, pre_gpas, sandwich_gpas, …
+    #[arg(long)]
+    pub scheme: Option<String>,
+    /// Prepared data, as `gpas data prepare` writes it; the built-in corpus if absent
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+    /// Any recipe key, such as train.lr=5e-4; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// The recipe of a command line: the defaults, over them `file` (a path, or the name of a shipped recipe), over it the options.
+///
+/// # Errors
+/// The first thing that is wrong, with the key and the source it comes from.
+pub fn resolve(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe, RecipeError> {
+    let mut keys = Keys::default();
+    if let Some(file) = file {
+        let origin = file.display().to_string();
+        keys.add(keys::parse(&read(file, &origin)?, &origin)?, &origin)?;
+    }
+    add_options(&mut keys, args)?;
+    let recipe = Recipe::from_keys(keys)?;
+    match recipe.unsupported() {
+        Some(error) => Err(error),
+        None => Ok(recipe),
+    }
+}
+
+fn add_options(keys: &mut Keys, args: &RecipeArgs) -> Result<(), RecipeError> {
+    for (option, section, key, value) in [
+        ("--preset", "model", "preset", &args.preset),
+        ("--scheme", "model", "scheme", &args.scheme),
+        ("--data", "data", "path", &args.data),
+    ] {
+        if let Some(value) = value {
+            let inner = Table::from_iter([(key.to_string(), Value::String(value.clone()))]);
+            let table = Table::from_iter([(section.to_string(), Value::Table(inner))]);
+            keys.add(table, option)?;
+        }
+    }
+    let assignments = args.set.iter().map(|text| keys::parse_assignment(text));
+    keys.add(assignments.collect::<Result<Table, _>>()?, "--set")
+}
+
+fn read(file: &Path, origin: &str) -> Result<String, RecipeError> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => Shipped::named(origin)
+            .map(|shipped| shipped.text.to_string())
+            .ok_or_else(|| RecipeError::Missing(origin.into())),
+        Err(cause) => Err(RecipeError::Read {
+            path: origin.into(),
+            cause,
+        }),
+    }
+}
+
+impl Recipe {
+    /// Reads every key once: its name, what it may be, its default.
+    fn from_keys(mut keys: Keys) -> Result<Recipe, RecipeError> {
+        let k = &mut keys;
+        let (model, base) = ModelRecipe::from_keys(k)?;
+        let data = DataRecipe::from_keys(k, base)?;
+
+        let batch = k.size("train.batch", 1..=MAX_SEQUENCE)?.unwrap_or(DEFAULT_BATCH);
+        let positions = batch as u64 * data.seq_len as u64;
+        let tokens = k.integer("train.tokens", 1..=ANY)?;
+        let steps = k
+            .integer("train.steps", 1..=ANY)?
+            .or(tokens.map(|tokens| tokens.div_ceil(positions)))
+            .unwrap_or(DEFAULT_STEPS);
+
+        let every = (steps / DEFAULT_EVALUATIONS).max(1);
+        let eval = EvalRecipe {
+            every: k.integer("eval.every", 1..=ANY)?.unwrap_or(every),
+            tokens: k.integer("eval.tokens", 1..=ANY)?.unwrap_or(DEFAULT_EVAL_TOKENS),
+        };
+        let checkpoint = CheckpointRecipe {
+            every: k.integer("checkpoint.every", 1..=ANY)?.unwrap_or(eval.every),
+            keep: k.integer("checkpoint.keep", 1..=ANY)?.unwrap_or(DEFAULT_KEEP),
+        };
+        let train = TrainRecipe::from_keys(k, steps, batch, eval.every)?;
+        keys.finish()?;
+
+        let recipe = Recipe {
+            model,
+            data,
+            train,
+            eval,
+            checkpoint,
+        };
+        recipe.llama(recipe.expected_vocab())?;
+        Ok(recipe)
+    }
+
+    /// What this version does not do yet.
+    fn unsupported(&self) -> Option<RecipeError> {
+        match (self.train.precision, self.train.recompute) {
+            (Precision::F32, false) => None,
+            (Precision::F32, true) => Some(RecipeError::Unsupported("train.recompute = true")),
+            (Precision::Bf16, _) => Some(RecipeError::Unsupported("train.precision = bf16")),
+            (Precision::Bf16Pure, _) => Some(RecipeError::Unsupported("train.precision = bf16_pure")),
+        }
+    }
+}
+
+impl ModelRecipe {
+    /// Together with the preset that the sizes start from; those given all four are their own.
+    fn from_keys(k: &mut Keys) -> Result<(ModelRecipe, Option<Preset>), RecipeError> {
+        let presets: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
+        let names = [presets.as_slice(), &[CUSTOM]].concat();
+        let named: Option<String> = k.choice("model.preset", "preset", &names)?;
+        let given = [
+            ("model.hidden", k.size("model.hidden", 1..=MAX_WIDTH)?),
+            ("model.intermediate", k.size("model.intermediate", 1..=MAX_WIDTH)?),
+            ("model.heads", k.size("model.heads", 1..=MAX_WIDTH)?),
+            ("model.layers", k.size("model.layers", 1..=MAX_LAYERS)?),
+        ];
+        let base = match named {
+            Some(name) => Preset::named(&name),
+            None if given.iter().all(|(_, size)| size.is_some()) => None,
+            None => Preset::named(DEFAULT_PRESET),
+        };
+        let of_base = base.map(|p| [p.hidden, p.intermediate, p.heads, p.layers]);
+        let mut sizes = [0; 4];
+        for (index, (key, size)) in given.into_iter().enumerate() {
+            let size = size.or(of_base.map(|sizes| sizes[index]));
+            sizes[index] = size.ok_or(RecipeError::CustomSize(key))?;
+        }
+        let [hidden, intermediate, heads, layers] = sizes;
+        let preset = base.filter(|_| of_base == Some(sizes)).map_or(CUSTOM, |base| base.name);
+
+        let schemes: Vec<String> = Scheme::all().map(|scheme| scheme.to_string()).collect();
+        let schemes: Vec<&str> = schemes.iter().map(String::as_str).collect();
+        let scheme = k.choice("model.scheme", "scheme", &schemes)?.unwrap_or_default();
+        let inits = ["published", "released"];
+        let default = GpasConfig::new();
+        let acts = ["silu", "identity", "relu", "tanh", "leaky_relu", "scale_silu"];
+        // `model.act` is the short form of `model.gate.act`; a source has one of them at most.
+        let short: Option<GateActivation> = k.choice("model.act", "model.act", &acts)?;
+        let act: Option<GateActivation> = k.choice("model.gate.act", "model.gate.act", &acts)?;
+        let sites = ["default", "before", "after_norm", "after_module"];
+        let site: Option<GateSite> = k.choice("model.gate.site", "model.gate.site", &sites)?;
+        let gate = GpasConfig {
+            act: act.or(short).unwrap_or(default.act),
+            learnable: k.boolean("model.gate.learnable")?.unwrap_or(default.learnable),
+            init: k.real("model.gate.init", "a number", |_| true)?.unwrap_or(default.init),
+            per_sublayer: k.boolean("model.gate.per_sublayer")?.unwrap_or(default.per_sublayer),
+            site: site.unwrap_or(default.site),
+            stop_gradient: k.boolean("model.gate.stop_gradient")?.unwrap_or(default.stop_gradient),
+        };
+        let model = ModelRecipe {
+            preset: preset.into(),
+            scheme,
+            hidden,
+            intermediate,
+            heads,
+            kv_heads: k.size("model.kv_heads", 1..=MAX_WIDTH)?.unwrap_or(heads),
+            layers,
+            post_num: k.size("model.post_num", 0..=MAX_LAYERS)?.unwrap_or(layers / 4),
+            vocab: k.size("model.vocab", 1..=MAX_VOCAB)?,
+            tied_head: k.boolean("model.tied_head")?.unwrap_or(false),
+            init: k.choice("model.init", "model.init", &inits)?.unwrap_or_default(),
+            gate,
+        };
+        Ok((model, base))
+    }
+}
+
+impl DataRecipe {
+    fn from_keys(k: &mut Keys, base: Option<Preset>) -> Result<DataRecipe, RecipeError> {
+        let nano = base.is_some_and(|preset| preset.name == DEFAULT_PRESET);
+        let default = if nano { NANO_SEQ_LEN } else { DEFAULT_SEQ_LEN };
+        // A run is resumed from wherever its owner happens to be, so the path is kept absolute.
+        let path = k.text("data.path", "a path in quotes")?;
+        let absolute = path.map(|path| std::path::absolute(&path).map_err(|cause| RecipeError::Read { path, cause }));
+        Ok(DataRecipe {
+            path: absolute.transpose()?,
+            mode: k
+                .choice("data.mode", "data.mode", &["packed", "padded"])?
+                .unwrap_or_default(),
+            seq_len: k.size("data.seq_len", 2..=MAX_SEQUENCE)?.unwrap_or(default),
+        })
+    }
+}
+
+impl TrainRecipe {
+    fn from_keys(k: &mut Keys, steps: u64, batch: usize, eval_every: u64) -> Result<TrainRecipe, RecipeError> {
+        let above_zero = |value: f64| value > 0.0;
+        let not_negative = |value: f64| value >= 0.0;
+        let ratio = |value: f64| (0.0..=1.0).contains(&value);
+        let limit = "a number of at least 0; 0 is no limit";
+
+        // An upper limit: a smaller batch, say one set over a shipped recipe, is one piece.
+        let micro_batch = k.size("train.micro_batch", 1..=MAX_SEQUENCE)?;
+        let micro_batch = micro_batch.map_or(batch, |most| most.min(batch));
+        let warmup = k
+            .steps("train.warmup", steps)?
+            .unwrap_or((DEFAULT_WARMUP * steps as f64).round() as u64);
+        if warmup > steps {
+            return Err(RecipeError::Warmup { warmup, steps });
+        }
+        let schedules = ["cosine", "linear", "cosine_restarts", "wsd", "constant"];
+        let precisions = ["f32", "bf16", "bf16_pure"];
+        Ok(TrainRecipe {
+            steps,
+            batch,
+            micro_batch,
+            lr: k
+                .real("train.lr", "a number above 0", above_zero)?
+                .unwrap_or(DEFAULT_LR),
+            warmup,
+            schedule: k
+                .choice("train.schedule", "train.schedule", &schedules)?
+                .unwrap_or_default(),
+            min_lr_ratio: k
+                .real("train.min_lr_ratio", "a number from 0 to 1", ratio)?
+                .unwrap_or(DEFAULT_MIN_LR_RATIO),
+            cycles: k.integer("train.cycles", 1..=ANY)?.unwrap_or(DEFAULT_CYCLES),
+            decay_fraction: k
+                .real("train.decay_fraction", "a number from 0 to 1", ratio)?
+                .unwrap_or(DEFAULT_DECAY_FRACTION),
+            optimizer: k
+                .choice("train.optimizer", "train.optimizer", &["adam", "adamw"])?
+                .unwrap_or_default(),
+            betas: k
+                .reals(
+                    "train.betas",
+                    "two numbers from 0 to below 1, such as [0.9, 0.999]",
+                    |beta| (0.0..1.0).contains(&beta),
+                )?
+                .unwrap_or(DEFAULT_BETAS),
+            eps: k
+                .real("train.eps", "a number above 0", above_zero)?
+                .unwrap_or(DEFAULT_EPS),
+            weight_decay: k
+                .real("train.weight_decay", "a number of at least 0", not_negative)?
+                .unwrap_or(0.0),
+            clip: k.real("train.clip", limit, not_negative)?.unwrap_or(DEFAULT_CLIP),
+            clip_gate: k.real("train.clip_gate", limit, not_negative)?.unwrap_or(0.0),
+            precision: k
+                .choice("train.precision", "train.precision", &precisions)?
+                .unwrap_or_default(),
+            recompute: k.boolean("train.recompute")?.unwrap_or(false),
+            seed: k.integer("train.seed", 0..=ANY)?.unwrap_or(DEFAULT_SEED),
+            max_bad_steps: k
+                .integer("train.max_bad_steps", 1..=ANY)?
+                .unwrap_or(DEFAULT_MAX_BAD_STEPS),
+            inspect_every: k.integer("train.inspect_every", 1..=ANY)?.unwrap_or(eval_every),
+        })
+    }
+}
+
+impl TryFrom<Table> for Recipe {
+    type Error = RecipeError;
+
+    fn try_from(table: Table) -> Result<Self, Self::Error> {
+        let mut keys = Keys::default();
+        keys.add(table, "the recipe")?;
+        Recipe::from_keys(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{DataMode, Optimizer};
+    use crate::schedule::ScheduleKind;
+
+    fn args(set: &[&str]) -> RecipeArgs {
+        RecipeArgs {
+            set: set.iter().map(ToString::to_string).collect(),
+            ..RecipeArgs::default()
+        }
+    }
+
+    fn with(set: &[&str]) -> Recipe {
+        resolve(None, &args(set)).unwrap()
+    }
+
+    fn refused(result: Result<Recipe, RecipeError>) -> (String, String) {
+        let error = result.unwrap_err();
+        assert!(!error.to_string().contains('\n'), "{error}");
+        (error.to_string(), error.hint().unwrap_or_default())
+    }
+
+    fn bad(set: &str) -> (String, String) {
+        refused(resolve(None, &args(&[set])))
+    }
+
+    /// What a file with that text resolves to, the name of the file being `recipe.toml`.
+    fn file(text: &str, args: &RecipeArgs) -> Result<Recipe, RecipeError> {
+        let mut keys = Keys::default();
+        keys.add(keys::parse(text, "recipe.toml")?, "recipe.toml")?;
+        add_options(&mut keys, args)?;
+        Recipe::from_keys(keys)
+    }
+
+    #[test]
+    fn defaults() {
+        let recipe = with(&[]);
+        let model = &recipe.model;
+        assert_eq!((model.preset.as_str(), model.scheme), ("nano", Scheme::default()));
+        assert_eq!(
+            (model.hidden, model.layers, model.kv_heads, model.post_num),
+            (128, 4, 4, 1)
+        );
+        assert_eq!(model.gate, GpasConfig::new());
+        let train = &recipe.train;
+        assert_eq!(
+            (train.steps, train.warmup, train.batch, train.micro_batch),
+            (1500, 150, 8, 8)
+        );
+        assert_eq!((train.lr, train.min_lr_ratio, train.eps), (1e-3, 0.1, 1e-8));
+        assert_eq!((train.clip, train.clip_gate, train.weight_decay), (1.0, 0.0, 0.0));
+        assert_eq!(
+            (train.schedule, train.optimizer),
+            (ScheduleKind::Cosine, Optimizer::Adam)
+        );
+        assert_eq!((train.seed, train.max_bad_steps, train.inspect_every), (42, 8, 150));
+        assert_eq!((recipe.data.mode, recipe.data.seq_len), (DataMode::Packed, 128));
+        assert_eq!((recipe.eval.every, recipe.eval.tokens), (150, 65_536));
+        assert_eq!((recipe.checkpoint.every, recipe.checkpoint.keep), (150, 3));
+        assert_eq!(with(&["model.preset=71m"]).data.seq_len, 256);
+        assert_eq!(with(&["train.steps=4"]).eval.every, 1);
+    }
+
+    #[test]
+    fn the_shipped_nano_recipe_is_the_default_run() {
+        assert_eq!(resolve(Some(Path::new("nano")), &args(&[])).unwrap(), with(&[]));
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let text = "[model]\nhidden = 64\nheads = 2\nvocab = 99\n[train]\nlr = 5e-3\nsteps = 10\n";
+        let recipe = file(text, &args(&["train.lr=5e-4", "train.lr=7e-4"])).unwrap();
+        assert_eq!((recipe.model.preset.as_str(), recipe.model.hidden), ("custom", 64));
+        assert_eq!((recipe.train.lr, recipe.train.steps), (7e-4, 10));
+
+        // A preset stands for all sizes: those that the file gave are gone, those set after it are not.
+        let preset = RecipeArgs {
+            preset: Some("20m".into()),
+            scheme: Some("lns".into()),
+            ..args(&["model.layers=6"])
+        };
+        let model = file(text, &preset).unwrap().model;
+        assert_eq!((model.hidden, model.heads, model.layers), (256, 4, 6));
+        assert_eq!((model.preset.as_str(), model.vocab), ("custom", Some(99)));
+        assert_eq!(model.scheme.to_string(), "lns");
+
+        let smaller = resolve(Some(Path::new("71m")), &args(&["train.batch=8"])).unwrap();
+        assert_eq!((smaller.train.batch, smaller.train.micro_batch), (8, 8));
+
+        let tokens = file(text, &args(&["train.tokens=1e6"])).unwrap();
+        assert_eq!(tokens.train.steps, 977);
+    }
+
+    #[test]
+    fn sizes_of_their_own_need_no_preset() {
+        let four = [
+            "model.hidden=64",
+            "model.intermediate=96",
+            "model.heads=4",
+            "model.layers=3",
+        ];
+        let recipe = with(&four);
+        assert_eq!((recipe.model.preset.as_str(), recipe.data.seq_len), ("custom", 256));
+        let three = with(&four[..3]);
+        assert_eq!((three.model.layers, three.data.seq_len), (4, 128));
+        assert_eq!(
+            bad("model.preset=custom"),
+            (
+                "`model.preset = \"custom\"` needs `model.hidden`".into(),
+                "give `hidden` in [model], or name a preset (`gpas config presets` lists them)".into()
+            )
+        );
+    }
+
+    #[test]
+    fn values_have_several_forms() {
+        let recipe = with(&[
+            "train.steps=2000",
+            "train.warmup=0.05",
+            "train.schedule='wsd'",
+            "train.optimizer=adamw",
+            "train.betas=[0.9, 0.95]",
+            "train.clip=0",
+            "model.act=relu",
+            "eval.tokens=1e6",
+            "data.mode=padded",
+        ]);
+        assert_eq!((recipe.train.warmup, recipe.train.clip), (100, 0.0));
+        assert_eq!(
+            (recipe.train.schedule, recipe.train.betas),
+            (ScheduleKind::Wsd, [0.9, 0.95])
+        );
+        assert_eq!(recipe.model.gate.act, GateActivation::Relu);
+        assert_eq!((recipe.eval.tokens, recipe.data.mode), (1_000_000, DataMode::Padded));
+        assert_eq!(with(&["train.warmup=7"]).train.warmup, 7);
+        assert!(with(&["data.path=c4"]).data.path.is_some_and(|path| path.is_absolute()));
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        assert_eq!(
+            refused(file("[train]\nlearning_rate = 1e-3\n", &args(&[]))),
+            (
+                "unknown key `train.learning_rate` in recipe.toml".into(),
+                "did you mean `train.lr`?".into()
+            )
+        );
+        for (key, nearest) in [
+            ("train.batch_size", "train.batch"),
+            ("train.warmup_steps", "train.warmup"),
+            ("train.stepz", "train.steps"),
+            ("train.seq_len", "data.seq_len"),
+            ("train.grad_clip", "train.clip"),
+            ("model.num_layers", "model.layers"),
+            ("model.scheem", "model.scheme"),
+            ("hidden_size", "model.hidden"),
+            ("trian.lr", "train.lr"),
+            ("lr", "train.lr"),
+        ] {
+            let expected = (
+                format!("unknown key `{key}` in --set"),
+                format!("did you mean `{nearest}`?"),
+            );
+            assert_eq!(bad(&format!("{key}=1")), expected);
+        }
+        assert_eq!(
+            bad("checkpoint=5"),
+            (
+                "unknown key `checkpoint` in --set".into(),
+                "`checkpoint` is a section; its keys are every, keep".into()
+            )
+        );
+        assert_eq!(
+            refused(file("[trian]\n", &args(&[]))).0,
+            "unknown key `trian` in recipe.toml"
+        );
+        assert!(file("[train]\n[model.gate]\n", &args(&[])).is_ok());
+    }
+
+    #[test]
+    fn wrong_types_and_ranges_name_the_key_and_what_is_allowed() {
+        for (set, message) in [
+            (
+                "train.lr=fast",
+                "`train.lr` in --set must be a number above 0, not \"fast\"",
+            ),
+            ("train.lr=0", "`train.lr` in --set must be a number above 0, not 0"),
+            ("train.lr=nan", "`train.lr` in --set must be a number above 0, not nan"),
+            (
+                "train.steps=1.5",
+                "`train.steps` in --set must be a whole number of at least 1, not 1.5",
+            ),
+            (
+                "train.steps=-3",
+                "`train.steps` in --set must be a whole number of at least 1, not -3",
+            ),
+            (
+                "train.batch=0",
+                "`train.batch` in --set must be a whole number from 1 to 1048576, not 0",
+            ),
+            (
+                "data.seq_len=1",
+                "`data.seq_len` in --set must be a whole number from 2 to 1048576, not 1",
+            ),
+            (
+                "model.hidden=0",
+                "`model.hidden` in --set must be a whole number from 1 to 262144, not 0",
+            ),
+            (
+                "model.tied_head=1",
+                "`model.tied_head` in --set must be true or false, not 1",
+            ),
+            (
+                "train.min_lr_ratio=1.5",
+                "`train.min_lr_ratio` in --set must be a number from 0 to 1, not 1.5",
+            ),
+            (
+                "train.betas=[0.9]",
+                "`train.betas` in --set must be two numbers from 0 to below 1, such as [0.9, 0.999], not [0.9]",
+            ),
+            (
+                "train.warmup=1.0",
+                "`train.warmup` in --set must be a whole number of steps or a fraction from 0 to below 1, not 1.0",
+            ),
+            (
+                "model.scheme=3",
+                "`model.scheme` in --set must be text in quotes, not 3",
+            ),
+            (
+                "train.clip=-1",
+                "`train.clip` in --set must be a number of at least 0; 0 is no limit, not -1",
+            ),
+        ] {
+            assert_eq!(bad(set).0, message);
+        }
+        let expected = "`train.steps` in recipe.toml must be a whole number of at least 1, not \"many\"";
+        assert_eq!(refused(file("train.steps = 'many'", &args(&[]))).0, expected);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        assert_eq!(
+            bad("model.heads=3"),
+            (
+                "model.heads = 3 does not divide model.hidden = 128".into(),
+                "heads that fit 128: 1, 2, 4, 8, 16, 32, 64".into()
+            )
+        );
+        assert_eq!(
+            bad("model.post_num=5"),
+            (
+                "model.post_num = 5 is more than model.layers = 4".into(),
+                "leave it out to take a quarter of the layers, 1".into()
+            )
+        );
+        assert_eq!(
+            bad("model.kv_heads=3").0,
+            "model.kv_heads = 3 does not divide model.heads = 4"
+        );
+        assert_eq!(
+            bad("train.warmup=2000").0,
+            "`train.warmup` = 2000 is more than `train.steps` = 1500"
+        );
+    }
+
+    #[test]
+    fn unknown_names_name_the_nearest() {
+        let (message, hint) = bad("model.scheme=pre_gpass");
+        assert_eq!(message, "unknown scheme `pre_gpass`");
+        assert!(
+            hint.starts_with("did you mean `pre_gpas`? One of: pre, post, deeppost, "),
+            "{hint}"
+        );
+        let (message, hint) = bad("model.preset=72m");
+        assert_eq!(message, "unknown preset `72m`");
+        assert!(hint.ends_with("ne of: nano, 9m, 20m, 35m, 40m, 60m, 71m, 100m, 130m, 250m, 350m, 1b, 3b, 7b, custom"));
+        let (message, hint) = bad("train.schedule=cosin");
+        assert_eq!(message, "unknown train.schedule `cosin`");
+        assert_eq!(
+            hint,
+            "did you mean `cosine`? One of: cosine, linear, cosine_restarts, wsd, constant"
+        );
+        let (message, hint) = bad("train.optimizer=sgd");
+        assert_eq!(
+            (message.as_str(), hint.as_str()),
+            ("unknown train.optimizer `sgd`", "one of: adam, adamw")
+        );
+    }
+
+    #[test]
+    fn two_ways_to_say_one_thing_exclude_each_other() {
+        let both = refused(resolve(None, &args(&["train.steps=5", "train.tokens=500"])));
+        assert_eq!(
+            both,
+            (
+                "`train.steps` and `train.tokens` in --set exclude each other".into(),
+                "keep `train.steps` or `train.tokens`".into()
+            )
+        );
+    }
+
+    #[test]
+    fn broken_sources_are_named() {
+        assert_eq!(
+            refused(file("[train]\nlr = 1e-3\nsteps 5\n", &args(&[]))).0,
+            "recipe.toml, line 3: key with no value, expected `=`"
+        );
+        assert_eq!(bad("train.lr").0, "`--set train.lr` is not of the form key=value");
+        assert_eq!(
+            refused(resolve(Some(Path::new("72m.toml")), &args(&[]))).0,
+            "no recipe `72m.toml`: neither a file nor the name of a shipped recipe"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let (message, hint) = refused(resolve(Some(directory.path()), &args(&[])));
+        assert!(message.starts_with("cannot read "), "{message}");
+        assert!(hint.ends_with("/recipe.toml"), "{hint}");
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused() {
+        for key in [
+            "train.precision=bf16",
+            "train.precision=bf16_pure",
+            "train.recompute=true",
+        ] {
+            let key_and_value = key.replace('=', " = ");
+            assert_eq!(
+                bad(key).0,
+                format!("`{key_and_value}` is not available yet in this version")
+            );
+        }
+        assert_eq!(bad("train.precision=f16").0, "unknown train.precision `f16`");
+    }
+}
