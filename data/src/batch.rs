@@ -26,7 +26,8 @@ pub enum WindowMode {
     #[default]
     Packed,
     /// One document per window, cut to seq tokens or filled up with the padding token: at most seq − 1 targets.
-    /// Documents of fewer than two tokens, which have none, give no window.
+    /// Documents of fewer than two tokens, which have none, give no window. A document that is cut loses its end: the
+    /// model is not told that it ended there.
     Padded,
 }
 
@@ -528,7 +529,10 @@ mod tests {
 
     fn store(documents: &[&str]) -> TokenStore {
         let place = tempfile::tempdir().unwrap();
-        PreparedData::open(&prepared(place.path(), documents, &["x"])).unwrap().train().clone()
+        PreparedData::open(&prepared(place.path(), documents, &["x"]))
+            .unwrap()
+            .train()
+            .clone()
     }
 
     fn windows(documents: &[&str], mode: WindowMode, seq_len: usize) -> Windows {
@@ -541,9 +545,27 @@ mod tests {
         let windows = windows(&["abc", "de", "f"], WindowMode::Packed, 2);
         let all: Vec<Window> = windows.iter().collect();
         assert_eq!(all.len(), 4);
-        assert_eq!(all[0], Window { ids: vec![3, 4], targets: vec![4, 5] });
-        assert_eq!(all[1], Window { ids: vec![5, 1], targets: vec![1, 6] });
-        assert_eq!(all[3], Window { ids: vec![1, 8], targets: vec![8, 1] });
+        assert_eq!(
+            all[0],
+            Window {
+                ids: vec![3, 4],
+                targets: vec![4, 5]
+            }
+        );
+        assert_eq!(
+            all[1],
+            Window {
+                ids: vec![5, 1],
+                targets: vec![1, 6]
+            }
+        );
+        assert_eq!(
+            all[3],
+            Window {
+                ids: vec![1, 8],
+                targets: vec![8, 1]
+            }
+        );
         assert_eq!(all.iter().map(Window::scored).sum::<usize>(), 8);
         assert!(windows.get(4).is_none() && windows.window(4).is_err());
     }
@@ -553,9 +575,27 @@ mod tests {
         let windows = windows(&["abcdef", "a", "bc"], WindowMode::Padded, 4);
         let ignored = IGNORE_INDEX;
         let all: Vec<Window> = windows.iter().collect();
-        assert_eq!(all[0], Window { ids: vec![3, 4, 5, 6], targets: vec![4, 5, 6, ignored] });
-        assert_eq!(all[1], Window { ids: vec![3, 1, 0, 0], targets: vec![1, ignored, ignored, ignored] });
-        assert_eq!(all[2], Window { ids: vec![4, 5, 1, 0], targets: vec![5, 1, ignored, ignored] });
+        assert_eq!(
+            all[0],
+            Window {
+                ids: vec![3, 4, 5, 6],
+                targets: vec![4, 5, 6, ignored]
+            }
+        );
+        assert_eq!(
+            all[1],
+            Window {
+                ids: vec![3, 1, 0, 0],
+                targets: vec![1, ignored, ignored, ignored]
+            }
+        );
+        assert_eq!(
+            all[2],
+            Window {
+                ids: vec![4, 5, 1, 0],
+                targets: vec![5, 1, ignored, ignored]
+            }
+        );
         for (index, window) in all.iter().enumerate() {
             assert_eq!(windows.scored(index).unwrap(), window.scored());
         }
@@ -565,9 +605,16 @@ mod tests {
     fn short_documents_are_passed_over() {
         let all = windows(&["a", "b", "c", "d", "e", "f"], WindowMode::Padded, 4);
         for short in [vec![], vec![0], vec![5], vec![0, 1, 3], vec![1, 2, 5], vec![2, 3, 4, 5]] {
-            let some = Windows { short: short.clone().into(), ..all.clone() };
+            let some = Windows {
+                short: short.clone().into(),
+                ..all.clone()
+            };
             let kept: Vec<usize> = (0..6).filter(|document| !short.contains(document)).collect();
-            assert_eq!((0..some.len()).map(|index| some.document(index)).collect::<Vec<_>>(), kept, "{short:?}");
+            assert_eq!(
+                (0..some.len()).map(|index| some.document(index)).collect::<Vec<_>>(),
+                kept,
+                "{short:?}"
+            );
         }
     }
 
@@ -582,8 +629,9 @@ mod tests {
         for count in (1..70).chain([127, 128, 129, 1000, 4096, 5000]) {
             let order = BatchOrder::new(7, count).unwrap();
             for epoch in 0..3 {
-                let seen: HashSet<usize> =
-                    (0..count as u64).map(|k| order.window_at(epoch * count as u64 + k)).collect();
+                let seen: HashSet<usize> = (0..count as u64)
+                    .map(|k| order.window_at(epoch * count as u64 + k))
+                    .collect();
                 assert_eq!(seen.len(), count);
                 assert!(seen.iter().all(|&window| window < count));
             }
@@ -631,13 +679,22 @@ mod tests {
             let windows = batches.windows_of_step(step).unwrap();
             assert_eq!(batch.ids.dims(), [3, 8]);
             assert_eq!(batch.scored, 24);
-            let ids: Vec<Vec<i64>> = windows.iter().map(|w| w.ids.iter().map(|&id| i64::from(id)).collect()).collect();
+            let ids: Vec<Vec<i64>> = windows
+                .iter()
+                .map(|w| w.ids.iter().map(|&id| i64::from(id)).collect())
+                .collect();
             assert_eq!(rows(batch), ids);
-            let targets: Vec<i64> = windows.iter().flat_map(|w| w.targets.iter().map(|&id| i64::from(id))).collect();
+            let targets: Vec<i64> = windows
+                .iter()
+                .flat_map(|w| w.targets.iter().map(|&id| i64::from(id)))
+                .collect();
             assert_eq!(batch.targets.to_data().iter::<i64>().collect::<Vec<_>>(), targets);
         }
         // Another loader, another range: the same step gives the same windows.
-        assert_eq!(train(3, 0..1).windows_of_step(4).unwrap(), batches.windows_of_step(4).unwrap());
+        assert_eq!(
+            train(3, 0..1).windows_of_step(4).unwrap(),
+            batches.windows_of_step(4).unwrap()
+        );
     }
 
     #[test]
@@ -647,16 +704,29 @@ mod tests {
         let slice = batches.slice(2, 9);
         assert_eq!(slice.num_items(), 7);
         let loaded: Vec<TokenBatch<Flex>> = slice.iter().collect();
-        assert_eq!(loaded.iter().map(|batch| batch.ids.dims()[0]).collect::<Vec<_>>(), [3, 3, 1]);
+        assert_eq!(
+            loaded.iter().map(|batch| batch.ids.dims()[0]).collect::<Vec<_>>(),
+            [3, 3, 1]
+        );
         assert_eq!(loaded.iter().flat_map(rows).collect::<Vec<_>>(), whole[2..9]);
-        assert_eq!(slice.slice(1, 3).iter().flat_map(|batch| rows(&batch)).collect::<Vec<_>>(), whole[3..5]);
+        assert_eq!(
+            slice
+                .slice(1, 3)
+                .iter()
+                .flat_map(|batch| rows(&batch))
+                .collect::<Vec<_>>(),
+            whole[3..5]
+        );
         assert_eq!(batches.slice(10, 99).num_items(), 2);
         assert_eq!(batches.slice(9, 3).num_items(), 0);
         let moved = batches.to_device(&Default::default());
         assert_eq!(moved.iter().flat_map(|batch| rows(&batch)).collect::<Vec<_>>(), whole);
         let mut iterator = batches.iter();
         iterator.next();
-        assert_eq!((iterator.progress().items_processed, iterator.progress().items_total), (3, 12));
+        assert_eq!(
+            (iterator.progress().items_processed, iterator.progress().items_total),
+            (3, 12)
+        );
     }
 
     #[test]
@@ -677,17 +747,28 @@ mod tests {
         let counts: Vec<usize> = (0..5).map(|index| padded.scored(index).unwrap()).collect();
         assert_eq!(counts, [5, 1, 3, 2, 3]);
         let evaluate = |tokens| EvaluationBatches::<Flex>::new(padded.clone(), 2, tokens, Default::default()).unwrap();
-        for (tokens, windows, scored) in [(Some(1), 1, 5), (Some(5), 1, 5), (Some(7), 3, 9), (Some(99), 5, 14), (None, 5, 14)] {
+        for (tokens, windows, scored) in [
+            (Some(1), 1, 5),
+            (Some(5), 1, 5),
+            (Some(7), 3, 9),
+            (Some(99), 5, 14),
+            (None, 5, 14),
+        ] {
             let batches = evaluate(tokens);
             assert_eq!((batches.num_items(), batches.scored()), (windows, scored));
             let loaded: Vec<_> = batches.iter().collect();
             assert_eq!(loaded.len(), batches.batches());
             assert_eq!(loaded.iter().map(|batch| batch.scored).sum::<usize>(), scored);
-            let direct: Vec<Window> = (0..9).flat_map(|index| batches.windows_of_batch(index).unwrap()).collect();
+            let direct: Vec<Window> = (0..9)
+                .flat_map(|index| batches.windows_of_batch(index).unwrap())
+                .collect();
             assert_eq!(direct, padded.iter().take(windows).collect::<Vec<_>>());
         }
         let slice = evaluate(None).slice(1, 4);
-        assert_eq!(slice.iter().map(|batch| batch.ids.dims()[0]).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(
+            slice.iter().map(|batch| batch.ids.dims()[0]).collect::<Vec<_>>(),
+            [2, 1]
+        );
         let none = windows(&["a"], WindowMode::Packed, 9);
         assert!(matches!(
             EvaluationBatches::<Flex>::new(none, 1, None, Default::default()),
@@ -699,7 +780,10 @@ mod tests {
     fn no_windows_and_uneven_ones_do_not_panic() {
         let batch: TokenBatch<Flex> = WindowBatcher.batch(Vec::new(), &Default::default());
         assert_eq!((batch.ids.dims(), batch.scored), ([0, 0], 0));
-        let uneven = [vec![1, 2, 3], vec![4]].map(|ids| Window { targets: vec![5; ids.len()], ids });
+        let uneven = [vec![1, 2, 3], vec![4]].map(|ids| Window {
+            targets: vec![5; ids.len()],
+            ids,
+        });
         let batch: TokenBatch<Flex> = WindowBatcher.batch(uneven.to_vec(), &Default::default());
         assert_eq!(rows(&batch), [[1, 2, 3], [4, 0, 0]]);
     }
@@ -707,6 +791,9 @@ mod tests {
     #[test]
     fn modes_are_spelled_in_lower_case() {
         assert_eq!(serde_json::to_string(&WindowMode::Padded).unwrap(), "\"padded\"");
-        assert_eq!(serde_json::from_str::<WindowMode>("\"packed\"").unwrap(), WindowMode::Packed);
+        assert_eq!(
+            serde_json::from_str::<WindowMode>("\"packed\"").unwrap(),
+            WindowMode::Packed
+        );
     }
 }

@@ -139,7 +139,7 @@ impl Corpus {
                 .map(|package| crate_source(package?, &mut seen, &mut hash))
                 .collect::<Result<Vec<_>, _>>()
         };
-        // Training first: a text that stands in both is held out from neither's count, but from validation.
+        // Training first: a text that stands in both splits is left out of validation.
         let (train, validation) = (gather(&TRAIN)?, gather(&VALIDATION)?);
         Ok(Self {
             train,

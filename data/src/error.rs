@@ -29,6 +29,12 @@ pub enum DataError {
         /// Why it gives nothing.
         cause: String,
     },
+    /// Every file of a training source is a validation file.
+    #[error("source `{given}` holds only validation files")]
+    OnlyValidation {
+        /// The source as it was given.
+        given: String,
+    },
     /// A file was named whose format is not one of those that are read.
     #[error("{}: not a format that is read", path.display())]
     UnknownFormat {
@@ -187,6 +193,7 @@ impl DataError {
             Self::SourceEmpty { .. } | Self::UnknownFormat { .. } => {
                 format!("formats: {}", crate::source::FORMATS.join(", "))
             }
+            Self::OnlyValidation { .. } => "name other text to train on, or give --validation a fraction".into(),
             Self::DamagedSource { .. } => "fetch the file again, or leave it out".into(),
             Self::BadRecord { .. } => "without --strict, bad records are counted, reported and skipped".into(),
             Self::EveryRecordBad { fields, .. } if !fields.is_empty() => {

@@ -31,7 +31,7 @@ pub enum Validation {
     /// This fraction of the documents, chosen by a hash of each document's text: whatever the order of the
     /// documents and whatever is added to them, a document stays on its side.
     Fraction(f64),
-    /// A source of their own.
+    /// A source of their own. Its files are not trained on, even where a training source holds them too.
     Source(String),
 }
 
@@ -91,10 +91,16 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
         tokenizer = tokenizer.with_end_of_document(token)?;
     }
     let find = |given: &String| Source::find(given);
-    let sources = options.sources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let mut sources = options.sources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
     let validation = match &options.validation {
         Validation::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
-        Validation::Source(given) => ValidationDocuments::Sources(vec![Source::find(given)?]),
+        Validation::Source(given) => {
+            let held_out = Source::find(given)?;
+            for source in &mut sources {
+                source.leave_out(&held_out)?;
+            }
+            ValidationDocuments::Sources(vec![held_out])
+        }
     };
     prepare_sources(
         sources,
@@ -447,13 +453,19 @@ mod tests {
     }
 
     fn lines(texts: impl IntoIterator<Item = String>) -> String {
-        texts.into_iter().map(|text| serde_json::json!({ "text": text }).to_string() + "\n").collect()
+        texts
+            .into_iter()
+            .map(|text| serde_json::json!({ "text": text }).to_string() + "\n")
+            .collect()
     }
 
     /// Words of letters, each different.
     fn word(number: usize) -> String {
         let digit = |n: usize| char::from(b'a' + (n % 26) as u8);
-        (0..number % 7).map(digit).chain([number, number / 26, number / 676].map(digit)).collect()
+        (0..number % 7)
+            .map(digit)
+            .chain([number, number / 26, number / 676].map(digit))
+            .collect()
     }
 
     fn options(place: &Path, text: &str, validation: Validation) -> PrepareOptions {
@@ -473,7 +485,12 @@ mod tests {
             .read_dir()
             .unwrap()
             .map(|entry| entry.unwrap())
-            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+            .map(|entry| {
+                (
+                    entry.file_name().into_string().unwrap(),
+                    fs::read(entry.path()).unwrap(),
+                )
+            })
             .collect();
         files.sort();
         files
@@ -486,7 +503,14 @@ mod tests {
         let text = lines(["abc".into(), " \n".into(), "d".into()]) + "{\n" + &lines(["".into(), "ef".into()]);
         let options = options(place.path(), &text, Validation::Source(validation));
         let report = prepare(&options).unwrap();
-        assert_eq!((report.skipped.bad, report.manifest.bad_records, report.manifest.empty_documents), (1, 1, 2));
+        assert_eq!(
+            (
+                report.skipped.bad,
+                report.manifest.bad_records,
+                report.manifest.empty_documents
+            ),
+            (1, 1, 2)
+        );
         let data = PreparedData::open(&options.out).unwrap();
         let mut ids = vec![0; data.train().tokens()];
         data.train().range(0, &mut ids).unwrap();
@@ -494,12 +518,44 @@ mod tests {
         assert_eq!(data.train().document(1).unwrap(), [6, 1]);
         assert_eq!(data.validation().document(0).unwrap(), [28, 28, 1]);
         let manifest = data.manifest();
-        assert_eq!((manifest.longest_document, manifest.largest_id, data.train().max_id()), (4, 28, 8));
-        assert_eq!((manifest.train.documents, manifest.train.tokens, manifest.train.text_bytes), (3, 9, 6));
+        assert_eq!(
+            (manifest.longest_document, manifest.largest_id, data.train().max_id()),
+            (4, 28, 8)
+        );
+        assert_eq!(
+            (
+                manifest.train.documents,
+                manifest.train.tokens,
+                manifest.train.text_bytes
+            ),
+            (3, 9, 6)
+        );
         assert_eq!((manifest.sources.len(), manifest.sources[0].documents), (1, 5));
         assert_eq!(verify(&options.out).unwrap().tokens, 12);
         let error = prepare(&options).unwrap_err();
         assert!(matches!(error, DataError::OutputExists { .. }), "{error}");
+    }
+
+    #[test]
+    fn validation_files_are_not_trained_on() {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("text");
+        fs::create_dir(&text).unwrap();
+        write(&text.join("a.txt"), "abc");
+        let held_out = write(&text.join("b.txt"), "xyz");
+        let mut options = options(place.path(), "", Validation::Source(held_out));
+        options.sources = vec![text.to_str().unwrap().to_owned()];
+        let manifest = prepare(&options).unwrap().manifest;
+        assert_eq!((manifest.train.tokens, manifest.validation.tokens), (4, 4));
+        assert_eq!((manifest.train.largest_id, manifest.sources[0].files), (5, 1));
+        options.out = place.path().join("again");
+        options.sources = vec![text.join("b.txt").to_str().unwrap().to_owned()];
+        assert!(
+            prepare(&options)
+                .unwrap_err()
+                .to_string()
+                .ends_with("holds only validation files")
+        );
     }
 
     #[test]
@@ -527,7 +583,9 @@ mod tests {
             prepare(&options).unwrap();
             let data = PreparedData::open(&options.out).unwrap();
             let documents = 0..data.validation().documents();
-            documents.map(|index| data.validation().document(index).unwrap()).collect::<HashSet<_>>()
+            documents
+                .map(|index| data.validation().document(index).unwrap())
+                .collect::<HashSet<_>>()
         };
         let mut reversed = texts.clone();
         reversed.reverse();
@@ -546,9 +604,16 @@ mod tests {
             writer.end_document().unwrap();
         }
         let record = writer.finish().unwrap();
-        let counts: Vec<_> = record.shards.iter().map(|shard| (shard.tokens, shard.documents)).collect();
+        let counts: Vec<_> = record
+            .shards
+            .iter()
+            .map(|shard| (shard.tokens, shard.documents))
+            .collect();
         assert_eq!(counts, [(12, 2), (30, 1), (1, 1)]);
-        assert_eq!((record.largest_id, record.longest_document, record.tokens), (70_000, 30, 43));
+        assert_eq!(
+            (record.largest_id, record.longest_document, record.tokens),
+            (70_000, 30, 43)
+        );
         assert_eq!(record.shards[1].token_file.bytes, 16 + 30 * 4);
         assert!(place.path().join("train-00002.documents").is_file());
     }
@@ -580,7 +645,11 @@ mod tests {
             error
         };
         fn contents_names(directory: &Path) -> Vec<String> {
-            directory.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+            directory
+                .read_dir()
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect()
         }
         let bad = write(&place.path().join("bad.jsonl"), &(good.clone() + "{\n"));
         let error = prepare_with(&|options| {
@@ -591,7 +660,10 @@ mod tests {
         let error = prepare_with(&|options| options.read.field = "body".into());
         assert!(matches!(error, DataError::EveryRecordBad { count: 50, .. }), "{error}");
         let error = prepare_with(&|options| options.validation = Validation::Fraction(1e-12));
-        assert!(matches!(error, DataError::EmptySplit { split: "validation" }), "{error}");
+        assert!(
+            matches!(error, DataError::EmptySplit { split: "validation" }),
+            "{error}"
+        );
         let error = prepare_with(&|options| options.tokenizer = options.sources[0].clone().into());
         assert!(matches!(error, DataError::Tokenizer { .. }), "{error}");
         let error = prepare_with(&|options| options.end_of_document = Some("<eod>".into()));
@@ -601,9 +673,15 @@ mod tests {
     #[test]
     fn validation_is_a_fraction_or_a_source() {
         assert_eq!("0.05".parse::<Validation>().unwrap(), Validation::Fraction(0.05));
-        assert_eq!("held/*.txt".parse::<Validation>().unwrap(), Validation::Source("held/*.txt".into()));
+        assert_eq!(
+            "held/*.txt".parse::<Validation>().unwrap(),
+            Validation::Source("held/*.txt".into())
+        );
         for wrong in ["0", "1", "1.5", "-0.1", "NaN", "inf"] {
-            assert!(matches!(wrong.parse::<Validation>(), Err(DataError::ValidationFraction { .. })), "{wrong}");
+            assert!(
+                matches!(wrong.parse::<Validation>(), Err(DataError::ValidationFraction { .. })),
+                "{wrong}"
+            );
         }
     }
 }

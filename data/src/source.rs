@@ -1,6 +1,6 @@
 //! Sources: the files that a command line names, read as a stream of documents with the file and line of each.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -186,6 +186,20 @@ impl Source {
             })
             .collect();
         Self { given, files }
+    }
+
+    /// Leaves out the files that `other` has too, whatever path they were found by.
+    pub(crate) fn leave_out(&mut self, other: &Self) -> Result<(), DataError> {
+        let identity = |file: &SourceFile| file.path.canonicalize().ok();
+        let others: HashSet<PathBuf> = other.files.iter().filter_map(identity).collect();
+        self.files
+            .retain(|file| identity(file).is_none_or(|path| !others.contains(&path)));
+        if self.files.is_empty() {
+            return Err(DataError::OnlyValidation {
+                given: self.given.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// Bytes on disk, for a progress bar.
@@ -599,7 +613,7 @@ impl Content {
 enum Records {
     Lines(Lines),
     Text(Text),
-    Parquet(Parquet),
+    Parquet(Box<Parquet>),
     Once(Option<Record>),
 }
 
@@ -647,7 +661,7 @@ impl Lines {
             } else if text.trim_ascii().is_empty() {
                 continue;
             } else {
-                self.parse(text)
+                self.parse(text.trim_ascii_end())
             };
             return Ok(Some(Record {
                 line: self.line,
@@ -947,7 +961,7 @@ impl Parquet {
         let nullable = description.max_def_level() > 0;
         let row_groups = 0..reader.num_row_groups();
         let (rows, ready) = (None, VecDeque::new());
-        Ok(Records::Parquet(Self {
+        Ok(Records::Parquet(Box::new(Self {
             reader,
             file,
             column,
@@ -956,7 +970,7 @@ impl Parquet {
             rows,
             ready,
             line: 0,
-        }))
+        })))
     }
 
     fn next(&mut self) -> Result<Option<Record>, DataError> {

@@ -16,9 +16,6 @@ const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", 
 /// Tokens that pad in tokenizers in use.
 const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
 
-/// Words whose tokens are remembered: of a natural language, all but the rarest.
-const CACHED_WORDS: usize = 1 << 17;
-
 /// A tokenizer, with the tokens that open and end a document.
 ///
 /// A document becomes `opening tokens · its text · closing tokens`: those that the tokenizer's own
@@ -79,13 +76,14 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| refused(error.to_string()))?;
         tokenizer.set_encode_special_tokens(true);
-        let mut model = tokenizer.get_model().clone();
-        model.resize_cache(CACHED_WORDS);
-        if let ModelWrapper::BPE(bpe) = &mut model {
+        if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+            && bpe.dropout.is_some()
+        {
             // Merges left out at random would give other tokens on each run.
+            let mut bpe = bpe.clone();
             bpe.dropout = None;
+            tokenizer.with_model(bpe);
         }
-        tokenizer.with_model(model);
 
         let encode = |special| {
             let encoding = tokenizer
@@ -283,14 +281,20 @@ pub(crate) mod tests {
             assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (0, 29));
             assert_eq!(tokenizer.encode("abz").unwrap(), [3, 4, 28]);
             assert_eq!(tokenizer.decode(&[3, 4, 28, 1]).unwrap(), "abz</s>");
-            assert!(!tokenizer.encode("</s>").unwrap().contains(&1), "a text cannot forge its end");
+            assert!(
+                !tokenizer.encode("</s>").unwrap().contains(&1),
+                "a text cannot forge its end"
+            );
         }
     }
 
     #[test]
     fn another_end_can_be_named_and_a_missing_one_is_known() {
         let tokenizer = load(&letters(false)).unwrap();
-        assert!(matches!(tokenizer.clone().with_end_of_document("<eod>"), Err(DataError::TokenUnknown { .. })));
+        assert!(matches!(
+            tokenizer.clone().with_end_of_document("<eod>"),
+            Err(DataError::TokenUnknown { .. })
+        ));
         let mut unnamed = letters(false);
         unnamed["added_tokens"].as_array_mut().unwrap().remove(1);
         unnamed["model"]["vocab"].as_object_mut().unwrap().remove("</s>");
@@ -315,7 +319,12 @@ pub(crate) mod tests {
         let place = tempfile::tempdir().unwrap();
         let missing = Tokenizer::from_file(&place.path().join("none.json")).unwrap_err();
         assert!(matches!(missing, DataError::Io { .. }));
-        for text in ["", "{}", "not json", "{\"model\": {\"type\": \"BPE\", \"vocab\": {}, \"merges\": []}}"] {
+        for text in [
+            "",
+            "{}",
+            "not json",
+            "{\"model\": {\"type\": \"BPE\", \"vocab\": {}, \"merges\": []}}",
+        ] {
             let error = Tokenizer::from_bytes(text.into(), Path::new("t.json")).unwrap_err();
             assert!(matches!(error, DataError::Tokenizer { .. }), "{error}");
             assert_eq!(error.to_string().lines().count(), 1);

@@ -3,8 +3,17 @@
 //!
 //! Data flows one way: text → tokens → batches → model → loss → optimizer → run directory → report.
 
+pub mod backend;
+pub mod benchmark;
+pub mod checkpoint;
+pub mod cli;
 pub mod commands;
+pub mod dashboard;
+pub mod evaluate;
+pub mod metrics;
 pub mod optimizer;
 pub mod recipe;
+pub mod run;
 pub mod schedule;
 pub mod trainer;
+pub mod training;

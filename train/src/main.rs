@@ -1,2 +1,5 @@
-//! placeholder
-fn main() {}
+//! The binary `gpas`.
+
+fn main() -> std::process::ExitCode {
+    gpas_train::cli::main()
+}

@@ -19,12 +19,13 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Which rule applies weight decay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
-    /// Decay is part of the gradient.
+    /// Adam (arXiv 1412.6980): decay is part of the gradient.
+    #[default]
     Adam,
-    /// Decay is apart from the gradient, on matrices only.
+    /// Adam with decoupled decay (arXiv 1711.05101): it is apart from the gradient, on matrices only.
     AdamW,
 }
 
@@ -74,7 +75,12 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> ClippedAdam<M, B> {
     }
 
     /// Clips the gradients and updates the model with them.
-    pub fn step(&mut self, rate: LearningRate, model: M, mut gradients: GradientsParams) -> (M, GradientNorms<B::InnerBackend>) {
+    pub fn step(
+        &mut self,
+        rate: LearningRate,
+        model: M,
+        mut gradients: GradientsParams,
+    ) -> (M, GradientNorms<B::InnerBackend>) {
         let global = group_norm(&model, &gradients, Group::All);
         let gates = group_norm(&model, &gradients, Group::Gates);
         clip(&model, &mut gradients, &self.config, &global, &gates);
@@ -105,7 +111,11 @@ enum Group {
 
 /// The norm of a group's gradients, summed row by row and then in module order, so that it is the same in every run: gradients are kept
 /// in a hash map, and a sum over a large tensor may be cut among threads in any way.
-fn group_norm<M: AutodiffModule<B>, B: AutodiffBackend>(model: &M, gradients: &GradientsParams, group: Group) -> Tensor<B::InnerBackend, 1> {
+fn group_norm<M: AutodiffModule<B>, B: AutodiffBackend>(
+    model: &M,
+    gradients: &GradientsParams,
+    group: Group,
+) -> Tensor<B::InnerBackend, 1> {
     struct Squares<'a, B: AutodiffBackend> {
         gradients: &'a GradientsParams,
         group: Group,
@@ -128,7 +138,12 @@ fn group_norm<M: AutodiffModule<B>, B: AutodiffBackend>(model: &M, gradients: &G
             }
         }
     }
-    let mut squares = Squares::<B> { gradients, group, name: Vec::new(), sums: Vec::new() };
+    let mut squares = Squares::<B> {
+        gradients,
+        group,
+        name: Vec::new(),
+        sums: Vec::new(),
+    };
     model.visit(&mut squares);
     if squares.sums.is_empty() {
         let device = model.devices().into_iter().next().unwrap_or_default();
@@ -167,7 +182,8 @@ fn clip<M: AutodiffModule<B>, B: AutodiffBackend>(
             if let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) {
                 let is_gate = contains(Group::Gates, &self.name);
                 let factor = if is_gate { &self.gate_factor } else { &self.factor };
-                self.gradients.register(param.id, gradient * factor.clone().reshape([1; D]));
+                self.gradients
+                    .register(param.id, gradient * factor.clone().reshape([1; D]));
             }
         }
     }
@@ -177,7 +193,12 @@ fn clip<M: AutodiffModule<B>, B: AutodiffBackend>(
     let factor = limiting_factor(global.clone(), config.clip);
     let gate_factor = factor.clone() * limiting_factor(gates.clone() * factor.clone(), config.clip_gate);
     let name = Vec::new();
-    model.visit(&mut Scale::<B> { gradients, name, factor, gate_factor });
+    model.visit(&mut Scale::<B> {
+        gradients,
+        name,
+        factor,
+        gate_factor,
+    });
 }
 
 /// `min(1, limit / (norm + 1e-6))`, `[1]`; 1 where there is no limit.
@@ -215,7 +236,13 @@ impl<B: Backend> SimpleOptimizer<B> for AdamRule {
         gradient: Tensor<B, D>,
         state: Option<Moments<B, D>>,
     ) -> (Tensor<B, D>, Option<Moments<B, D>>) {
-        let OptimizerConfig { kind, betas: (beta1, beta2), eps, weight_decay, .. } = self.config;
+        let OptimizerConfig {
+            kind,
+            betas: (beta1, beta2),
+            eps,
+            weight_decay,
+            ..
+        } = self.config;
         let (weight, gradient) = match kind {
             _ if weight_decay == 0.0 => (weight, gradient),
             OptimizerKind::Adam => (weight.clone(), gradient + weight.mul_scalar(weight_decay)),
@@ -230,7 +257,11 @@ impl<B: Backend> SimpleOptimizer<B> for AdamRule {
                 first: old.first.mul_scalar(beta1) + first,
                 second: old.second.mul_scalar(beta2) + second,
             },
-            None => Moments { updates: 1, first, second },
+            None => Moments {
+                updates: 1,
+                first,
+                second,
+            },
         };
         let updates = moments.updates as f64;
         let correction1 = 1.0 - beta1.powf(updates);
@@ -287,16 +318,30 @@ mod tests {
     }
 
     fn config(kind: OptimizerKind) -> OptimizerConfig {
-        OptimizerConfig { kind, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, clip: 0.0, clip_gate: 0.0 }
+        OptimizerConfig {
+            kind,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 0.0,
+            clip_gate: 0.0,
+        }
     }
 
     fn clipped(limit: f64, gate_limit: f64) -> (Toy<B>, GradientsParams) {
         let model = toy();
         let mut limited = gradients(&model);
-        let config = OptimizerConfig { clip: limit, clip_gate: gate_limit, ..config(OptimizerKind::Adam) };
+        let config = OptimizerConfig {
+            clip: limit,
+            clip_gate: gate_limit,
+            ..config(OptimizerKind::Adam)
+        };
         let norm = |group| group_norm(&model, &limited, group);
         let (global, gates) = (norm(Group::All), norm(Group::Gates));
-        assert_eq!((global.clone().into_scalar(), gates.clone().into_scalar()), (13.0, 12.0));
+        assert_eq!(
+            (global.clone().into_scalar(), gates.clone().into_scalar()),
+            (13.0, 12.0)
+        );
         clip(&model, &mut limited, &config, &global, &gates);
         (model, limited)
     }
@@ -310,7 +355,10 @@ mod tests {
             .get::<Flex, 2>(model.matrix.id)
             .unwrap()
             .into_data()
-            .assert_approx_eq::<f32>(&TensorData::from([[1.5f32, 0.0], [0.0, 2.0]]), Tolerance::absolute(1e-5));
+            .assert_approx_eq::<f32>(
+                &TensorData::from([[1.5f32, 0.0], [0.0, 2.0]]),
+                Tolerance::absolute(1e-5),
+            );
     }
 
     #[test]
@@ -329,20 +377,31 @@ mod tests {
             (model, _) = adam.step(0.1, model, gradients);
         }
         let expected = TensorData::from([[0.8f32, -2.0], [0.5, 2.8]]);
-        model.matrix.val().into_data().assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
+        model
+            .matrix
+            .val()
+            .into_data()
+            .assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
         assert!((model.gate.val().into_scalar() - 0.05).abs() < 1e-6);
     }
 
     #[test]
     fn adamw_decays_matrices_only() {
         let model = toy();
-        let decay = OptimizerConfig { weight_decay: 0.5, ..config(OptimizerKind::AdamW) };
+        let decay = OptimizerConfig {
+            weight_decay: 0.5,
+            ..config(OptimizerKind::AdamW)
+        };
         let mut gradients = GradientsParams::new();
         gradients.register(model.matrix.id, Tensor::<Flex, 2>::zeros([2, 2], &FlexDevice));
         gradients.register(model.norm.id, Tensor::<Flex, 1>::zeros([2], &FlexDevice));
         let (model, _) = ClippedAdam::new(decay).step(0.1, model, gradients);
         let expected = TensorData::from([[0.95f32, -1.9], [0.475, 2.85]]);
-        model.matrix.val().into_data().assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
+        model
+            .matrix
+            .val()
+            .into_data()
+            .assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
         assert_eq!(model.norm.val().into_data(), TensorData::from([1.0f32, 1.0]));
     }
 
@@ -350,18 +409,25 @@ mod tests {
     #[test]
     fn adam_adds_the_decay_to_the_gradient() {
         let model = toy();
-        let decay = OptimizerConfig { weight_decay: 0.5, ..config(OptimizerKind::Adam) };
+        let decay = OptimizerConfig {
+            weight_decay: 0.5,
+            ..config(OptimizerKind::Adam)
+        };
         let mut gradients = GradientsParams::new();
         gradients.register(model.norm.id, Tensor::<Flex, 1>::zeros([2], &FlexDevice));
         let (model, _) = ClippedAdam::new(decay).step(0.1, model, gradients);
-        model.norm.val().into_data().assert_approx_eq::<f32>(&TensorData::from([0.9f32, 0.9]), Tolerance::absolute(1e-6));
+        model
+            .norm
+            .val()
+            .into_data()
+            .assert_approx_eq::<f32>(&TensorData::from([0.9f32, 0.9]), Tolerance::absolute(1e-6));
     }
 
     #[test]
     fn saved_moments_continue_the_same_path() {
         let mut straight = toy();
         let mut adam = ClippedAdam::new(config(OptimizerKind::Adam));
-        let mut step = |model: Toy<B>, adam: &mut ClippedAdam<Toy<B>, B>| {
+        let step = |model: Toy<B>, adam: &mut ClippedAdam<Toy<B>, B>| {
             let gradients = gradients(&model);
             adam.step(0.1, model, gradients).0
         };

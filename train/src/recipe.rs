@@ -11,10 +11,12 @@ mod shipped;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use gpas_data::batch::WindowMode;
 use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Preset, Scheme};
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::schedule::{Schedule, ScheduleKind};
 
 pub use error::RecipeError;
@@ -79,20 +81,9 @@ pub struct DataRecipe {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// How documents become sequences.
-    pub mode: DataMode,
+    pub mode: WindowMode,
     /// Tokens in a sequence.
     pub seq_len: usize,
-}
-
-/// How documents become sequences.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DataMode {
-    /// Documents one after another, cut every `seq_len` tokens.
-    #[default]
-    Packed,
-    /// One document per sequence, truncated or padded, as in the GPAS paper.
-    Padded,
 }
 
 /// `[train]`
@@ -117,7 +108,7 @@ pub struct TrainRecipe {
     /// Fraction of all steps in which `wsd` decays.
     pub decay_fraction: f64,
     /// What turns gradients into updates.
-    pub optimizer: Optimizer,
+    pub optimizer: OptimizerKind,
     /// Decay rates of Adam's two moments.
     pub betas: [f64; 2],
     /// ε of Adam's denominator.
@@ -138,17 +129,6 @@ pub struct TrainRecipe {
     pub max_bad_steps: u64,
     /// Steps between two looks at every layer.
     pub inspect_every: u64,
-}
-
-/// What turns gradients into updates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Optimizer {
-    /// Adam (arXiv 1412.6980).
-    #[default]
-    Adam,
-    /// Adam with decoupled weight decay (arXiv 1711.05101).
-    Adamw,
 }
 
 /// Number format of the mathematics.
@@ -235,6 +215,19 @@ impl Recipe {
             min_lr_ratio: train.min_lr_ratio,
             cycles: train.cycles,
             decay_fraction: train.decay_fraction,
+        }
+    }
+
+    /// The optimizer's settings.
+    pub fn optimizer(&self) -> OptimizerConfig {
+        let train = &self.train;
+        OptimizerConfig {
+            kind: train.optimizer,
+            betas: (train.betas[0], train.betas[1]),
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+            clip: train.clip,
+            clip_gate: train.clip_gate,
         }
     }
 

@@ -30,12 +30,21 @@ pub struct StepReport<B: AutodiffBackend> {
 impl<B: AutodiffBackend> Trainer<B> {
     /// A trainer at its first step.
     pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: Schedule) -> Self {
-        Self { model, optimizer: ClippedAdam::new(optimizer), schedule, steps: 0 }
+        Self {
+            model,
+            optimizer: ClippedAdam::new(optimizer),
+            schedule,
+            steps: 0,
+        }
     }
 
     /// A trainer that goes on after `steps` steps.
     pub fn resume(self, record: OptimizerRecord<Llama<B>, B>, steps: u64) -> Self {
-        Self { optimizer: self.optimizer.load_record(record), steps, ..self }
+        Self {
+            optimizer: self.optimizer.load_record(record),
+            steps,
+            ..self
+        }
     }
 
     /// The model as it is now.
@@ -60,7 +69,12 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// # Panics
     /// If there is no micro-batch.
     pub fn step(self, micro_batches: impl IntoIterator<Item = TokenBatch<B>>, scored: usize) -> (Self, StepReport<B>) {
-        let Self { model, mut optimizer, schedule, steps } = self;
+        let Self {
+            model,
+            mut optimizer,
+            schedule,
+            steps,
+        } = self;
         let (loss, gradients) = micro_batches
             .into_iter()
             .map(|batch| model.backward(batch.ids, batch.targets, scored))
@@ -69,7 +83,12 @@ impl<B: AutodiffBackend> Trainer<B> {
             .expect("a step has at least one micro-batch");
         let rate = schedule.rate(steps);
         let (model, norms) = optimizer.step(rate, model, gradients);
-        let trainer = Self { model, optimizer, schedule, steps: steps + 1 };
+        let trainer = Self {
+            model,
+            optimizer,
+            schedule,
+            steps: steps + 1,
+        };
         (trainer, StepReport { loss, norms, rate })
     }
 }

@@ -63,7 +63,10 @@ pub struct ReadArgs {
 
 impl From<ReadArgs> for ReadOptions {
     fn from(args: ReadArgs) -> Self {
-        Self { field: args.field, strict: args.strict }
+        Self {
+            field: args.field,
+            strict: args.strict,
+        }
     }
 }
 

@@ -1,3 +1,8 @@
 //! The commands of the binary `gpas`, one file each.
 
+pub mod bench;
 pub mod config;
+pub mod data;
+pub mod eval;
+pub mod tokenizer;
+pub mod train;

@@ -318,8 +318,9 @@ impl TryFrom<Table> for Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{DataMode, Optimizer};
+    use crate::optimizer::OptimizerKind;
     use crate::schedule::ScheduleKind;
+    use gpas_data::batch::WindowMode;
 
     fn args(set: &[&str]) -> RecipeArgs {
         RecipeArgs {
@@ -369,10 +370,10 @@ mod tests {
         assert_eq!((train.clip, train.clip_gate, train.weight_decay), (1.0, 0.0, 0.0));
         assert_eq!(
             (train.schedule, train.optimizer),
-            (ScheduleKind::Cosine, Optimizer::Adam)
+            (ScheduleKind::Cosine, OptimizerKind::Adam)
         );
         assert_eq!((train.seed, train.max_bad_steps, train.inspect_every), (42, 8, 150));
-        assert_eq!((recipe.data.mode, recipe.data.seq_len), (DataMode::Packed, 128));
+        assert_eq!((recipe.data.mode, recipe.data.seq_len), (WindowMode::Packed, 128));
         assert_eq!((recipe.eval.every, recipe.eval.tokens), (150, 65_536));
         assert_eq!((recipe.checkpoint.every, recipe.checkpoint.keep), (150, 3));
         assert_eq!(with(&["model.preset=71m"]).data.seq_len, 256);
@@ -449,7 +450,7 @@ mod tests {
             (ScheduleKind::Wsd, [0.9, 0.95])
         );
         assert_eq!(recipe.model.gate.act, GateActivation::Relu);
-        assert_eq!((recipe.eval.tokens, recipe.data.mode), (1_000_000, DataMode::Padded));
+        assert_eq!((recipe.eval.tokens, recipe.data.mode), (1_000_000, WindowMode::Padded));
         assert_eq!(with(&["train.warmup=7"]).train.warmup, 7);
         assert!(with(&["data.path=c4"]).data.path.is_some_and(|path| path.is_absolute()));
     }

@@ -57,8 +57,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::{DataMode, Optimizer, Recipe, RecipeArgs, resolve};
+    use crate::optimizer::OptimizerKind;
+    use crate::recipe::{Recipe, RecipeArgs, resolve};
     use crate::schedule::ScheduleKind;
+    use gpas_data::batch::WindowMode;
 
     fn recipe(name: &str) -> Recipe {
         resolve(Some(Path::new(name)), &RecipeArgs::default()).unwrap()
@@ -108,9 +110,9 @@ mod tests {
                 "{name}"
             );
             assert_eq!((train.schedule, train.min_lr_ratio), (ScheduleKind::Cosine, 0.1));
-            assert_eq!((train.optimizer, train.betas), (Optimizer::Adam, [0.9, 0.999]));
+            assert_eq!((train.optimizer, train.betas), (OptimizerKind::Adam, [0.9, 0.999]));
             assert_eq!((train.eps, train.weight_decay, train.seed), (1e-8, 0.0, 42));
-            assert_eq!((recipe.data.mode, recipe.data.seq_len), (DataMode::Padded, 256));
+            assert_eq!((recipe.data.mode, recipe.data.seq_len), (WindowMode::Padded, 256));
             assert_eq!((recipe.eval.every, recipe.eval.tokens), (1000, 10_000_000));
             assert_eq!(recipe.model.vocab, Some(32_000));
         }

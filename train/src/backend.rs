@@ -1,0 +1,296 @@
+//! Which backend a command runs on: the ones compiled in, the one asked for, the one chosen.
+//!
+//! Everything above this file is generic over `B: AutodiffBackend`; here alone a name becomes a type.
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::backend::AutodiffBackend;
+
+/// A backend that can be compiled in, fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendName {
+    /// NVIDIA cards through CUDA.
+    Cuda,
+    /// Apple cards through Metal.
+    Metal,
+    /// Any card through Vulkan.
+    Vulkan,
+    /// Any card through the platform's own graphics interface.
+    Wgpu,
+    /// The CPU, through Burn's flex.
+    Flex,
+    /// The CPU, through ndarray.
+    Ndarray,
+}
+
+impl BackendName {
+    /// Every backend, fastest first: the order in which `auto` looks.
+    pub const ALL: [BackendName; 6] = [
+        BackendName::Cuda,
+        BackendName::Metal,
+        BackendName::Vulkan,
+        BackendName::Wgpu,
+        BackendName::Flex,
+        BackendName::Ndarray,
+    ];
+
+    /// Whether this binary has it.
+    pub fn is_compiled_in(self) -> bool {
+        match self {
+            BackendName::Cuda => cfg!(feature = "cuda"),
+            BackendName::Metal => cfg!(feature = "metal"),
+            BackendName::Vulkan => cfg!(feature = "vulkan"),
+            BackendName::Wgpu => cfg!(feature = "wgpu"),
+            BackendName::Flex => cfg!(feature = "flex"),
+            BackendName::Ndarray => cfg!(feature = "ndarray"),
+        }
+    }
+
+    /// Number of devices it finds that are worth choosing over a CPU: a software driver is not.
+    fn devices(self) -> usize {
+        match self {
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => found(|| cuda_devices()),
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu if self.is_compiled_in() => {
+                found(wgpu_devices)
+            }
+            BackendName::Flex | BackendName::Ndarray if self.is_compiled_in() => 1,
+            _ => 0,
+        }
+    }
+}
+
+/// Drivers that are not there may end a question with a panic rather than with an answer.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+fn found(count: impl FnOnce() -> usize + std::panic::UnwindSafe) -> usize {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let count = std::panic::catch_unwind(count).unwrap_or(0);
+    std::panic::set_hook(hook);
+    count
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_devices() -> usize {
+    use burn::tensor::backend::Backend;
+    burn_cuda::Cuda::<f32, i32>::device_count(0)
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn wgpu_devices() -> usize {
+    use burn::tensor::backend::Backend;
+    // Type ids of wgpu's devices: 0 discrete, 1 integrated, 2 virtual, 3 software.
+    (0..3).map(burn_wgpu::Wgpu::<f32, i32>::device_count).sum()
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BackendName::Cuda => "cuda",
+            BackendName::Metal => "metal",
+            BackendName::Vulkan => "vulkan",
+            BackendName::Wgpu => "wgpu",
+            BackendName::Flex => "flex",
+            BackendName::Ndarray => "ndarray",
+        })
+    }
+}
+
+/// What stands after `--backend`: `auto`, or a name with the number of a device, `cuda:1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The fastest that is compiled in and present.
+    #[default]
+    Auto,
+    /// That backend on that device.
+    Named(BackendName, usize),
+}
+
+/// Why a backend cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum BackendError {
+    #[error("unknown backend `{0}`")]
+    Unknown(String),
+    #[error("backend `{0}` is not part of this program")]
+    NotCompiledIn(BackendName),
+    #[error("backend `{backend}` finds no device {index}; it has {count}")]
+    NoDevice {
+        backend: BackendName,
+        index: usize,
+        count: usize,
+    },
+    #[error("no backend is part of this program")]
+    None,
+}
+
+impl BackendError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            BackendError::Unknown(_) => {
+                let names: Vec<String> = BackendName::ALL.iter().map(ToString::to_string).collect();
+                format!("one of auto, {}", names.join(", "))
+            }
+            BackendError::NotCompiledIn(name) => format!("build with `--features {name}`"),
+            BackendError::NoDevice { .. } => "`--backend auto` takes what is present".into(),
+            BackendError::None => "build with `--features flex`".into(),
+        }
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = BackendError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "auto" {
+            return Ok(BackendChoice::Auto);
+        }
+        let unknown = || BackendError::Unknown(text.to_string());
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, index.parse().map_err(|_| unknown())?),
+            None => (text, 0),
+        };
+        let name = BackendName::ALL
+            .into_iter()
+            .find(|known| known.to_string() == name)
+            .ok_or_else(unknown)?;
+        Ok(BackendChoice::Named(name, index))
+    }
+}
+
+/// A backend that is compiled in, with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selected {
+    /// Its name.
+    pub name: BackendName,
+    /// Number of the device.
+    pub index: usize,
+}
+
+impl fmt::Display for Selected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.index {
+            0 => write!(f, "{}", self.name),
+            index => write!(f, "{}:{index}", self.name),
+        }
+    }
+}
+
+impl BackendChoice {
+    /// The backend to use.
+    ///
+    /// # Errors
+    /// If it is not compiled in, or finds no such device.
+    pub fn select(self) -> Result<Selected, BackendError> {
+        match self {
+            BackendChoice::Auto => BackendName::ALL
+                .into_iter()
+                .find(|name| name.devices() > 0)
+                .map(|name| Selected { name, index: 0 })
+                .ok_or(BackendError::None),
+            BackendChoice::Named(name, _) if !name.is_compiled_in() => Err(BackendError::NotCompiledIn(name)),
+            // A software Vulkan driver counts for nothing in `auto` and yet runs when asked for.
+            BackendChoice::Named(name, 0) => Ok(Selected { name, index: 0 }),
+            BackendChoice::Named(backend, index) => match backend.devices() {
+                count if index < count => Ok(Selected { name: backend, index }),
+                count => Err(BackendError::NoDevice { backend, index, count }),
+            },
+        }
+    }
+}
+
+/// Work that runs on whichever backend was selected.
+pub trait BackendTask {
+    /// What it returns.
+    type Output;
+
+    /// Runs on a device.
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output;
+}
+
+impl Selected {
+    /// Runs the task on this backend.
+    ///
+    /// # Errors
+    /// If the backend is not compiled in.
+    pub fn run<T: BackendTask>(self, task: T) -> Result<T::Output, BackendError> {
+        match self.name {
+            #[cfg(feature = "flex")]
+            BackendName::Flex => Ok(task.run::<burn::backend::Autodiff<burn_flex::Flex>>(burn_flex::FlexDevice)),
+            #[cfg(feature = "ndarray")]
+            BackendName::Ndarray => {
+                type Ndarray = burn_ndarray::NdArray<f32>;
+                Ok(task.run::<burn::backend::Autodiff<Ndarray>>(burn_ndarray::NdArrayDevice::Cpu))
+            }
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => {
+                let device = burn_cuda::CudaDevice::new(self.index);
+                Ok(task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(device))
+            }
+            #[cfg(feature = "vulkan")]
+            BackendName::Vulkan => {
+                let device = wgpu_device(self.index);
+                burn_wgpu::init_setup::<burn_wgpu::graphics::Vulkan>(&device, Default::default());
+                Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Vulkan>>(device))
+            }
+            #[cfg(feature = "metal")]
+            BackendName::Metal => {
+                let device = wgpu_device(self.index);
+                burn_wgpu::init_setup::<burn_wgpu::graphics::Metal>(&device, Default::default());
+                Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Metal>>(device))
+            }
+            #[cfg(feature = "wgpu")]
+            BackendName::Wgpu => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Wgpu>>(wgpu_device(self.index))),
+            // Without a feature, its name has no type.
+            #[allow(unreachable_patterns)]
+            name => {
+                drop(task);
+                Err(BackendError::NotCompiledIn(name))
+            }
+        }
+    }
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn wgpu_device(index: usize) -> burn_wgpu::WgpuDevice {
+    match index {
+        0 => burn_wgpu::WgpuDevice::DefaultDevice,
+        index => burn_wgpu::WgpuDevice::DiscreteGpu(index),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for name in BackendName::ALL {
+            assert_eq!(name.to_string().parse(), Ok(BackendChoice::Named(name, 0)));
+        }
+        assert_eq!("cuda:3".parse(), Ok(BackendChoice::Named(BackendName::Cuda, 3)));
+        assert_eq!("auto".parse(), Ok(BackendChoice::Auto));
+        for wrong in ["cudda", "cuda:", "cuda:x", ""] {
+            assert_eq!(wrong.parse::<BackendChoice>(), Err(BackendError::Unknown(wrong.into())));
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_missing_says_which_feature_brings_it() {
+        for name in BackendName::ALL.into_iter().filter(|name| !name.is_compiled_in()) {
+            let error = BackendChoice::Named(name, 0).select().unwrap_err();
+            assert_eq!(error, BackendError::NotCompiledIn(name));
+            assert_eq!(error.hint(), format!("build with `--features {name}`"));
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn a_cpu_has_one_device() {
+        let error = BackendChoice::Named(BackendName::Flex, 1).select().unwrap_err();
+        assert_eq!(error.to_string(), "backend `flex` finds no device 1; it has 1");
+    }
+}

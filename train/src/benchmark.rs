@@ -1,0 +1,162 @@
+//! How fast a model trains here: timed optimizer steps on random tokens, through the step function of training.
+
+use std::time::Instant;
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Int, Tensor, TensorData};
+use gpas_model::{Llama, LlamaConfig, TokenBatch};
+use serde::Serialize;
+
+use crate::backend::{BackendTask, Selected};
+use crate::recipe::Recipe;
+use crate::trainer::Trainer;
+
+/// What to time.
+pub struct Benchmark {
+    /// The recipe, for the sizes of model and batch and for the optimizer.
+    pub recipe: Recipe,
+    /// The model.
+    pub config: LlamaConfig,
+    /// Steps that are timed.
+    pub steps: usize,
+    /// Steps before them.
+    pub warmup: usize,
+    /// Where it runs, for the report.
+    pub selected: Selected,
+}
+
+/// The result, with the keys of the PyTorch peer.
+#[derive(Clone, Debug, Serialize)]
+pub struct BenchmarkReport {
+    /// This program and its backend.
+    pub peer: String,
+    /// Name of the size.
+    pub preset: String,
+    /// Normalisation scheme.
+    pub scheme: String,
+    /// Sequences in a step.
+    pub batch: usize,
+    /// Tokens in a sequence.
+    pub seq: usize,
+    /// Number of token ids.
+    pub vocab: usize,
+    /// Number format.
+    pub dtype: String,
+    /// Positions per second at the median step.
+    pub tokens_per_s: f64,
+    /// Median time of a step in seconds.
+    pub step_s: f64,
+    /// Largest resident memory of the process in bytes; 0 where the system does not tell.
+    pub peak_bytes: u64,
+}
+
+impl BackendTask for Benchmark {
+    type Output = BenchmarkReport;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> BenchmarkReport {
+        let Self {
+            recipe,
+            config,
+            steps,
+            warmup,
+            selected,
+        } = self;
+        let (batch, seq) = (recipe.train.batch, recipe.data.seq_len);
+        let model: Llama<B> = config.init(recipe.train.seed, &device);
+        let mut trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule());
+        let mut ids = RandomIds {
+            state: recipe.train.seed,
+            vocab: config.vocab as u64,
+        };
+        let mut times = Vec::with_capacity(steps);
+        for index in 0..warmup + steps {
+            let micro_batches: Vec<TokenBatch<B>> = (0..batch)
+                .step_by(recipe.train.micro_batch)
+                .map(|start| ids.batch(recipe.train.micro_batch.min(batch - start), seq, &device))
+                .collect();
+            let begin = Instant::now();
+            let (next, report) = trainer.step(micro_batches, batch * seq);
+            trainer = next;
+            // Reading the loss waits for the device.
+            let _ = report.loss.into_data();
+            if index >= warmup {
+                times.push(begin.elapsed().as_secs_f64());
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let step_s = times[times.len() / 2];
+        BenchmarkReport {
+            peer: format!("gpas-{selected}"),
+            preset: recipe.model.preset,
+            scheme: recipe.model.scheme.to_string(),
+            batch,
+            seq,
+            vocab: config.vocab,
+            dtype: "float32".into(),
+            tokens_per_s: ((batch * seq) as f64 / step_s * 10.0).round() / 10.0,
+            step_s: (step_s * 1e4).round() / 1e4,
+            peak_bytes: peak_memory(),
+        }
+    }
+}
+
+/// Token ids from a linear congruential generator: their values do not matter, and drawing them must cost nothing.
+struct RandomIds {
+    state: u64,
+    vocab: u64,
+}
+
+impl RandomIds {
+    fn next(&mut self) -> i64 {
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((self.state >> 33) % self.vocab) as i64
+    }
+
+    /// `[batch, seq]` ids, each position scored against the next one.
+    fn batch<B: AutodiffBackend>(&mut self, batch: usize, seq: usize, device: &B::Device) -> TokenBatch<B> {
+        let ids: Vec<i64> = (0..batch * seq + 1).map(|_| self.next()).collect();
+        let tensor =
+            |part: &[i64]| Tensor::<B, 2, Int>::from_data(TensorData::new(part.to_vec(), [batch, seq]), device);
+        TokenBatch {
+            ids: tensor(&ids[..batch * seq]),
+            targets: tensor(&ids[1..]),
+        }
+    }
+}
+
+/// The largest resident memory of this process so far, in bytes; 0 where the system does not tell.
+pub fn peak_memory() -> u64 {
+    #[cfg(unix)]
+    {
+        // SAFETY: the call fills a struct of plain numbers that outlives it.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+            usage
+        };
+        // Bytes on Apple's systems, KiB elsewhere.
+        let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
+        usage.ru_maxrss.unsigned_abs() * unit
+    }
+    #[cfg(not(unix))]
+    {
+        0
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_memory_sees_an_allocation() {
+        let before = peak_memory();
+        let block = vec![1u8; 256 << 20];
+        let after = peak_memory();
+        assert_eq!(block[block.len() - 1], 1);
+        assert!(after >= 256 << 20 && after >= before, "{before} then {after}");
+    }
+}

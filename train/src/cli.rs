@@ -1,0 +1,91 @@
+//! The command line: which command was asked for, and how its failure is told: one cause, one hint, a code that is not 0.
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::{Error, Result};
+use clap::{Parser, Subcommand};
+use gpas_data::DataError;
+
+use crate::backend::BackendError;
+use crate::commands::{bench, config, data, eval, tokenizer, train};
+use crate::recipe::RecipeError;
+use crate::run::RunError;
+use crate::training::TrainingError;
+
+/// Pre-train language models with Gradient-Preserving Activation Scaling, on any GPU or CPU
+#[derive(Debug, Parser)]
+#[command(
+    name = "gpas",
+    version,
+    after_help = "Example:\n  gpas train --preset nano --scheme pre_gpas"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
+    Bench(bench::BenchArgs),
+    /// Show what a recipe resolves to and what its model costs
+    Config(config::ConfigArgs),
+    Data(data::DataArgs),
+    Tokenizer(tokenizer::TokenizerArgs),
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = error.chain().find_map(hint) {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Config(args) => config::run(args),
+        Command::Data(args) => data::run(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
+    }
+}
+
+fn is_broken_pipe(error: &Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let recipe = || cause.downcast_ref::<RecipeError>().and_then(RecipeError::hint);
+    let data = || cause.downcast_ref::<DataError>().and_then(DataError::hint);
+    let backend = || cause.downcast_ref::<BackendError>().map(BackendError::hint);
+    let run = || cause.downcast_ref::<RunError>().and_then(RunError::hint);
+    let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
+    recipe().or_else(data).or_else(backend).or_else(run).or_else(training)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

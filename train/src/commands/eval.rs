@@ -1,0 +1,113 @@
+//! `gpas eval`: loss and perplexity of a run's newest checkpoint.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use burn::tensor::backend::AutodiffBackend;
+use clap::Args;
+use gpas_data::batch::Windows;
+use gpas_data::store::PreparedData;
+use gpas_model::LlamaConfig;
+
+use crate::backend::{BackendChoice, BackendTask};
+use crate::checkpoint::{self, read_model};
+use crate::evaluate::evaluate;
+use crate::metrics::{EvalRecord, Record};
+use crate::recipe::Recipe;
+use crate::run::RunDirectory;
+use crate::training::{TrainingError, check_vocabulary, validation_windows};
+
+/// Evaluate a run's newest checkpoint on validation text
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  gpas eval runs/pre_gpas-nano-001
+  gpas eval runs/pre_gpas-nano-001 --tokens 1000000 --json")]
+pub struct EvalArgs {
+    /// The run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Prepared data whose validation split is used [default: the run's]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Tokens to score, at most [default: the recipe's eval.tokens]
+    #[arg(long, value_name = "N")]
+    tokens: Option<u64>,
+    /// Print one JSON object, as it stands in metrics.jsonl
+    #[arg(long)]
+    json: bool,
+    /// Where to run: auto, flex, ndarray, vulkan, wgpu, metal, cuda; cuda:1 for the second card
+    #[arg(long, default_value = "auto")]
+    backend: BackendChoice,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the run, its checkpoint or its data cannot be read or do not fit each other.
+pub fn run(args: EvalArgs) -> Result<()> {
+    let run = RunDirectory::open(&args.run)?;
+    let (recipe, info) = (run.recipe()?, run.info()?);
+    let data = PreparedData::open(&args.data.unwrap_or(info.data))?;
+    if data.tokenizer().sha256() != info.tokenizer_sha256 {
+        return Err(TrainingError::Tokenizer {
+            data: data.directory().to_path_buf(),
+            run: run.tokenizer_path(),
+        }
+        .into());
+    }
+    let config = recipe.llama(data.tokenizer().vocab_size())?;
+    check_vocabulary(&data, &config)?;
+    let checkpoint = checkpoint::newest(&run.checkpoints_path())?;
+    let windows = validation_windows(&recipe, &data)?;
+    let tokens = args.tokens.unwrap_or(recipe.eval.tokens);
+    let task = Evaluation {
+        recipe,
+        config,
+        checkpoint: &checkpoint,
+        windows,
+        tokens,
+    };
+    let record = args.backend.select()?.run(task)??;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&Record::Eval(record))?)?;
+    } else {
+        let EvalRecord {
+            step,
+            loss,
+            perplexity,
+            tokens,
+        } = record;
+        writeln!(
+            out,
+            "step {step}  validation loss {loss:.6}  perplexity {perplexity:.6}  {tokens} tokens"
+        )?;
+    }
+    Ok(())
+}
+
+struct Evaluation<'a> {
+    recipe: Recipe,
+    config: LlamaConfig,
+    checkpoint: &'a Path,
+    windows: Windows,
+    tokens: u64,
+}
+
+impl BackendTask for Evaluation<'_> {
+    type Output = Result<EvalRecord, TrainingError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let (model, state) = read_model::<B::InnerBackend>(self.checkpoint, &self.config, &device)?;
+        let tokens = Some(self.tokens as usize);
+        Ok(evaluate(
+            &model,
+            self.windows,
+            self.recipe.train.micro_batch,
+            tokens,
+            state.step,
+            &device,
+        )?)
+    }
+}

@@ -1,0 +1,283 @@
+//! What a person sees of a run: burn-train's dashboard on a terminal, else one readable line now and then.
+//!
+//! Both are [`MetricsRenderer`]s of burn-train, which the training loop drives itself: burn-train's own loop counts iterations rather
+//! than optimizer steps, and its event processor cannot be made outside it.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use burn::data::dataloader::Progress;
+use burn_train::metric::{
+    MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry, SerializedEntry,
+};
+use burn_train::renderer::tui::TuiMetricsRendererWrapper;
+use burn_train::renderer::{
+    EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining, ProgressType, TrainingProgress,
+};
+use burn_train::{Interrupter, LearnerSummary};
+
+use crate::metrics::{EvalRecord, TrainRecord};
+
+const LOSS: &str = "Loss";
+const PERPLEXITY: &str = "Perplexity";
+const LEARNING_RATE: &str = "Learning rate";
+const TOKENS_PER_SECOND: &str = "Tokens per second";
+const GRADIENT_NORM: &str = "Gradient norm";
+const GATE_GRADIENT_NORM: &str = "Gate gradient norm";
+const GATE_MIN: &str = "Gate, smallest";
+const GATE_MEAN: &str = "Gate, mean";
+const GATE_MAX: &str = "Gate, largest";
+
+/// Metric, unit, whether higher is better.
+const METRICS: [(&str, &str, bool); 9] = [
+    (LOSS, "nats", false),
+    (PERPLEXITY, "", false),
+    (LEARNING_RATE, "", true),
+    (TOKENS_PER_SECOND, "", true),
+    (GRADIENT_NORM, "", false),
+    (GATE_GRADIENT_NORM, "", false),
+    (GATE_MIN, "", true),
+    (GATE_MEAN, "", true),
+    (GATE_MAX, "", true),
+];
+
+/// The display of a run in progress.
+pub struct Dashboard {
+    renderer: Box<dyn MetricsRenderer>,
+    interrupter: Interrupter,
+    total_steps: usize,
+}
+
+impl Dashboard {
+    /// The dashboard if standard output is a terminal and `plain` is not asked for; else lines.
+    pub fn open(plain: bool, total_steps: u64) -> Self {
+        let interrupter = Interrupter::new();
+        let mut renderer: Box<dyn MetricsRenderer> = if !plain && std::io::stdout().is_terminal() {
+            Box::new(in_background({
+                let interrupter = interrupter.clone();
+                move || TuiMetricsRendererWrapper::new(interrupter, None)
+            }))
+        } else {
+            Box::new(PlainLines::default())
+        };
+        for (name, unit, higher_is_better) in METRICS {
+            let unit = Some(unit.to_string()).filter(|unit| !unit.is_empty());
+            renderer.register_metric(MetricDefinition {
+                metric_id: id(name),
+                name: name.to_string(),
+                description: None,
+                attributes: MetricAttributes::Numeric(NumericAttributes { unit, higher_is_better }),
+            });
+        }
+        Self {
+            renderer,
+            interrupter,
+            total_steps: total_steps as usize,
+        }
+    }
+
+    /// Shows a finished step.
+    pub fn step(&mut self, record: &TrainRecord) {
+        let mut values = vec![
+            (LOSS, record.loss, format!("{:.4}", record.loss)),
+            (LEARNING_RATE, record.lr, format!("{:.3e}", record.lr)),
+            (
+                TOKENS_PER_SECOND,
+                record.tokens_per_s,
+                format!("{:.0}", record.tokens_per_s),
+            ),
+            (GRADIENT_NORM, record.grad_norm, format!("{:.4}", record.grad_norm)),
+        ];
+        if let Some(gates) = record.gates {
+            values.push((
+                GATE_GRADIENT_NORM,
+                record.gate_grad_norm,
+                format!("{:.4}", record.gate_grad_norm),
+            ));
+            for (name, value) in [(GATE_MIN, gates.min), (GATE_MEAN, gates.mean), (GATE_MAX, gates.max)] {
+                values.push((name, value, format!("{value:+.4}")));
+            }
+        }
+        for (name, value, text) in values {
+            self.renderer.update_train(state(name, value, text));
+        }
+        let progress = self.progress(record.step);
+        let indicators = vec![ProgressType::Value {
+            tag: "Step".into(),
+            value: record.step as usize,
+        }];
+        self.renderer.render_train(progress, indicators);
+    }
+
+    /// Shows an evaluation.
+    pub fn evaluation(&mut self, record: &EvalRecord) {
+        self.renderer
+            .update_valid(state(LOSS, record.loss, format!("{:.4}", record.loss)));
+        self.renderer.update_valid(state(
+            PERPLEXITY,
+            record.perplexity,
+            format!("{:.3}", record.perplexity),
+        ));
+        let progress = self.progress(record.step);
+        let indicators = vec![ProgressType::Value {
+            tag: "Step".into(),
+            value: record.step as usize,
+        }];
+        self.renderer.render_valid(progress, indicators);
+    }
+
+    /// Whether the person in front of the dashboard asked to stop.
+    pub fn should_stop(&self) -> bool {
+        self.interrupter.should_stop()
+    }
+
+    fn progress(&self, step: u64) -> TrainingProgress {
+        let whole = Progress::new(step as usize, self.total_steps);
+        TrainingProgress {
+            progress: None,
+            global_progress: whole,
+            iteration: Some(step as usize),
+        }
+    }
+}
+
+fn id(name: &str) -> MetricId {
+    MetricId::new(name.to_string().into())
+}
+
+fn state(name: &str, value: f64, text: String) -> MetricState {
+    let entry = MetricEntry::new(id(name), SerializedEntry::new(text, value.to_string()));
+    MetricState::Numeric(entry, NumericEntry::Value(value))
+}
+
+/// Makes something on a thread of idle priority, which the threads that it starts inherit: the dashboard's thread of burn-train 0.21
+/// never sleeps, and would otherwise take a core from training.
+fn in_background<T: Send>(make: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            lower_priority();
+            make()
+        });
+        match thread.join() {
+            Ok(made) => made,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Gives this thread only the processor time that nobody else wants.
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: the call reads one struct of plain numbers, which outlives it, and concerns this thread alone. A refusal changes nothing.
+        unsafe {
+            let parameters: libc::sched_param = std::mem::zeroed();
+            libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters);
+        }
+    }
+}
+
+/// Lines for a log file or a pipe: the first step, then one every few seconds, and every evaluation.
+#[derive(Default)]
+struct PlainLines {
+    train: HashMap<MetricId, String>,
+    valid: HashMap<MetricId, String>,
+    last: Option<Instant>,
+}
+
+/// Time between two lines.
+const PAUSE: Duration = Duration::from_secs(5);
+
+impl PlainLines {
+    fn keep(values: &mut HashMap<MetricId, String>, state: MetricState) {
+        let entry = match state {
+            MetricState::Generic(entry) | MetricState::Numeric(entry, _) => entry,
+        };
+        values.insert(entry.metric_id, entry.serialized_entry.formatted);
+    }
+}
+
+impl MetricsRendererTraining for PlainLines {
+    fn update_train(&mut self, state: MetricState) {
+        Self::keep(&mut self.train, state);
+    }
+
+    fn update_valid(&mut self, state: MetricState) {
+        Self::keep(&mut self.valid, state);
+    }
+
+    fn render_train(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
+        let Progress {
+            items_processed: step,
+            items_total: total,
+        } = item.global_progress;
+        let due = self.last.is_none_or(|last| last.elapsed() >= PAUSE) || step == total;
+        if due {
+            self.last = Some(Instant::now());
+            let value = |name: &str| self.train.get(&id(name)).map_or("", String::as_str);
+            let mut line = format!(
+                "step {step:>6}/{total}  loss {}  lr {}  {} tokens/s  gradient norm {}",
+                value(LOSS),
+                value(LEARNING_RATE),
+                value(TOKENS_PER_SECOND),
+                value(GRADIENT_NORM),
+            );
+            if self.train.contains_key(&id(GATE_MEAN)) {
+                line += &format!(
+                    "  gates {} … {} … {}",
+                    value(GATE_MIN),
+                    value(GATE_MEAN),
+                    value(GATE_MAX)
+                );
+            }
+            println!("{line}");
+        }
+    }
+
+    fn render_valid(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
+        let Progress {
+            items_processed: step,
+            items_total: total,
+        } = item.global_progress;
+        let value = |name: &str| self.valid.get(&id(name)).map_or("", String::as_str);
+        println!(
+            "step {step:>6}/{total}  validation loss {}  perplexity {}",
+            value(LOSS),
+            value(PERPLEXITY)
+        );
+    }
+
+    fn on_train_end(&mut self, _summary: Option<LearnerSummary>) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(())
+    }
+}
+
+impl MetricsRendererEvaluation for PlainLines {
+    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
+
+    fn render_test(&mut self, _item: EvaluationProgress, _progress_indicators: Vec<ProgressType>) {}
+}
+
+impl MetricsRenderer for PlainLines {
+    fn manual_close(&mut self) {}
+
+    fn register_metric(&mut self, _definition: MetricDefinition) {}
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The scheduling class of a thread that was started from within, and of this one.
+    #[test]
+    fn threads_of_the_dashboard_have_idle_priority() {
+        // SAFETY: asks for a number about the calling thread.
+        let class = || unsafe { libc::sched_getscheduler(0) };
+        let before = class();
+        let inner = in_background(|| std::thread::spawn(class).join().unwrap());
+        assert_eq!(inner, libc::SCHED_IDLE);
+        assert_eq!(class(), before);
+    }
+}

@@ -1,0 +1,272 @@
+//! The run directory: everything a run was and became.
+//!
+//! ```text
+//! RUN/recipe.toml            the recipe, fully resolved
+//! RUN/run.json               versions, device, hashes of data and tokenizer, parameters, seed
+//! RUN/tokenizer.json         the data's tokenizer
+//! RUN/metrics.jsonl          one line per step and per evaluation
+//! RUN/checkpoints/step-N/    weights and optimizer after step N
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::{Recipe, RecipeError};
+
+/// What a run was made from and on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Version of this program.
+    pub gpas: String,
+    /// Version of Burn.
+    pub burn: String,
+    /// Backend and device.
+    pub backend: String,
+    /// Operating system and processor architecture.
+    pub platform: String,
+    /// The command line.
+    pub command: Vec<String>,
+    /// Directory of the prepared data.
+    pub data: PathBuf,
+    /// SHA-256 of the data's manifest, which holds the hashes of its shards.
+    pub data_sha256: String,
+    /// SHA-256 of the tokenizer.
+    pub tokenizer_sha256: String,
+    /// Number of parameters, gates not counted.
+    pub parameters: u64,
+    /// Number of gates.
+    pub gates: u64,
+    /// Seed of the initial weights and of the data's order.
+    pub seed: u64,
+    /// Seconds since 1970 when the run was started.
+    pub started: u64,
+}
+
+/// Why a run directory cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum RunError {
+    #[error("{0} exists")]
+    Exists(PathBuf),
+    #[error("{0} is not a run directory: it has no recipe.toml")]
+    NotARun(PathBuf),
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}")]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{path}: {message}")]
+    Toml { path: PathBuf, message: String },
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+}
+
+impl RunError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            RunError::Exists(_) => Some("name another directory with `-o`".into()),
+            RunError::NotARun(_) => Some("a run directory is what `gpas train -o DIR` makes".into()),
+            RunError::Recipe(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// A run directory on disk.
+#[derive(Clone, Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+}
+
+impl RunDirectory {
+    /// Makes the directory with its recipe, its facts and its tokenizer. They are written aside and moved into place together.
+    ///
+    /// # Errors
+    /// If it exists, or cannot be written.
+    pub fn create(path: &Path, recipe: &Recipe, info: &RunInfo, tokenizer: &[u8]) -> Result<Self, RunError> {
+        if path.exists() {
+            return Err(RunError::Exists(path.to_path_buf()));
+        }
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| RunError::File { path, source }
+        };
+        fs::create_dir_all(parent).map_err(failed(parent))?;
+        let aside = tempfile::Builder::new()
+            .prefix(".run-")
+            .tempdir_in(parent)
+            .map_err(failed(parent))?;
+        let run = Self {
+            path: aside.path().to_path_buf(),
+        };
+        let write = |path: PathBuf, bytes: &[u8]| fs::write(&path, bytes).map_err(failed(&path));
+        write(run.recipe_path(), recipe.to_toml()?.as_bytes())?;
+        let info = serde_json::to_vec_pretty(info).map_err(|source| RunError::Json {
+            path: run.info_path(),
+            source,
+        })?;
+        write(run.info_path(), &info)?;
+        write(run.tokenizer_path(), tokenizer)?;
+        fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
+        readable_by_all(&run.path).map_err(failed(&run.path))?;
+        fs::rename(aside.keep(), path).map_err(failed(path))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// An existing run directory.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn open(path: &Path) -> Result<Self, RunError> {
+        let run = Self {
+            path: path.to_path_buf(),
+        };
+        if !run.recipe_path().is_file() {
+            return Err(RunError::NotARun(run.path));
+        }
+        Ok(run)
+    }
+
+    /// The first of `runs/SCHEME-PRESET-001`, `-002`, … that does not exist.
+    pub fn default_path(recipe: &Recipe) -> PathBuf {
+        let name = |number| {
+            PathBuf::from(format!(
+                "runs/{}-{}-{number:03}",
+                recipe.model.scheme, recipe.model.preset
+            ))
+        };
+        (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its recipe.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has been edited into something that is no recipe.
+    pub fn recipe(&self) -> Result<Recipe, RunError> {
+        let path = self.recipe_path();
+        let text = fs::read_to_string(&path).map_err(|source| RunError::File {
+            path: path.clone(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|error| RunError::Toml {
+            path,
+            message: error.message().to_string(),
+        })
+    }
+
+    /// Its facts.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn info(&self) -> Result<RunInfo, RunError> {
+        let path = self.info_path();
+        let text = fs::read(&path).map_err(|source| RunError::File {
+            path: path.clone(),
+            source,
+        })?;
+        serde_json::from_slice(&text).map_err(|source| RunError::Json { path, source })
+    }
+
+    fn recipe_path(&self) -> PathBuf {
+        self.path.join("recipe.toml")
+    }
+
+    fn info_path(&self) -> PathBuf {
+        self.path.join("run.json")
+    }
+
+    /// Path of the tokenizer.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.path.join("tokenizer.json")
+    }
+
+    /// Path of the metrics.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Path of the folder of checkpoints.
+    pub fn checkpoints_path(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+}
+
+/// Temporary directories are private; a run is not.
+fn readable_by_all(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{RecipeArgs, resolve};
+
+    fn info() -> RunInfo {
+        RunInfo {
+            gpas: "0".into(),
+            burn: "0".into(),
+            backend: "flex".into(),
+            platform: "linux".into(),
+            command: vec!["gpas".into()],
+            data: "d".into(),
+            data_sha256: "a".into(),
+            tokenizer_sha256: "b".into(),
+            parameters: 1,
+            gates: 4,
+            seed: 42,
+            started: 0,
+        }
+    }
+
+    #[test]
+    fn a_run_reads_back_what_it_was_made_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/run");
+        let recipe = resolve(None, &RecipeArgs::default()).unwrap().with_vocab(99);
+        RunDirectory::create(&path, &recipe, &info(), b"{}").unwrap();
+        let run = RunDirectory::open(&path).unwrap();
+        assert_eq!(run.recipe().unwrap(), recipe);
+        assert_eq!(run.info().unwrap(), info());
+        assert_eq!(fs::read(run.tokenizer_path()).unwrap(), b"{}");
+        let left = fs::read_dir(path.parent().unwrap()).unwrap().count();
+        assert_eq!(left, 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn an_existing_directory_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = resolve(None, &RecipeArgs::default()).unwrap();
+        let error = RunDirectory::create(folder.path(), &recipe, &info(), b"{}").unwrap_err();
+        assert_eq!(error.to_string(), format!("{} exists", folder.path().display()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let error = RunDirectory::open(folder.path()).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("is not a run directory: it has no recipe.toml")
+        );
+    }
+}
