@@ -62,7 +62,7 @@ pub enum DataError {
         cause: String,
     },
     /// No record of a source can be used.
-    #[error("source `{given}`: all {count} records are bad, the first is {first}")]
+    #[error("source `{given}` holds no good record; of {count} bad the first is {first}")]
     EveryRecordBad {
         /// The source as it was given.
         given: String,
@@ -200,6 +200,9 @@ impl DataError {
                 let seen: Vec<String> = fields.iter().map(|name| format!("`{name}`")).collect();
                 format!("name the text field with --field; seen: {}", seen.join(", "))
             }
+            Self::EveryRecordBad { .. } => {
+                "text is UTF-8; a line of .jsonl is one JSON object with the text in a field".into()
+            }
             Self::Tokenizer { .. } => {
                 "a tokenizer is a Hugging Face tokenizer.json; `gpas tokenizer train` makes one".into()
             }
@@ -218,7 +221,7 @@ impl DataError {
             Self::NoWindow { .. } => "give more validation text, or a smaller seq_len".into(),
             Self::ShorterThanBatch { .. } => "give more text, a smaller batch, or a smaller seq_len".into(),
             Self::Corpus(_) => "give data of your own with --data DIR".into(),
-            Self::Io { .. } | Self::EveryRecordBad { .. } | Self::Range(_) => return None,
+            Self::Io { .. } | Self::Range(_) => return None,
         })
     }
 

@@ -1167,7 +1167,9 @@ mod tests {
         .unwrap();
         let error = refused(&path("a.jsonl"));
         assert!(
-            error.to_string().contains("all 2 records are bad, the first is"),
+            error
+                .to_string()
+                .contains("holds no good record; of 2 bad the first is"),
             "{error}"
         );
         assert!(

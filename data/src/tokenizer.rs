@@ -1,6 +1,7 @@
 //! Tokenizers: any Hugging Face `tokenizer.json`, and what preparing data must know of it.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,7 +45,13 @@ impl Tokenizer {
     /// # Errors
     /// When the file cannot be read or is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
-        let bytes = fs::read(path).map_err(DataError::io(path))?;
+        let bytes = fs::read(path).map_err(|cause| match cause.kind() {
+            io::ErrorKind::NotFound => DataError::Tokenizer {
+                path: path.into(),
+                cause: "no such file".into(),
+            },
+            _ => DataError::io(path)(cause),
+        })?;
         Self::from_bytes(bytes, path)
     }
 
@@ -318,7 +325,7 @@ pub(crate) mod tests {
     fn what_is_not_a_tokenizer_is_refused_in_one_line() {
         let place = tempfile::tempdir().unwrap();
         let missing = Tokenizer::from_file(&place.path().join("none.json")).unwrap_err();
-        assert!(matches!(missing, DataError::Io { .. }));
+        assert!(missing.to_string().ends_with("none.json: no such file"), "{missing}");
         for text in [
             "",
             "{}",

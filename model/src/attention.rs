@@ -3,7 +3,6 @@
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
 use crate::rotary::Rotary;
@@ -55,30 +54,25 @@ impl<B: Backend> Attention<B> {
     ///
     /// # Shapes
     /// - x: `[batch, seq, hidden]`
-    /// - mask: `[seq, seq]`, true where a query (row) must not see a key (column)
+    /// - mask: `[1, seq · seq]`, see [`causal_mask`]
     /// - output: `[batch, seq, hidden]`
-    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: Tensor<B, 2, Bool>) -> Tensor<B, 3> {
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: Tensor<B, 2>) -> Tensor<B, 3> {
         let [batch, seq, hidden] = x.dims();
         let head_dim = hidden / self.heads;
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
-        let split = |projection: &Linear<B>, heads: usize| {
-            projection
-                .forward(x.clone())
-                .reshape([batch, seq, heads, head_dim])
-                .swap_dims(1, 2)
-        };
-        let query = rotary.forward(split(&self.query, self.heads));
-        let key = self.repeat(rotary.forward(split(&self.key, self.kv_heads)));
-        let value = self.repeat(split(&self.value, self.kv_heads));
+        let split =
+            |projection: &Linear<B>, heads: usize| projection.forward(x.clone()).reshape([batch, seq, heads, head_dim]);
+        let query = rotary.forward(split(&self.query, self.heads)).swap_dims(1, 2);
+        let key = self.repeat(rotary.forward(split(&self.key, self.kv_heads)).swap_dims(1, 2));
+        let value = self.repeat(split(&self.value, self.kv_heads).swap_dims(1, 2));
 
         let query = query.mul_scalar((head_dim as f64).sqrt().recip());
         let scores = query.matmul(key.swap_dims(2, 3));
         let dtype = scores.dtype();
-        let scores = scores
-            .cast(DType::F32)
-            .mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY);
-        let mixed = softmax(scores, 3).cast(dtype).matmul(value);
+        let scores = scores.cast(DType::F32).reshape([batch * self.heads, seq * seq]) + mask;
+        let weights = softmax(scores.reshape([batch * self.heads * seq, seq])).cast(dtype);
+        let mixed = weights.reshape([batch, self.heads, seq, seq]).matmul(value);
 
         let mixed = mixed.swap_dims(1, 2).reshape([batch * seq, hidden]);
         self.output.forward(mixed).reshape([batch, seq, hidden])
@@ -97,10 +91,20 @@ impl<B: Backend> Attention<B> {
     }
 }
 
-/// The causal mask: true above the diagonal, `[seq, seq]`.
-pub fn causal_mask<B: Backend>(seq: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
+/// The causal mask to be added to the scores: 0 where a query (row) may see a key (column), −∞ where the key comes later; `[1, seq · seq]`.
+pub fn causal_mask<B: Backend>(seq: usize, device: &B::Device) -> Tensor<B, 2> {
     // `tril_mask` is false on and below the diagonal.
-    Tensor::tril_mask([seq, seq], 0, device)
+    let later = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, device);
+    Tensor::zeros([seq, seq], (device, DType::F32))
+        .mask_fill(later, f32::NEG_INFINITY)
+        .reshape([1, seq * seq])
+}
+
+/// Softmax over the last dimension. Burn's own divides by the sum, and the backward pass of a division is dear; this one multiplies by
+/// its reciprocal, of which there is one per row.
+fn softmax<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2> {
+    let exponentials = (scores.clone() - scores.detach().max_dim(1)).exp();
+    exponentials.clone() * exponentials.sum_dim(1).recip()
 }
 
 #[cfg(test)]

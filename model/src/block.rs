@@ -7,7 +7,7 @@
 //! ```
 
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
-use burn::tensor::{Bool, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
 use crate::attention::{Attention, AttentionConfig};
 use crate::config::LlamaConfig;
@@ -115,8 +115,8 @@ impl<B: Backend> Block<B> {
 
     /// # Shapes
     /// - input and output: `[batch, seq, hidden]`
-    /// - mask: `[seq, seq]`, true where a query must not see a key
-    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &Tensor<B, 2, Bool>) -> Tensor<B, 3> {
+    /// - mask: `[1, seq · seq]`, see [`causal_mask`](crate::causal_mask)
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &Tensor<B, 2>) -> Tensor<B, 3> {
         let x = self.attention_residual.forward(x, self.gates.first(), |z| {
             self.attention.forward(z, rotary, mask.clone())
         });

@@ -163,7 +163,7 @@ const fn preset(name: &'static str, [hidden, intermediate, heads, layers]: [usiz
 impl Preset {
     /// The published sizes, smallest first, after `nano`, the size of the default run.
     pub const ALL: [Preset; 14] = [
-        preset("nano", [128, 352, 4, 4], 4096),
+        preset("nano", [64, 176, 2, 4], 4096),
         preset("9m", [128, 352, 4, 4], 32000),
         preset("20m", [256, 688, 4, 4], 32000),
         preset("35m", [384, 1024, 8, 6], 32000),

@@ -48,7 +48,7 @@ pub fn loss_with_gradients<B: Backend>(
     let mut hidden_gradients = Vec::new();
     let mut weight_gradient: Option<Tensor<B, 2>> = None;
     for chunk in chunks(hidden, targets, weight.dims()[1]) {
-        let softmax = Softmax::new(chunk.hidden.clone().matmul(weight.clone()));
+        let softmax = Softmax::new(&chunk, weight.clone());
         losses.push(softmax.loss(&chunk).mul_scalar(share));
         let share_of_row = chunk.is_scored.clone().mul_scalar(share);
         let target_share = share_of_row.clone().neg();
@@ -79,7 +79,7 @@ pub fn token_losses<B: Backend>(
     targets: Tensor<B, 1, Int>,
 ) -> Tensor<B, 1> {
     let losses = chunks(hidden, targets, weight.dims()[1])
-        .map(|chunk| Softmax::new(chunk.hidden.clone().matmul(weight.clone())).loss(&chunk))
+        .map(|chunk| Softmax::new(&chunk, weight.clone()).loss(&chunk))
         .collect();
     Tensor::cat(losses, 0)
 }
@@ -112,29 +112,35 @@ fn chunks<B: Backend>(
     })
 }
 
-/// The softmax of a chunk before its division: `exp(z − max)`, its sum, and what the loss needs besides.
+/// The softmax of a chunk before its division, and what the loss needs besides.
 struct Softmax<B: Backend> {
-    shifted: Tensor<B, 2>,
+    /// `exp(z − max z)`, `[rows, vocab]`.
     exponentials: Tensor<B, 2>,
+    /// `Σ exp(z − max z)`, `[rows, 1]`.
     sum: Tensor<B, 2>,
+    /// `z_target − max z`, `[rows, 1]`.
+    target: Tensor<B, 2>,
 }
 
 impl<B: Backend> Softmax<B> {
-    fn new(logits: Tensor<B, 2>) -> Self {
-        let shifted = logits.clone() - logits.detach().max_dim(1);
-        let exponentials = shifted.clone().exp();
+    fn new(chunk: &Chunk<B>, weight: Tensor<B, 2>) -> Self {
+        let logits = chunk.hidden.clone().matmul(weight);
+        let max = logits.clone().detach().max_dim(1);
+        let target = logits.clone().gather(1, chunk.targets.clone()) - max.clone();
+        // The last uses of the logits: a backend may work in their place.
+        let exponentials = (logits - max).exp();
         let sum = exponentials.clone().sum_dim(1);
         Self {
-            shifted,
             exponentials,
             sum,
+            target,
         }
     }
 
     /// `log Σ exp z − z_target` of the scored rows, `[rows]`.
     fn loss(&self, chunk: &Chunk<B>) -> Tensor<B, 1> {
-        let target = self.shifted.clone().gather(1, chunk.targets.clone());
-        ((self.sum.clone().log() - target) * chunk.is_scored.clone()).squeeze_dim(1)
+        let loss = self.sum.clone().log() - self.target.clone();
+        (loss * chunk.is_scored.clone()).squeeze_dim(1)
     }
 }
 

@@ -21,25 +21,33 @@ impl RotaryConfig {
     /// Computes the tables in f64 and keeps them in f32, whatever the precision of the model.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Rotary<B> {
         let half = self.head_dim / 2;
-        let angles = (0..self.positions)
-            .flat_map(|position| (0..half).map(move |j| position as f64 * self.base.powf(-(j as f64) / half as f64)));
+        let angles = (0..self.positions).flat_map(|position| {
+            (0..self.head_dim).map(move |j| position as f64 * self.base.powf(-((j % half) as f64) / half as f64))
+        });
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        let table = |values| {
-            let data = TensorData::new(values, [self.positions, half]);
+        let tensor = |values, rows| {
+            let data = TensorData::new(values, [rows, self.head_dim]);
             Tensor::from_data(data, (device, DType::F32))
         };
+        let mut quarter_turn = vec![0.0f32; self.head_dim * self.head_dim];
+        for j in 0..half {
+            quarter_turn[(j + half) * self.head_dim + j] = -1.0;
+            quarter_turn[j * self.head_dim + j + half] = 1.0;
+        }
         Rotary {
-            cos: table(cos),
-            sin: table(sin),
+            cos: tensor(cos, self.positions),
+            sin: tensor(sin, self.positions),
+            quarter_turn: tensor(quarter_turn, self.head_dim),
         }
     }
 }
 
-/// Tables of `cos θ` and `sin θ`, shape `[positions, head_dim / 2]`.
+/// Tables of `cos θ` and `sin θ`, shape `[positions, head_dim]`, and the turn of all pairs by 90°, `[head_dim, head_dim]`.
 #[derive(Module, Debug)]
 pub struct Rotary<B: Backend> {
     cos: Tensor<B, 2>,
     sin: Tensor<B, 2>,
+    quarter_turn: Tensor<B, 2>,
 }
 
 impl<B: Backend> Rotary<B> {
@@ -48,30 +56,28 @@ impl<B: Backend> Rotary<B> {
         self.cos.dims()[0]
     }
 
-    /// Turns queries or keys by their positions, counted from 0.
+    /// Turns queries or keys by their positions, counted from 0: `x · cos θ + turn₉₀(x) · sin θ`.
+    ///
+    /// The turn by 90° is a product with a signed permutation: exact, and faster on every backend than cutting each head in two, which
+    /// leaves strided views behind.
     ///
     /// # Shapes
-    /// - input and output: `[batch, heads, seq, head_dim]`
+    /// - input and output: `[batch, seq, heads, head_dim]`
     ///
     /// # Panics
     /// If `seq` is longer than the tables.
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [_, _, seq, head_dim] = x.dims();
+        let [batch, seq, heads, head_dim] = x.dims();
         let dtype = x.dtype();
-        let half = head_dim / 2;
-        let cos = self.cos.clone().narrow(0, 0, seq).unsqueeze::<4>();
-        let sin = self.sin.clone().narrow(0, 0, seq).unsqueeze::<4>();
-        let x = x.cast(DType::F32);
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.narrow(3, half, half);
-        let turned = Tensor::cat(
-            vec![
-                first.clone() * cos.clone() - second.clone() * sin.clone(),
-                second * cos + first * sin,
-            ],
-            3,
-        );
-        turned.cast(dtype)
+        let table = |table: &Tensor<B, 2>| {
+            let rows = table.clone().narrow(0, 0, seq).reshape([seq, 1, head_dim]);
+            rows.repeat_dim(1, heads).reshape([1, seq * heads * head_dim])
+        };
+        let x = x.cast(DType::F32).reshape([batch * seq * heads, head_dim]);
+        let turned = x.clone().matmul(self.quarter_turn.clone());
+        let flat = |x: Tensor<B, 2>| x.reshape([batch, seq * heads * head_dim]);
+        let sum = flat(x) * table(&self.cos) + flat(turned) * table(&self.sin);
+        sum.reshape([batch, seq, heads, head_dim]).cast(dtype)
     }
 }
 
@@ -84,17 +90,17 @@ mod tests {
     #[test]
     fn turns_halves_by_their_angle() {
         let rotary = RotaryConfig::new(3, 4).init::<Flex>(&FlexDevice);
-        let x = Tensor::<Flex, 4>::from_floats([[[[0.0; 4], [1.0, 2.0, 3.0, 4.0]]]], &FlexDevice);
+        let x = Tensor::<Flex, 4>::from_floats([[[[0.0; 4]], [[1.0, 2.0, 3.0, 4.0]]]], &FlexDevice);
         // Position 1: angles 1 and 0.01; the pairs are (1, 3) and (2, 4).
-        let expected = TensorData::from([[[
-            [0.0, 0.0, 0.0, 0.0],
-            [
+        let expected = TensorData::from([[
+            [[0.0, 0.0, 0.0, 0.0]],
+            [[
                 1f32.cos() - 3.0 * 1f32.sin(),
                 2.0 * 0.01f32.cos() - 4.0 * 0.01f32.sin(),
                 3.0 * 1f32.cos() + 1f32.sin(),
                 4.0 * 0.01f32.cos() + 2.0 * 0.01f32.sin(),
-            ],
-        ]]]);
+            ]],
+        ]]);
         rotary
             .forward(x)
             .into_data()

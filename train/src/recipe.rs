@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn reading_validates() {
-        let text = with("nano", &[]).to_toml().unwrap().replace("heads = 4", "heads = 3");
+        let text = with("nano", &[]).to_toml().unwrap().replace("heads = 2", "heads = 3");
         let error = toml::from_str::<Recipe>(&text).unwrap_err().to_string();
         assert!(
             error.contains("model.heads = 3 does not divide model.hidden = 128"),

@@ -1,0 +1,862 @@
+//! The command line as its user meets it: what the commands make of a small corpus, and what they say to every bad input.
+//!
+//! Each test runs the binary in a directory of its own that holds `text.jsonl`, `tokenizer.json`, the prepared `data` and `tiny.toml`, a
+//! recipe that trains on them in milliseconds.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use gpas_model::Scheme;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const TINY: &str = "\
+[model]
+hidden = 16
+intermediate = 32
+heads = 2
+layers = 2
+[data]
+path = \"data\"
+seq_len = 16
+[train]
+steps = 3
+batch = 2
+[eval]
+tokens = 100
+";
+
+/// A directory with a small corpus.
+struct Place(TempDir);
+
+impl Place {
+    /// With nothing but the text.
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().expect("a temporary directory"));
+        place.write("text.jsonl", corpus());
+        place.write("tiny.toml", TINY);
+        place
+    }
+
+    /// With its tokenizer and prepared data.
+    fn prepared() -> Self {
+        let place = Self::new();
+        place.does("tokenizer train text.jsonl --vocab 300 -o tokenizer.json");
+        place.does("data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o data");
+        place
+    }
+
+    /// Where it is, as the program sees it.
+    fn root(&self) -> PathBuf {
+        self.0.path().canonicalize().expect("a directory")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::write(self.path(name), bytes).expect("a writable directory");
+    }
+
+    fn read(&self, name: &str) -> String {
+        let path = self.path(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_gpas"))
+            .args(arguments.split_whitespace())
+            .current_dir(self.root())
+            .output()
+            .expect("the binary starts")
+    }
+
+    /// Runs a command that succeeds; its standard output.
+    fn does(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "gpas {arguments}: {}\n{errors}", output.status);
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Runs a command that must be refused with exactly this cause and this hint, and leave every file as it was. In both, `…` stands for
+    /// any text and `{place}` for the directory.
+    fn refuses(&self, arguments: &str, error: &str, hint: &str) {
+        let before = self.files();
+        let output = self.run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let case = format!("gpas {arguments}\n{said}");
+        assert!(output.status.code().is_some_and(|code| code != 0), "{case}");
+        assert!(!said.contains("panicked"), "{case}");
+        let place = self.root().display().to_string();
+        let expected = format!("error: {error}\nhint: {hint}\n").replace("{place}", &place);
+        assert!(is_like(&said, &expected), "{case}expected:\n{expected}");
+        assert_eq!(said.lines().count(), 2, "{case}");
+        let after = self.files();
+        let changed: Vec<_> = after
+            .iter()
+            .filter(|(path, bytes)| before.get(*path) != Some(bytes))
+            .map(|(path, _)| path)
+            .collect();
+        assert!(changed.is_empty(), "{case}it left {changed:?}");
+        assert_eq!(before.len(), after.len(), "{case}it deleted files");
+    }
+
+    /// Every file with its bytes, and every directory without any.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        fn walk(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+            for entry in fs::read_dir(directory).expect("a readable directory") {
+                let path = entry.expect("a readable directory").path();
+                if path.is_dir() {
+                    walk(&path, files);
+                    files.insert(path, Vec::new());
+                } else {
+                    let bytes = fs::read(&path).expect("a readable file");
+                    files.insert(path, bytes);
+                }
+            }
+        }
+        let mut files = BTreeMap::new();
+        walk(self.0.path(), &mut files);
+        files
+    }
+
+    /// The lines of a run's `metrics.jsonl`.
+    fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = self.read(&format!("{run}/metrics.jsonl"));
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("json"))
+            .collect()
+    }
+
+    /// `metrics.jsonl` without what is measured with a clock.
+    fn timeless_metrics(&self, run: &str) -> Vec<Value> {
+        let mut lines = self.metrics(run);
+        for object in lines.iter_mut().filter_map(Value::as_object_mut) {
+            object.remove("tokens_per_s");
+        }
+        lines
+    }
+
+    /// A copy of the prepared data with another file in the place of one of its own; without it, if there is none.
+    fn damaged(&self, file: &str, bytes: Option<&[u8]>) {
+        let damaged = self.path("damaged");
+        if damaged.exists() {
+            fs::remove_dir_all(&damaged).expect("a directory");
+        }
+        fs::create_dir(&damaged).expect("a directory");
+        for entry in fs::read_dir(self.path("data")).expect("prepared data") {
+            let entry = entry.expect("a readable directory");
+            fs::copy(entry.path(), damaged.join(entry.file_name())).expect("a copy");
+        }
+        match bytes {
+            Some(bytes) => fs::write(damaged.join(file), bytes).expect("a writable file"),
+            None => fs::remove_file(damaged.join(file)).expect("a file"),
+        }
+    }
+}
+
+/// 120 documents of 60 words each, drawn by a small generator.
+fn corpus() -> String {
+    let words: Vec<&str> =
+        "the quick brown fox jumps over lazy dogs and runs away from every small animal near a river"
+            .split(' ')
+            .collect();
+    let mut state = 1_u32;
+    let mut word = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        words[(state >> 16) as usize % words.len()]
+    };
+    let mut document = || (0..60).map(|_| word()).collect::<Vec<_>>().join(" ");
+    (0..120)
+        .map(|_| format!("{{\"text\": \"{}\"}}\n", document()))
+        .collect()
+}
+
+/// Whether a text is the pattern, in which `…` stands for any text.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let mut parts = pattern.split('…');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut open = false;
+    for part in parts {
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+        open = part.is_empty();
+    }
+    open || rest.is_empty()
+}
+
+fn keys(line: &Value) -> Vec<&str> {
+    line.as_object()
+        .map(|object| object.keys().map(String::as_str).collect())
+        .unwrap_or_default()
+}
+
+fn of_kind<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["kind"] == kind).collect()
+}
+
+// What works.
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    fn walk(place: &Place, command: &str) -> usize {
+        let help = place.does(&format!("{command} --help"));
+        let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        let subcommands: Vec<&str> = listed
+            .take_while(|line| !line.is_empty())
+            // Where a description runs on in a second line, that is indented further.
+            .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+            .filter(|name| !["", "help"].contains(name))
+            .collect();
+        if subcommands.is_empty() {
+            assert!(help.contains("\nExample"), "gpas {command} --help\n{help}");
+            return 1;
+        }
+        let below = subcommands.iter().map(|name| walk(place, &format!("{command} {name}")));
+        below.sum()
+    }
+    let place = Place::new();
+    assert!(place.does("--help").contains("\nExample"));
+    assert!(walk(&place, "") >= 9, "a command was lost");
+}
+
+#[test]
+fn a_run_directory_is_complete_and_eval_repeats_its_last_evaluation_exactly() {
+    let place = Place::prepared();
+    place.does(
+        "train --preset nano --data data --set train.steps=3 --set train.batch=2 --set data.seq_len=16 \
+         --set eval.tokens=200 --plain -o runs/first",
+    );
+    for file in [
+        "recipe.toml",
+        "run.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "checkpoints/step-3/model.safetensors",
+        "checkpoints/step-3/optimizer.bin",
+        "checkpoints/step-3/state.json",
+    ] {
+        assert!(place.path("runs/first").join(file).is_file(), "{file}");
+    }
+    assert_eq!(place.read("runs/first/tokenizer.json"), place.read("tokenizer.json"));
+    let metrics = place.read("runs/first/metrics.jsonl");
+    let last = metrics.lines().rfind(|line| line.contains("\"eval\"")).unwrap();
+    assert_eq!(place.does("eval runs/first --json").trim_end(), last);
+    assert_eq!(place.does("eval runs/first --data data --json").trim_end(), last);
+}
+
+#[test]
+fn metrics_have_one_line_per_step_with_the_documented_keys() {
+    let place = Place::prepared();
+    place.does("train tiny.toml -o gated");
+    place.does("train tiny.toml --scheme pre -o plain");
+    let common = [
+        "gate_grad_norm",
+        "grad_norm",
+        "kind",
+        "loss",
+        "lr",
+        "step",
+        "tokens",
+        "tokens_per_s",
+    ];
+    for (run, gated) in [("gated", true), ("plain", false)] {
+        let lines = place.metrics(run);
+        let train = of_kind(&lines, "train");
+        let steps: Vec<_> = train.iter().map(|line| line["step"].as_u64()).collect();
+        assert_eq!(steps, [Some(1), Some(2), Some(3)], "{run}");
+        for (index, line) in train.iter().enumerate() {
+            let expected: Vec<&str> = if gated {
+                [&common[..1], &["gates"], &common[1..]].concat()
+            } else {
+                common.to_vec()
+            };
+            let mut keys = keys(line);
+            keys.sort_unstable();
+            assert_eq!(keys, expected, "{run}");
+            assert_eq!(line["tokens"], 2 * 16 * (index + 1), "{run}");
+            assert!(line["loss"].is_f64(), "{run}: {line}");
+        }
+        let evaluations = of_kind(&lines, "eval");
+        assert_eq!(keys(evaluations[0]), ["kind", "loss", "perplexity", "step", "tokens"]);
+        assert_eq!(evaluations[0]["step"], 0);
+        assert_eq!(evaluations.last().unwrap()["step"], 3);
+        assert_eq!(train.len() + evaluations.len(), lines.len(), "{run}: no other lines");
+    }
+}
+
+#[test]
+fn one_seed_gives_one_result_to_the_last_bit_and_another_seed_another() {
+    let place = Place::prepared();
+    place.does("train tiny.toml -o first");
+    place.does("train tiny.toml -o second");
+    place.does("train tiny.toml --set train.seed=43 -o other");
+    assert_eq!(place.timeless_metrics("first"), place.timeless_metrics("second"));
+    assert_ne!(place.timeless_metrics("first"), place.timeless_metrics("other"));
+    for file in ["recipe.toml", "tokenizer.json"] {
+        assert_eq!(
+            place.read(&format!("first/{file}")),
+            place.read(&format!("second/{file}"))
+        );
+    }
+    let weights = |run: &str| fs::read(place.path(run).join("checkpoints/step-3/model.safetensors")).unwrap();
+    assert_eq!(weights("first"), weights("second"));
+}
+
+#[test]
+fn every_scheme_trains_by_its_name() {
+    let place = Place::prepared();
+    for scheme in Scheme::all() {
+        place.does(&format!("train tiny.toml --scheme {scheme} -o {scheme}"));
+        let lines = place.metrics(&scheme.to_string());
+        for line in of_kind(&lines, "train") {
+            assert!(line["loss"].as_f64().is_some_and(f64::is_finite), "{scheme}: {line}");
+        }
+        assert_eq!(lines.last().unwrap()["step"], 3, "{scheme}");
+    }
+}
+
+#[test]
+fn every_cpu_backend_that_is_compiled_in_trains() {
+    let place = Place::prepared();
+    for (backend, compiled_in) in [("flex", cfg!(feature = "flex")), ("ndarray", cfg!(feature = "ndarray"))] {
+        if compiled_in {
+            place.does(&format!("train tiny.toml --backend {backend} -o {backend}"));
+            let run: Value = serde_json::from_str(&place.read(&format!("{backend}/run.json"))).unwrap();
+            assert_eq!(run["backend"], backend);
+        }
+    }
+}
+
+#[test]
+fn what_config_show_prints_is_a_recipe_that_train_takes() {
+    let place = Place::prepared();
+    place.write("shown.toml", place.does("config show"));
+    place.does(
+        "train shown.toml --data data --set train.steps=1 --set train.warmup=0 --set train.batch=1 \
+         --set data.seq_len=16 --set eval.tokens=16 -o run",
+    );
+    place.write(
+        "tiny-shown.toml",
+        place.does("config show tiny.toml --scheme sandwich_gpas"),
+    );
+    let again = place.does("config show tiny-shown.toml");
+    assert_eq!(place.read("tiny-shown.toml"), again);
+    let shown: Value = serde_json::from_str(&place.does("config show tiny.toml --json")).unwrap();
+    assert_eq!(shown["recipe"]["train"]["steps"], 3);
+}
+
+#[test]
+fn a_run_keeps_a_recipe_that_trains_it_again() {
+    let place = Place::prepared();
+    place.does("train tiny.toml --scheme post_pre_gpas --set train.lr=5e-3 -o first");
+    place.does("train first/recipe.toml -o second");
+    assert_eq!(place.timeless_metrics("first"), place.timeless_metrics("second"));
+    assert_eq!(place.read("first/recipe.toml"), place.read("second/recipe.toml"));
+}
+
+#[test]
+fn prepared_data_is_inspected_and_verified() {
+    let place = Place::prepared();
+    assert!(place.does("data verify data").contains("are as they were prepared"));
+    let inspection: Value = serde_json::from_str(&place.does("data inspect data --json --samples 1")).unwrap();
+    assert!(inspection.is_object());
+    place.does("data inspect data");
+}
+
+#[test]
+fn one_text_gives_one_tokenizer() {
+    let place = Place::prepared();
+    place.does("tokenizer train text.jsonl --vocab 300 -o again.json");
+    assert_eq!(place.read("tokenizer.json"), place.read("again.json"));
+}
+
+#[test]
+fn bench_prints_the_keys_of_its_peers() {
+    let place = Place::new();
+    let line = place.does("bench --preset nano --batch 1 --seq 8 --steps 1 --warmup 0 --vocab 64 --json");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let mut keys = keys(&line);
+    keys.sort_unstable();
+    let expected = [
+        "batch",
+        "dtype",
+        "peak_bytes",
+        "peer",
+        "preset",
+        "scheme",
+        "seq",
+        "step_s",
+        "tokens_per_s",
+        "vocab",
+    ];
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn malformed_lines_of_a_big_corpus_are_counted_reported_and_skipped() {
+    let place = Place::prepared();
+    let bad = "{\"text\": \n{\"nope\": 1}\n{\"text\": 5}\n";
+    place.write("mixed.jsonl", corpus() + bad);
+    let output = place.run("data prepare mixed.jsonl --tokenizer tokenizer.json --validation 0.2 -o mixed");
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    for line in [
+        "warning: 3 bad records were skipped",
+        "  mixed.jsonl:121: malformed json",
+        "  mixed.jsonl:122: field `text` is missing",
+        "  mixed.jsonl:123: field `text` is not a string",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    let manifest =
+        |data: &str| -> Value { serde_json::from_str(&place.read(&format!("{data}/manifest.json"))).unwrap() };
+    assert_eq!(manifest("mixed")["bad_records"], 3);
+    assert_eq!(
+        manifest("mixed")["train"]["tokens"],
+        manifest("data")["train"]["tokens"]
+    );
+    place.refuses(
+        "data prepare mixed.jsonl --strict --tokenizer tokenizer.json --validation 0.2 -o strict",
+        "mixed.jsonl:121: malformed json…",
+        "without --strict, bad records are counted, reported and skipped",
+    );
+}
+
+// What is refused: one cause, one hint, a code that is not 0, nothing half-written.
+
+#[test]
+fn a_bad_recipe_is_refused_by_key_and_value() {
+    let place = Place::prepared();
+    place.write("typo.toml", "[train]\nstepz = 3\n");
+    place.write("syntax.toml", "[train]\nsteps = 3\nlr\n");
+    place.write("type.toml", "[train]\nsteps = \"many\"\n");
+    let every_key = "`gpas config show` prints every key with a valid value";
+    for (arguments, error, hint) in [
+        (
+            "typo.toml",
+            "unknown key `train.stepz` in typo.toml",
+            "did you mean `train.steps`?",
+        ),
+        (
+            "tiny.toml --set model.scheem=pre",
+            "unknown key `model.scheem` in --set",
+            "did you mean `model.scheme`?",
+        ),
+        ("syntax.toml", "syntax.toml, line 3: …", "a recipe is TOML: …"),
+        (
+            "type.toml",
+            "`train.steps` in type.toml must be a whole number of at least 1, not \"many\"",
+            every_key,
+        ),
+        (
+            "tiny.toml --set train.lr=fast",
+            "`train.lr` in --set must be a number above 0, not \"fast\"",
+            every_key,
+        ),
+        (
+            "tiny.toml --set train.steps=0",
+            "`train.steps` in --set must be a whole number of at least 1, not 0",
+            every_key,
+        ),
+        (
+            "tiny.toml --set train.warmup=9",
+            "`train.warmup` = 9 is more than `train.steps` = 3",
+            "a fraction follows the number of steps: …",
+        ),
+        (
+            "tiny.toml --set train.lr",
+            "`--set train.lr` is not of the form key=value",
+            "for example `--set train.lr=5e-4`",
+        ),
+        (
+            "tiny.toml --set model.heads=3",
+            "model.heads = 3 does not divide model.hidden = 16",
+            "heads that fit 16: 1, 2, 4, 8",
+        ),
+        (
+            "tiny.toml --set model.post_num=3",
+            "model.post_num = 3 is more than model.layers = 2",
+            "leave it out …",
+        ),
+        (
+            "tiny.toml --scheme pre_gpass",
+            "unknown scheme `pre_gpass`",
+            "did you mean `pre_gpas`? One of: pre, …",
+        ),
+        (
+            "--preset nan --data data",
+            "unknown preset `nan`",
+            "did you mean `nano`? One of: nano, 9m, …",
+        ),
+        (
+            "tinny.toml",
+            "no recipe `tinny.toml`: neither a file nor the name of a shipped recipe",
+            "…one of: nano, 9m, …",
+        ),
+    ] {
+        place.refuses(&format!("train {arguments} --plain -o run"), error, hint);
+    }
+}
+
+#[test]
+fn a_backend_that_is_not_there_is_refused_with_the_feature_that_brings_it() {
+    let place = Place::prepared();
+    for (backend, compiled_in) in [
+        ("flex", cfg!(feature = "flex")),
+        ("ndarray", cfg!(feature = "ndarray")),
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("metal", cfg!(feature = "metal")),
+        ("cuda", cfg!(feature = "cuda")),
+    ] {
+        if !compiled_in {
+            place.refuses(
+                &format!("train tiny.toml --backend {backend} -o run"),
+                &format!("backend `{backend}` is not part of this program"),
+                &format!("build with `--features {backend}`"),
+            );
+        }
+    }
+    if cfg!(feature = "flex") {
+        place.refuses(
+            "train tiny.toml --backend flex:1 -o run",
+            "backend `flex` finds no device 1; it has 1",
+            "`--backend auto` takes what is present",
+        );
+    }
+}
+
+#[test]
+fn an_unknown_backend_is_refused_with_the_known_ones() {
+    let place = Place::prepared();
+    place.refuses(
+        "train tiny.toml --backend cudda -o run",
+        "unknown backend `cudda`",
+        "one of auto, cuda, metal, vulkan, wgpu, flex, ndarray",
+    );
+}
+
+#[test]
+fn a_bad_source_is_refused_by_file_and_line() {
+    let place = Place::prepared();
+    let formats = "formats: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt";
+    let shape = "text is UTF-8; a line of .jsonl is one JSON object with the text in a field";
+    fs::create_dir(place.path("nothing")).unwrap();
+    place.write("empty.jsonl", "");
+    place.write("blank.jsonl", "\n\n");
+    place.write("bad.jsonl", "not json\n[]\n");
+    place.write("field.jsonl", "{\"body\": \"hi there\", \"url\": \"u\"}\n");
+    place.write("latin.txt", b"caf\xe9 au lait");
+    place.write("latin.jsonl", b"{\"text\": \"caf\xe9\"}\n");
+    place.write("table.csv", "a,b\n");
+    // A gzip header and nothing after it.
+    place.write("cut.jsonl.gz", [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3]);
+    for (source, error, hint) in [
+        (
+            "missing.jsonl",
+            "source `missing.jsonl` does not exist",
+            "a source is a file, a directory, or a quoted glob such as …",
+        ),
+        ("empty.jsonl", "source `empty.jsonl` holds no document", formats),
+        ("blank.jsonl", "source `blank.jsonl` holds no document", formats),
+        (
+            "nothing",
+            "source `nothing` holds no file of a format that is read",
+            formats,
+        ),
+        (
+            "missing*.jsonl",
+            "source `missing*.jsonl` matches no file of a format that is read",
+            formats,
+        ),
+        ("table.csv", "table.csv: not a format that is read", formats),
+        (
+            "bad.jsonl",
+            "source `bad.jsonl` holds no good record; of 2 bad the first is bad.jsonl:1: malformed json…",
+            shape,
+        ),
+        (
+            "field.jsonl",
+            "source `field.jsonl` holds no good record; of 1 bad the first is field.jsonl:1: field `text` is missing",
+            "name the text field with --field; seen: `body`, `url`",
+        ),
+        (
+            "latin.txt",
+            "source `latin.txt` holds no good record; of 1 bad the first is latin.txt:1: invalid UTF-8 at byte 3",
+            shape,
+        ),
+        (
+            "latin.jsonl",
+            "source `latin.jsonl` holds no good record; of 1 bad the first is latin.jsonl:1: invalid UTF-8 at byte 13",
+            shape,
+        ),
+        (
+            // Found when half of the result is written.
+            "text.jsonl cut.jsonl.gz",
+            "cut.jsonl.gz: damaged after record 0: …",
+            "fetch the file again, or leave it out",
+        ),
+    ] {
+        let prepare = "--tokenizer tokenizer.json --validation 0.2 -o new";
+        place.refuses(&format!("data prepare {source} {prepare}"), error, hint);
+        place.refuses(
+            &format!("tokenizer train {source} --vocab 300 -o new.json"),
+            error,
+            hint,
+        );
+    }
+}
+
+#[test]
+fn a_bad_option_of_prepare_is_refused() {
+    let place = Place::prepared();
+    for (options, error, hint) in [
+        (
+            "--tokenizer missing.json --validation 0.2",
+            "tokenizer missing.json: no such file",
+            "a tokenizer is a Hugging Face tokenizer.json; …",
+        ),
+        (
+            "--tokenizer text.jsonl --validation 0.2",
+            "tokenizer text.jsonl: …",
+            "a tokenizer is a Hugging Face tokenizer.json; …",
+        ),
+        (
+            "--tokenizer tokenizer.json --validation 2",
+            "validation fraction 2 is not between 0 and 1",
+            "for example --validation 0.01, or name a source",
+        ),
+        (
+            "--tokenizer tokenizer.json --validation 0.00001",
+            "no document is left for the validation split",
+            "give more text or another validation fraction",
+        ),
+        (
+            "--tokenizer tokenizer.json --validation text.jsonl",
+            "source `text.jsonl` holds only validation files",
+            "name other text to train on, or give --validation a fraction",
+        ),
+        (
+            "--tokenizer tokenizer.json --validation 0.2 --eos <none>",
+            "end-of-document token `<none>` is not in the tokenizer's vocabulary",
+            "--eos takes a token as the tokenizer spells it, …",
+        ),
+    ] {
+        place.refuses(&format!("data prepare text.jsonl {options} -o new"), error, hint);
+    }
+    place.refuses(
+        "tokenizer train text.jsonl --vocab 256 -o new.json",
+        "a byte-level vocabulary of 256 is too small: 256 bytes and the end-of-document token need 257",
+        "ask for --vocab 257 or more",
+    );
+}
+
+#[test]
+fn an_output_that_exists_is_left_as_it_is() {
+    let place = Place::prepared();
+    place.does("train tiny.toml -o run");
+    place.refuses(
+        "train tiny.toml -o run",
+        "run exists",
+        "name another directory with `-o`",
+    );
+    let another = "nothing is overwritten: name another path, or remove it first";
+    place.refuses(
+        "data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o data",
+        "data already exists",
+        another,
+    );
+    place.refuses(
+        "tokenizer train text.jsonl --vocab 300 -o tokenizer.json",
+        "tokenizer.json already exists",
+        another,
+    );
+}
+
+#[test]
+fn data_that_does_not_fit_the_model_or_the_batch_is_refused() {
+    let place = Place::prepared();
+    for (options, error, hint) in [
+        (
+            "--set model.vocab=10",
+            "the data holds id 299, and model.vocab = 10",
+            "`--set model.vocab=300` is enough; without it, the tokenizer decides",
+        ),
+        (
+            "--set train.batch=5000",
+            "the data is shorter than one batch: … windows of 16 tokens, a batch needs 5000",
+            "give more text, a smaller batch, or a smaller seq_len",
+        ),
+        (
+            "--set data.seq_len=4000",
+            "the data gives no window of 4000 tokens to evaluate on",
+            "give more validation text, or a smaller seq_len",
+        ),
+        (
+            "--data missing",
+            "{place}/missing: not prepared data: no such directory",
+            "`gpas data prepare` makes a directory of prepared data",
+        ),
+        (
+            "--data text.jsonl",
+            "{place}/text.jsonl: not prepared data: it holds no manifest.json",
+            "`gpas data prepare` makes a directory of prepared data",
+        ),
+    ] {
+        place.refuses(&format!("train tiny.toml {options} -o run"), error, hint);
+    }
+}
+
+#[test]
+fn a_tokenizer_that_is_not_the_datas_is_refused() {
+    let place = Place::prepared();
+    place.does("train tiny.toml -o run");
+    place.does("tokenizer train text.jsonl --vocab 280 -o other.json");
+    place.does("data prepare text.jsonl --tokenizer other.json --validation 0.2 -o other");
+    place.refuses(
+        "eval run --data other",
+        "the data in other was prepared with another tokenizer than the run's",
+        "prepare it with `--tokenizer run/tokenizer.json`",
+    );
+    place.damaged("tokenizer.json", Some(place.read("other.json").as_bytes()));
+    let error =
+        "…damaged/tokenizer.json: not the tokenizer that the data was prepared with (sha256 …, the manifest says …)";
+    let hint = "use the tokenizer.json that was written beside the data";
+    for command in [
+        "train tiny.toml --data damaged -o new",
+        "eval run --data damaged",
+        "data verify damaged",
+        "data inspect damaged",
+    ] {
+        place.refuses(command, error, hint);
+    }
+}
+
+#[test]
+fn damaged_or_foreign_prepared_data_is_refused_by_file() {
+    let place = Place::prepared();
+    place.does("tokenizer train text.jsonl --vocab 280 -o other.json");
+    place.does("data prepare text.jsonl --tokenizer other.json --validation 0.2 -o other");
+    let prepare = "`gpas data prepare` makes a directory of prepared data";
+    let again = "copy the directory again, or prepare the data again; `gpas data verify DIR` checks all of it";
+    let bytes = |path: &str| fs::read(place.path(path)).unwrap();
+    let cut = |file: &str| {
+        let mut bytes = bytes(&format!("data/{file}"));
+        bytes.truncate(bytes.len() - 5);
+        Some(bytes)
+    };
+    let zeros = |file: &str| Some(vec![0; bytes(&format!("data/{file}")).len()]);
+    let manifest = |from: &str, to: &str| {
+        let text = place.read("data/manifest.json");
+        assert!(text.contains(from));
+        Some(text.replace(from, to).into_bytes())
+    };
+    let (tokens, documents) = ("train-00000.tokens", "validation-00000.documents");
+    let cases = [
+        (
+            "manifest.json",
+            cut("manifest.json"),
+            "/manifest.json: not prepared data: EOF …",
+            prepare,
+        ),
+        (
+            "manifest.json",
+            None,
+            ": not prepared data: it holds no manifest.json",
+            prepare,
+        ),
+        (
+            "manifest.json",
+            manifest("gpas-tokens", "other-tokens"),
+            "/manifest.json: not prepared data: its format is `other-tokens`, not `gpas-tokens`",
+            prepare,
+        ),
+        (
+            "manifest.json",
+            manifest("\"version\": 1", "\"version\": 9"),
+            "/manifest.json: format version 9, this program reads 1",
+            "prepare the data again with this version",
+        ),
+        (
+            "tokenizer.json",
+            None,
+            "/tokenizer.json: listed in the manifest, but missing",
+            again,
+        ),
+        (
+            tokens,
+            cut(tokens),
+            "/train-00000.tokens: truncated: … bytes, the manifest says …",
+            again,
+        ),
+        (
+            tokens,
+            None,
+            "/train-00000.tokens: listed in the manifest, but missing",
+            again,
+        ),
+        (
+            tokens,
+            zeros(tokens),
+            "/train-00000.tokens: not a shard of prepared data",
+            again,
+        ),
+        (
+            tokens,
+            Some(bytes("other/train-00000.tokens")),
+            "/train-00000.tokens: too long: … bytes, the manifest says …",
+            again,
+        ),
+        (
+            documents,
+            cut(documents),
+            "/validation-00000.documents: truncated: … bytes, the manifest says …",
+            again,
+        ),
+        (
+            documents,
+            Some(bytes("data/train-00000.documents")),
+            "/validation-00000.documents: too long: …",
+            again,
+        ),
+    ];
+    for (file, bytes, error, hint) in cases {
+        place.damaged(file, bytes.as_deref());
+        place.refuses(
+            "train tiny.toml --data damaged -o run",
+            &format!("{{place}}/damaged{error}"),
+            hint,
+        );
+        place.refuses("data verify damaged", &format!("damaged{error}"), hint);
+    }
+
+    // A byte that only reading everything finds.
+    let mut changed = bytes("data/train-00000.tokens");
+    changed[20] ^= 1;
+    place.damaged(tokens, Some(&changed));
+    place.refuses(
+        "data verify damaged",
+        "damaged/train-00000.tokens: its bytes are not those that were prepared (sha256)",
+        again,
+    );
+}
+
+#[test]
+fn what_is_not_a_run_is_not_evaluated() {
+    let place = Place::prepared();
+    place.refuses(
+        "eval data",
+        "data is not a run directory: it has no recipe.toml",
+        "a run directory is what `gpas train -o DIR` makes",
+    );
+}

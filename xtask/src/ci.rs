@@ -1,0 +1,183 @@
+//! `cargo xtask ci`: everything that has to pass, the cheapest first; the first failure stops.
+//!
+//! Each step is a line for the shell, so what is printed is what runs, and what repeats it. All of them build in the release profile and
+//! as much as possible of them the whole workspace, because each other choice of profile or packages compiles the dependencies again.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+/// The backends of gpas-train, each of which has to do without the others.
+const BACKENDS: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
+
+/// Check formatting, packages, lints, documentation, every backend's feature, and run the README's tests
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo xtask ci
+  cargo xtask ci --quick")]
+pub struct CiArgs {
+    /// Formatting, lints and tests only
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs every step.
+///
+/// # Errors
+/// If a step fails, with its name and the line that repeats it.
+pub fn run(args: &CiArgs) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies at the top of the workspace")?;
+    let readme = root.join("README.md");
+    let readme = std::fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
+    let tests =
+        test_command(&readme).context("README.md has no code block with a line that starts with `cargo test`")?;
+    run_steps(root, &steps(args.quick, tests))
+}
+
+fn run_steps(root: &Path, steps: &[Step]) -> Result<()> {
+    let mut times = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        println!("\n==> {}/{} {}: {}", index + 1, steps.len(), step.name, step.line);
+        let begin = Instant::now();
+        let status = Command::new("sh")
+            .args(["-c", &step.line])
+            .current_dir(root)
+            .status()
+            .context("cannot start `sh`")?;
+        let time = begin.elapsed();
+        println!("<== {}: {}", step.name, Seconds(time));
+        times.push((step.name.as_str(), time));
+        if !status.success() {
+            print_table(&times);
+            bail!("step `{}` failed ({status}); to repeat it: {}", step.name, step.line);
+        }
+    }
+    print_table(&times);
+    Ok(())
+}
+
+/// A check: what it is called, and the line for the shell that makes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Step {
+    name: String,
+    line: String,
+}
+
+impl Step {
+    fn new(name: impl Into<String>, line: impl Into<String>) -> Self {
+        let (name, line) = (name.into(), line.into());
+        Self { name, line }
+    }
+}
+
+fn steps(quick: bool, tests: &str) -> Vec<Step> {
+    let format = Step::new("format", "cargo fmt --all --check");
+    // The two crates for other people's code; what the packages hold was compiled already as the workspace.
+    let package = Step::new(
+        "package",
+        "cargo package --locked --allow-dirty --no-verify --package gpas-model --package gpas-data",
+    );
+    let lints = Step::new(
+        "lints",
+        "cargo clippy --release --locked --workspace --all-targets -- -D warnings",
+    );
+    let documentation = Step::new(
+        "documentation",
+        "RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps",
+    );
+    let backends = BACKENDS.map(|backend| {
+        Step::new(
+            format!("only {backend}"),
+            format!("cargo check --release --locked --package gpas-train --no-default-features --features {backend}"),
+        )
+    });
+    let tests = Step::new("tests", tests);
+    if quick {
+        return vec![format, lints, tests];
+    }
+    let mut steps = vec![format, package, lints, documentation];
+    steps.extend(backends);
+    steps.push(tests);
+    steps
+}
+
+/// The first line of a code block that starts with `cargo test`.
+fn test_command(readme: &str) -> Option<&str> {
+    let mut inside = false;
+    readme.lines().map(str::trim).find(|line| {
+        if line.starts_with("```") {
+            inside = !inside;
+        }
+        inside && line.starts_with("cargo test")
+    })
+}
+
+fn print_table(times: &[(&str, Duration)]) {
+    println!();
+    for (name, time) in times {
+        println!("{name:<15}{:>10}", Seconds(*time).to_string());
+    }
+    let sum = times.iter().map(|(_, time)| *time).sum();
+    println!("{:<15}{:>10}", "all", Seconds(sum).to_string());
+}
+
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} s", self.0.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_command_is_the_readmes() {
+        let readme =
+            "Run `cargo test` often.\ncargo test --outside\n```sh\ncargo run\ncargo test --release  # 5 min\n```\n";
+        assert_eq!(test_command(readme), Some("cargo test --release  # 5 min"));
+        assert_eq!(test_command("cargo test\n```\ncargo run\n```\ncargo test\n"), None);
+    }
+
+    #[test]
+    fn all_ends_with_the_tests_and_quick_is_a_part_of_it() {
+        let (all, quick) = (steps(false, "cargo test"), steps(true, "cargo test"));
+        assert_eq!(all.last(), Some(&Step::new("tests", "cargo test")));
+        assert!(quick.iter().all(|step| all.contains(step)));
+        for backend in BACKENDS {
+            assert!(
+                all.iter()
+                    .any(|step| step.line.ends_with(&format!("--features {backend}")))
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_failure_stops_and_says_how_to_repeat_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let steps = [Step::new("good", "test -f Cargo.toml"), Step::new("bad", "exit 3")];
+        assert!(run_steps(root, &steps[..1]).is_ok());
+        let never = Step::new("never", "exit 4");
+        let error = run_steps(root, &[&steps[..], &[never]].concat()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "step `bad` failed (exit status: 3); to repeat it: exit 3"
+        );
+    }
+
+    #[test]
+    fn every_backend_is_a_feature_of_the_program() {
+        let manifest = include_str!("../../train/Cargo.toml");
+        for backend in BACKENDS {
+            assert!(manifest.contains(&format!("\n{backend} = [")), "{backend}");
+        }
+    }
+}
