@@ -667,7 +667,7 @@ fn an_output_that_exists_is_left_as_it_is() {
     place.does("train tiny.toml -o run");
     place.refuses(
         "train tiny.toml -o run",
-        "run exists",
+        "run already exists",
         "name another directory with `-o`",
     );
     let another = "nothing is overwritten: name another path, or remove it first";

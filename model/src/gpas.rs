@@ -203,7 +203,7 @@ mod tests {
                 let tensor = act.forward(Tensor::<Flex, 1>::from_floats([gate], &FlexDevice));
                 let value: f32 = tensor.into_scalar();
                 assert!(
-                    (f64::from(value) - act.value(f64::from(gate))).abs() < 1e-6,
+                    (f64::from(value) - act.value(gate)).abs() < 1e-6,
                     "{act:?} {gate}"
                 );
             }

@@ -25,8 +25,8 @@ use crate::scheme::Wiring;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum WeightsError {
-    #[error("{path}: {source}")]
-    File { path: String, source: std::io::Error },
+    #[error("{path}: {cause}")]
+    File { path: String, cause: std::io::Error },
     #[error("not a safetensors file: {0}")]
     Format(#[from] safetensors::SafeTensorError),
     #[error("weights do not fit the model: missing {missing:?}, not used {unused:?}, wrong {wrong:?}")]
@@ -284,7 +284,7 @@ impl<B: Backend> Llama<B> {
     /// If the file cannot be written.
     pub fn save(&self, config: &LlamaConfig, path: &Path) -> Result<(), WeightsError> {
         let bytes = write_safetensors(&self.to_tensors(config), None)?;
-        std::fs::write(path, bytes).map_err(|source| file_error(path, source))
+        std::fs::write(path, bytes).map_err(|cause| file_error(path, cause))
     }
 
     /// Replaces every parameter by those of a safetensors file.
@@ -292,15 +292,15 @@ impl<B: Backend> Llama<B> {
     /// # Errors
     /// If the file cannot be read or does not fit the model.
     pub fn load(self, config: &LlamaConfig, path: &Path) -> Result<Self, WeightsError> {
-        let bytes = std::fs::read(path).map_err(|source| file_error(path, source))?;
+        let bytes = std::fs::read(path).map_err(|cause| file_error(path, cause))?;
         self.with_tensors(config, &read_safetensors(&bytes, "")?)
     }
 }
 
-fn file_error(path: &Path, source: std::io::Error) -> WeightsError {
+fn file_error(path: &Path, cause: std::io::Error) -> WeightsError {
     WeightsError::File {
         path: path.display().to_string(),
-        source,
+        cause,
     }
 }
 

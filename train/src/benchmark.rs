@@ -154,9 +154,9 @@ mod tests {
     #[test]
     fn peak_memory_sees_an_allocation() {
         let before = peak_memory();
-        let block = vec![1u8; 256 << 20];
+        let block = std::hint::black_box(vec![1u8; 256 << 20]);
         let after = peak_memory();
-        assert_eq!(block[block.len() - 1], 1);
+        drop(block);
         assert!(after >= 256 << 20 && after >= before, "{before} then {after}");
     }
 }

@@ -36,14 +36,24 @@ pub struct RunState {
 pub enum CheckpointError {
     #[error("{0} has no checkpoint")]
     None(PathBuf),
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("{path}: {source}")]
-    State { path: PathBuf, source: serde_json::Error },
-    #[error("{path}: {source}")]
-    Optimizer { path: PathBuf, source: RecorderError },
+    #[error("{path}: {cause}")]
+    File { path: PathBuf, cause: io::Error },
+    #[error("{path}: {cause}")]
+    State { path: PathBuf, cause: serde_json::Error },
+    #[error("{path}: {cause}")]
+    Optimizer { path: PathBuf, cause: RecorderError },
     #[error(transparent)]
     Weights(#[from] WeightsError),
+}
+
+impl CheckpointError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            CheckpointError::None(_) => Some("a run writes one every `checkpoint.every` steps and at its end".into()),
+            _ => None,
+        }
+    }
 }
 
 const MODEL: &str = "model.safetensors";
@@ -63,7 +73,7 @@ pub fn write<B: AutodiffBackend>(
 ) -> Result<PathBuf, CheckpointError> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
-        move |source| CheckpointError::File { path, source }
+        move |cause| CheckpointError::File { path, cause }
     };
     let aside = folder.join(format!(".step-{}", state.step));
     if aside.exists() {
@@ -74,11 +84,11 @@ pub fn write<B: AutodiffBackend>(
     let path = aside.join(OPTIMIZER);
     BinFileRecorder::<FullPrecisionSettings>::default()
         .record(trainer.optimizer_record(), path.clone())
-        .map_err(|source| CheckpointError::Optimizer { path, source })?;
+        .map_err(|cause| CheckpointError::Optimizer { path, cause })?;
     let path = aside.join(STATE);
-    let json = serde_json::to_vec_pretty(&state).map_err(|source| CheckpointError::State {
+    let json = serde_json::to_vec_pretty(&state).map_err(|cause| CheckpointError::State {
         path: path.clone(),
-        source,
+        cause,
     })?;
     fs::write(&path, json).map_err(failed(&path))?;
     let done = folder.join(format!("step-{}", state.step));
@@ -101,9 +111,9 @@ pub fn write<B: AutodiffBackend>(
 /// # Errors
 /// If there is none, or the folder cannot be read.
 pub fn newest(folder: &Path) -> Result<PathBuf, CheckpointError> {
-    let found = newest_first(folder).map_err(|source| CheckpointError::File {
+    let found = newest_first(folder).map_err(|cause| CheckpointError::File {
         path: folder.to_path_buf(),
-        source,
+        cause,
     })?;
     let newest = found.into_iter().next();
     newest
@@ -137,11 +147,11 @@ pub fn read_model<B: Backend>(
     device: &B::Device,
 ) -> Result<(Llama<B>, RunState), CheckpointError> {
     let path = checkpoint.join(STATE);
-    let json = fs::read(&path).map_err(|source| CheckpointError::File {
+    let json = fs::read(&path).map_err(|cause| CheckpointError::File {
         path: path.clone(),
-        source,
+        cause,
     })?;
-    let state = serde_json::from_slice(&json).map_err(|source| CheckpointError::State { path, source })?;
+    let state = serde_json::from_slice(&json).map_err(|cause| CheckpointError::State { path, cause })?;
     let model = config.init::<B>(0, device).load(config, &checkpoint.join(MODEL))?;
     Ok((model, state))
 }

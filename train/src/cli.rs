@@ -1,5 +1,6 @@
 //! The command line: which command was asked for, and how its failure is told: one cause, one hint, a code that is not 0.
 
+use std::error::Error as _;
 use std::io;
 use std::process::ExitCode;
 
@@ -8,6 +9,7 @@ use clap::{Parser, Subcommand};
 use gpas_data::DataError;
 
 use crate::backend::BackendError;
+use crate::checkpoint::CheckpointError;
 use crate::commands::{bench, config, data, eval, tokenizer, train};
 use crate::recipe::RecipeError;
 use crate::run::RunError;
@@ -38,7 +40,15 @@ enum Command {
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let result = match Cli::try_parse() {
+        Ok(cli) => run(cli.command),
+        // What our own types refuse is told as everything else is.
+        Err(error) => match error.source().and_then(|cause| cause.downcast_ref::<BackendError>()) {
+            Some(cause) => Err(cause.clone().into()),
+            None => error.exit(),
+        },
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -75,8 +85,14 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let data = || cause.downcast_ref::<DataError>().and_then(DataError::hint);
     let backend = || cause.downcast_ref::<BackendError>().map(BackendError::hint);
     let run = || cause.downcast_ref::<RunError>().and_then(RunError::hint);
+    let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
-    recipe().or_else(data).or_else(backend).or_else(run).or_else(training)
+    recipe()
+        .or_else(data)
+        .or_else(backend)
+        .or_else(run)
+        .or_else(checkpoint)
+        .or_else(training)
 }
 
 #[cfg(test)]

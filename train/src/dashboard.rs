@@ -4,7 +4,7 @@
 //! than optimizer steps, and its event processor cannot be made outside it.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use burn::data::dataloader::Progress;
@@ -187,6 +187,11 @@ struct PlainLines {
     last: Option<Instant>,
 }
 
+/// Prints a line. A run goes on when whoever read its lines has gone; `metrics.jsonl` has them all.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// Time between two lines.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -232,7 +237,7 @@ impl MetricsRendererTraining for PlainLines {
                     value(GATE_MAX)
                 );
             }
-            println!("{line}");
+            say(&line);
         }
     }
 
@@ -242,11 +247,11 @@ impl MetricsRendererTraining for PlainLines {
             items_total: total,
         } = item.global_progress;
         let value = |name: &str| self.valid.get(&id(name)).map_or("", String::as_str);
-        println!(
+        say(&format!(
             "step {step:>6}/{total}  validation loss {}  perplexity {}",
             value(LOSS),
             value(PERPLEXITY)
-        );
+        ));
     }
 
     fn on_train_end(&mut self, _summary: Option<LearnerSummary>) -> Result<(), Box<dyn std::error::Error>> {

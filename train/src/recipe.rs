@@ -293,7 +293,7 @@ mod tests {
         let text = with("nano", &[]).to_toml().unwrap().replace("heads = 2", "heads = 3");
         let error = toml::from_str::<Recipe>(&text).unwrap_err().to_string();
         assert!(
-            error.contains("model.heads = 3 does not divide model.hidden = 128"),
+            error.contains("model.heads = 3 does not divide model.hidden = 64"),
             "{error}"
         );
     }

@@ -49,14 +49,14 @@ pub struct RunInfo {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum RunError {
-    #[error("{0} exists")]
+    #[error("{0} already exists")]
     Exists(PathBuf),
     #[error("{0} is not a run directory: it has no recipe.toml")]
     NotARun(PathBuf),
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("{path}: {source}")]
-    Json { path: PathBuf, source: serde_json::Error },
+    #[error("{path}: {cause}")]
+    File { path: PathBuf, cause: io::Error },
+    #[error("{path}: {cause}")]
+    Json { path: PathBuf, cause: serde_json::Error },
     #[error("{path}: {message}")]
     Toml { path: PathBuf, message: String },
     #[error(transparent)]
@@ -96,7 +96,7 @@ impl RunDirectory {
         };
         let failed = |path: &Path| {
             let path = path.to_path_buf();
-            move |source| RunError::File { path, source }
+            move |cause| RunError::File { path, cause }
         };
         fs::create_dir_all(parent).map_err(failed(parent))?;
         let aside = tempfile::Builder::new()
@@ -108,9 +108,9 @@ impl RunDirectory {
         };
         let write = |path: PathBuf, bytes: &[u8]| fs::write(&path, bytes).map_err(failed(&path));
         write(run.recipe_path(), recipe.to_toml()?.as_bytes())?;
-        let info = serde_json::to_vec_pretty(info).map_err(|source| RunError::Json {
+        let info = serde_json::to_vec_pretty(info).map_err(|cause| RunError::Json {
             path: run.info_path(),
-            source,
+            cause,
         })?;
         write(run.info_path(), &info)?;
         write(run.tokenizer_path(), tokenizer)?;
@@ -158,9 +158,9 @@ impl RunDirectory {
     /// If it cannot be read, or has been edited into something that is no recipe.
     pub fn recipe(&self) -> Result<Recipe, RunError> {
         let path = self.recipe_path();
-        let text = fs::read_to_string(&path).map_err(|source| RunError::File {
+        let text = fs::read_to_string(&path).map_err(|cause| RunError::File {
             path: path.clone(),
-            source,
+            cause,
         })?;
         toml::from_str(&text).map_err(|error| RunError::Toml {
             path,
@@ -174,11 +174,11 @@ impl RunDirectory {
     /// If they cannot be read.
     pub fn info(&self) -> Result<RunInfo, RunError> {
         let path = self.info_path();
-        let text = fs::read(&path).map_err(|source| RunError::File {
+        let text = fs::read(&path).map_err(|cause| RunError::File {
             path: path.clone(),
-            source,
+            cause,
         })?;
-        serde_json::from_slice(&text).map_err(|source| RunError::Json { path, source })
+        serde_json::from_slice(&text).map_err(|cause| RunError::Json { path, cause })
     }
 
     fn recipe_path(&self) -> PathBuf {
@@ -260,7 +260,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let recipe = resolve(None, &RecipeArgs::default()).unwrap();
         let error = RunDirectory::create(folder.path(), &recipe, &info(), b"{}").unwrap_err();
-        assert_eq!(error.to_string(), format!("{} exists", folder.path().display()));
+        assert_eq!(error.to_string(), format!("{} already exists", folder.path().display()));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         let error = RunDirectory::open(folder.path()).unwrap_err();
         assert!(

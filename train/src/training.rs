@@ -60,8 +60,8 @@ pub enum TrainingError {
     Vocabulary { largest: u32, vocab: usize },
     #[error("the data in {data} was prepared with another tokenizer than the run's")]
     Tokenizer { data: PathBuf, run: PathBuf },
-    #[error("{path}: {source}")]
-    Metrics { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {cause}")]
+    Metrics { path: PathBuf, cause: std::io::Error },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
@@ -81,7 +81,8 @@ impl TrainingError {
             TrainingError::Tokenizer { run, .. } => Some(format!("prepare it with `--tokenizer {}`", run.display())),
             TrainingError::Data(error) => error.hint(),
             TrainingError::Run(error) => error.hint(),
-            TrainingError::Metrics { .. } | TrainingError::Checkpoint(_) => None,
+            TrainingError::Checkpoint(error) => error.hint(),
+            TrainingError::Metrics { .. } => None,
         }
     }
 }
@@ -133,6 +134,8 @@ impl BackendTask for TrainingRun {
             0..recipe.train.steps as usize,
             device.clone(),
         )?;
+        // Damage that only reading shows is found before anything is written.
+        batches.windows_of_step(0)?;
         let validation = validation_windows(&recipe, &data)?;
         let evaluation = |model: &Llama<B>, step| {
             let tokens = Some(recipe.eval.tokens as usize);
@@ -142,7 +145,6 @@ impl BackendTask for TrainingRun {
 
         let model: Llama<B> = config.init(recipe.train.seed, &device);
         let mut trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule());
-        // The first evaluation also shows that the data can be read, before anything is written.
         let first = evaluation(trainer.model(), 0)?;
         let run = RunDirectory::create(&out, &recipe, &info, data.tokenizer().bytes())?;
         let mut records = Records::open(&run, Dashboard::open(plain, recipe.train.steps))?;
@@ -254,14 +256,14 @@ impl Records {
         let path = run.metrics_path();
         match MetricsFile::append_to(&path) {
             Ok(file) => Ok(Self { path, file, dashboard }),
-            Err(source) => Err(TrainingError::Metrics { path, source }),
+            Err(cause) => Err(TrainingError::Metrics { path, cause }),
         }
     }
 
     fn write(&mut self, record: &Record) -> Result<(), TrainingError> {
-        self.file.write(record).map_err(|source| TrainingError::Metrics {
+        self.file.write(record).map_err(|cause| TrainingError::Metrics {
             path: self.path.clone(),
-            source,
+            cause,
         })
     }
 

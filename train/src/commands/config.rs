@@ -14,6 +14,7 @@ use crate::recipe::{Recipe, RecipeArgs, SHIPPED, resolve};
 
 /// `gpas config`
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gpas config show 71m --set train.lr=5e-4")]
 pub struct ConfigArgs {
     #[command(subcommand)]
     command: Command,

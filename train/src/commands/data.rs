@@ -1,5 +1,6 @@
 //! `gpas data`: prepare, inspect and verify directories of tokens.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use gpas_data::store::{inspect, verify};
 
 /// Prepare text for training, and look at prepared data.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gpas data inspect prepared --samples 3")]
 pub struct DataArgs {
     #[command(subcommand)]
     command: DataCommand,
@@ -119,17 +121,23 @@ fn run_prepare(args: PrepareArgs) -> Result<()> {
     report_skipped(&report.skipped);
     let manifest = &report.manifest;
     for (name, split) in [("train", &manifest.train), ("validation", &manifest.validation)] {
-        println!(
+        writeln!(
+            io::stdout(),
             "{name:10}  {} documents, {} tokens, {:.3} bytes per token",
             split.documents,
             split.tokens,
             split.text_bytes as f64 / split.tokens as f64
-        );
+        )?;
     }
     if manifest.empty_documents > 0 {
-        println!("left out    {} empty documents", manifest.empty_documents);
+        writeln!(io::stdout(), "left out    {} empty documents", manifest.empty_documents)?;
     }
-    println!("{} in {:.1} s", args.out.display(), start.elapsed().as_secs_f64());
+    writeln!(
+        io::stdout(),
+        "{} in {:.1} s",
+        args.out.display(),
+        start.elapsed().as_secs_f64()
+    )?;
     Ok(())
 }
 
@@ -150,21 +158,22 @@ pub(crate) fn report_skipped(skipped: &Skipped) {
 fn run_inspect(args: &InspectArgs) -> Result<()> {
     let inspection = inspect(&args.directory, args.samples)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspection)?);
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&inspection)?)?;
     } else {
-        print!("{inspection}");
+        write!(io::stdout(), "{inspection}")?;
     }
     Ok(())
 }
 
 fn run_verify(directory: &Path) -> Result<()> {
     let verified = verify(directory)?;
-    println!(
+    writeln!(
+        io::stdout(),
         "{}: {} files, {} bytes and {} tokens are as they were prepared",
         directory.display(),
         verified.files,
         verified.bytes,
         verified.tokens
-    );
+    )?;
     Ok(())
 }

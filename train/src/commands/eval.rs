@@ -31,7 +31,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Tokens to score, at most [default: the recipe's eval.tokens]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     tokens: Option<u64>,
     /// Print one JSON object, as it stands in metrics.jsonl
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! `gpas tokenizer`: train a byte-level BPE tokenizer.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use super::data::{ReadArgs, report_skipped};
 
 /// Make a tokenizer of one's own.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  gpas tokenizer train text.jsonl --vocab 8192 -o tokenizer.json")]
 pub struct TokenizerArgs {
     #[command(subcommand)]
     command: TokenizerCommand,
@@ -61,13 +63,14 @@ pub fn run(args: TokenizerArgs) -> Result<()> {
             trained.vocab_size, trained.asked
         );
     }
-    println!(
+    writeln!(
+        io::stdout(),
         "{}: {} ids from {} documents, {} bytes of text, in {:.1} s",
         args.out.display(),
         trained.vocab_size,
         trained.documents,
         trained.text_bytes,
         start.elapsed().as_secs_f64()
-    );
+    )?;
     Ok(())
 }

@@ -358,7 +358,7 @@ mod tests {
         assert_eq!((model.preset.as_str(), model.scheme), ("nano", Scheme::default()));
         assert_eq!(
             (model.hidden, model.layers, model.kv_heads, model.post_num),
-            (128, 4, 4, 1)
+            (64, 4, 2, 1)
         );
         assert_eq!(model.gate, GpasConfig::new());
         let train = &recipe.train;
@@ -387,9 +387,9 @@ mod tests {
 
     #[test]
     fn later_sources_win() {
-        let text = "[model]\nhidden = 64\nheads = 2\nvocab = 99\n[train]\nlr = 5e-3\nsteps = 10\n";
+        let text = "[model]\nhidden = 48\nheads = 2\nvocab = 99\n[train]\nlr = 5e-3\nsteps = 10\n";
         let recipe = file(text, &args(&["train.lr=5e-4", "train.lr=7e-4"])).unwrap();
-        assert_eq!((recipe.model.preset.as_str(), recipe.model.hidden), ("custom", 64));
+        assert_eq!((recipe.model.preset.as_str(), recipe.model.hidden), ("custom", 48));
         assert_eq!((recipe.train.lr, recipe.train.steps), (7e-4, 10));
 
         // A preset stands for all sizes: those that the file gave are gone, those set after it are not.
@@ -561,8 +561,8 @@ mod tests {
         assert_eq!(
             bad("model.heads=3"),
             (
-                "model.heads = 3 does not divide model.hidden = 128".into(),
-                "heads that fit 128: 1, 2, 4, 8, 16, 32, 64".into()
+                "model.heads = 3 does not divide model.hidden = 64".into(),
+                "heads that fit 64: 1, 2, 4, 8, 16, 32".into()
             )
         );
         assert_eq!(
@@ -574,7 +574,7 @@ mod tests {
         );
         assert_eq!(
             bad("model.kv_heads=3").0,
-            "model.kv_heads = 3 does not divide model.heads = 4"
+            "model.kv_heads = 3 does not divide model.heads = 2"
         );
         assert_eq!(
             bad("train.warmup=2000").0,
