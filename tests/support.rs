@@ -78,9 +78,19 @@ impl HostBatch {
 /// # Panics
 /// If the folder is missing or holds none, or a file is not a golden.
 pub fn goldens() -> Vec<Golden> {
-    let folder = std::env::var_os("GPAS_GOLDEN_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from);
-    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    std::env::var_os("GPAS_GOLDEN_DIR").map_or_else(committed_goldens, |folder| goldens_in(Path::new(&folder)))
+}
+
+/// Every golden of our own copies, whatever the environment: what they cover is known.
+///
+/// # Panics
+/// If they are missing.
+pub fn committed_goldens() -> Vec<Golden> {
+    goldens_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"))
+}
+
+fn goldens_in(folder: &Path) -> Vec<Golden> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.expect("a readable folder").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"))

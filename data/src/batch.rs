@@ -26,8 +26,8 @@ pub enum WindowMode {
     #[default]
     Packed,
     /// One document per window, cut to seq tokens or filled up with the padding token: at most seq − 1 targets.
-    /// Documents of fewer than two tokens, which have none, give no window. A document that is cut loses its end: the
-    /// model is not told that it ended there.
+    /// A document that is cut keeps its last token, the end of the document, after its first seq − 1, as Hugging Face's
+    /// tokenizers cut. Documents of fewer than two tokens, which have no target, give no window.
     Padded,
 }
 
@@ -97,11 +97,6 @@ impl Windows {
         self.seq_len
     }
 
-    /// How documents become windows.
-    pub fn mode(&self) -> WindowMode {
-        self.mode
-    }
-
     /// Window `index`.
     ///
     /// # Errors
@@ -121,10 +116,13 @@ impl Windows {
             WindowMode::Padded => {
                 let (start, length) = self.store.document_span(self.document(index))?;
                 let mut ids = vec![self.pad; self.seq_len];
-                let length = length.min(self.seq_len);
-                self.store.range(start, &mut ids[..length])?;
+                let kept = length.min(self.seq_len);
+                self.store.range(start, &mut ids[..kept])?;
+                if length > kept {
+                    self.store.range(start + length - 1, &mut ids[kept - 1..])?;
+                }
                 let mut targets = vec![IGNORE_INDEX; self.seq_len];
-                for (target, &next) in targets.iter_mut().zip(&ids[1..length]) {
+                for (target, &next) in targets.iter_mut().zip(&ids[1..kept]) {
                     *target = next as i32;
                 }
                 Ok(Window { ids, targets })
@@ -336,16 +334,6 @@ impl<B: Backend> TrainBatches<B> {
             items,
             device,
         })
-    }
-
-    /// The order of the windows.
-    pub fn order(&self) -> BatchOrder {
-        self.order
-    }
-
-    /// Sequences in a batch.
-    pub fn batch(&self) -> usize {
-        self.batch
     }
 
     /// The windows of optimizer step `step` (from 0), whether or not it is in the data loader's range.
@@ -578,8 +566,8 @@ mod tests {
         assert_eq!(
             all[0],
             Window {
-                ids: vec![3, 4, 5, 6],
-                targets: vec![4, 5, 6, ignored]
+                ids: vec![3, 4, 5, 1],
+                targets: vec![4, 5, 1, ignored]
             }
         );
         assert_eq!(
@@ -598,6 +586,26 @@ mod tests {
         );
         for (index, window) in all.iter().enumerate() {
             assert_eq!(windows.scored(index).unwrap(), window.scored());
+        }
+    }
+
+    #[test]
+    fn a_cut_document_still_ends_with_its_end() {
+        // a to f are 3 to 8, the end is 1: seven tokens.
+        for (seq_len, ids) in [
+            (2, vec![3, 1]),
+            (3, vec![3, 4, 1]),
+            (6, vec![3, 4, 5, 6, 7, 1]),
+            (7, vec![3, 4, 5, 6, 7, 8, 1]),
+            (8, vec![3, 4, 5, 6, 7, 8, 1, 0]),
+        ] {
+            let windows = windows(&["abcdef", "xyz"], WindowMode::Padded, seq_len);
+            let window = windows.window(0).unwrap();
+            let scored = seq_len.min(7) - 1;
+            let mut targets: Vec<i32> = ids[1..=scored].iter().map(|&id| id as i32).collect();
+            targets.resize(seq_len, IGNORE_INDEX);
+            assert_eq!((window.ids, window.targets), (ids, targets), "seq_len {seq_len}");
+            assert_eq!(windows.scored(0).unwrap(), scored);
         }
     }
 

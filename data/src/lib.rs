@@ -1,7 +1,5 @@
 //! Text to tokens to shards to batches that are a pure function of (seed, step).
 #![doc = include_str!("../README.md")]
-// A test that cannot go on should say where it stopped.
-#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
 pub mod bpe;

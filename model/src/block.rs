@@ -1,9 +1,9 @@
 //! One Transformer layer: attention and MLP, each wired onto the residual stream as its scheme says.
 //!
 //! ```text
-//!        ┌────────────────── α · [G?] ──────────────────┐
-//!   x ─[G?]─┤                                              (+)── post_norm? ──[G?]── x
-//!        └── pre_norm? ─[G?]─ F ── branch_norm? ─[G?] ──┘
+//!           ┌──────────────── [G?] ─── · α ────────────────┐
+//!   x ─[G?]─┤                                             (+)── post_norm? ──[G?]── x
+//!           └─ pre_norm? ─[G?]── F ── branch_norm? ─[G?]───┘
 //! ```
 
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};

@@ -10,7 +10,7 @@ use crate::loss::chunk_rows;
 pub struct TrainingMemory {
     /// The weights.
     pub parameters: u64,
-    /// One gradient per weight.
+    /// One gradient per weight, and one more while micro-batches are added up.
     pub gradients: u64,
     /// Adam's two moments per weight.
     pub optimizer: u64,
@@ -23,11 +23,14 @@ pub struct TrainingMemory {
 impl TrainingMemory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.optimizer + self.activations + self.loss
+        [self.gradients, self.optimizer, self.activations, self.loss]
+            .into_iter()
+            .fold(self.parameters, u64::saturating_add)
     }
 }
 
-const F32: u64 = 4;
+/// Bytes of a number.
+const F32: u128 = 4;
 
 impl LlamaConfig {
     /// Number of parameters, gates not counted, as the papers count.
@@ -42,7 +45,7 @@ impl LlamaConfig {
         layers + self.hidden as u64 + self.head_parameters()
     }
 
-    /// Number of trained gates.
+    /// Number of gates, trained or fixed.
     pub fn gates(&self) -> u64 {
         let per_layer = if self.gate.per_sublayer { 2 } else { 1 };
         if self.scheme.gpas {
@@ -61,15 +64,19 @@ impl LlamaConfig {
     }
 
     fn layer_parameters(&self, index: usize) -> u64 {
-        let wiring = self.wiring(index);
-        let norms = [wiring.pre_norm, wiring.branch_norm, wiring.post_norm]
-            .into_iter()
-            .flatten()
-            .count();
         let key_value = self.hidden / self.heads * self.kv_heads();
         let attention = 2 * self.hidden * (self.hidden + key_value);
         let mlp = 3 * self.hidden * self.intermediate;
-        (attention + mlp + 2 * norms * self.hidden) as u64
+        (attention + mlp + 2 * self.norms(index) * self.hidden) as u64
+    }
+
+    /// Norms around each sub-layer of a layer.
+    fn norms(&self, index: usize) -> usize {
+        let wiring = self.wiring(index);
+        [wiring.pre_norm, wiring.branch_norm, wiring.post_norm]
+            .into_iter()
+            .flatten()
+            .count()
     }
 
     /// Floating-point operations of forward and backward for one token in sequences of `seq`.
@@ -82,31 +89,24 @@ impl LlamaConfig {
         6.0 * self.non_embedding_parameters() as f64 + 6.0 * self.layers as f64 * seq as f64 * self.hidden as f64
     }
 
-    /// Predicted peak memory of training with micro-batches of `micro_batch` sequences of `seq` tokens.
+    /// Predicted peak memory of training with batches of `batch` sequences of `seq` tokens, `micro_batch` at a time.
     ///
-    /// Per token, a layer keeps for its backward pass about `16 · hidden` numbers around attention and the norms, `4 · intermediate`
+    /// Per token, a layer keeps for its backward pass about `14 · hidden` numbers around attention, two for every norm, `4 · intermediate`
     /// in the MLP, and `2 · heads · seq` attention scores and probabilities.
-    pub fn training_memory(&self, micro_batch: usize, seq: usize) -> TrainingMemory {
-        let weights = (self.parameters() + self.gates()) * F32;
-        let tokens = (micro_batch * seq) as u64;
-        let norms: u64 = (0..self.layers)
-            .map(|index| {
-                let wiring = self.wiring(index);
-                2 * [wiring.pre_norm, wiring.branch_norm, wiring.post_norm]
-                    .into_iter()
-                    .flatten()
-                    .count() as u64
-            })
-            .sum();
-        let per_layer = 14 * self.hidden + 4 * self.intermediate + 2 * self.heads * seq;
-        let per_token = self.layers as u64 * per_layer as u64 + 2 * norms * self.hidden as u64;
-        let chunk = (chunk_rows(self.vocab).min(micro_batch * seq) * self.vocab) as u64;
+    pub fn training_memory(&self, batch: usize, micro_batch: usize, seq: usize) -> TrainingMemory {
+        let bytes = |numbers: u128| u64::try_from(numbers * F32).unwrap_or(u64::MAX);
+        let weights = u128::from(self.parameters() + self.gates());
+        let (hidden, heads, length) = (self.hidden as u128, self.heads as u128, seq as u128);
+        let layers = self.layers as u128 * (14 * hidden + 4 * self.intermediate as u128 + 2 * heads * length);
+        let norms: usize = (0..self.layers).map(|index| 2 * self.norms(index)).sum();
+        let tokens = micro_batch as u128 * length;
+        let rows = tokens.min(chunk_rows(self.vocab) as u128);
         TrainingMemory {
-            parameters: weights,
-            gradients: weights,
-            optimizer: 2 * weights,
-            activations: tokens * per_token * F32,
-            loss: (3 * chunk + self.head_parameters()) * F32,
+            parameters: bytes(weights),
+            gradients: bytes(if micro_batch < batch { 2 * weights } else { weights }),
+            optimizer: bytes(2 * weights),
+            activations: bytes(tokens.saturating_mul(layers + 2 * norms as u128 * hidden)),
+            loss: bytes(2 * rows * self.vocab as u128 + u128::from(self.head_parameters())),
         }
     }
 
@@ -178,6 +178,27 @@ mod tests {
         // Layer: 4·4·4 + 3·4·6 + 2·4 = 144; three of them, the final norm and the head.
         assert_eq!(config.non_embedding_parameters(), 3 * 144 + 4 + 40);
         assert_eq!(config.flops_per_token(8), 6.0 * 476.0 + 6.0 * 3.0 * 8.0 * 4.0);
+    }
+
+    /// Against the arithmetic of the documentation, and without overflow for sizes that nobody has.
+    #[test]
+    fn memory_counts_weights_activations_and_a_chunk_of_logits() {
+        let config = LlamaConfig::new(10, 4, 6, 2, 3);
+        let whole = config.training_memory(2, 2, 8);
+        let weights = config.parameters() + 3;
+        assert_eq!(
+            (whole.parameters, whole.gradients, whole.optimizer),
+            (4 * weights, 4 * weights, 8 * weights)
+        );
+        // 16 tokens; three layers of 14·4 + 4·6 + 2·2·8 numbers, and two for each of six norms of width 4.
+        assert_eq!(whole.activations, 4 * 16 * (3 * 112 + 2 * 6 * 4));
+        assert_eq!(whole.loss, 4 * (2 * 16 * 10 + 40));
+        let cut = config.training_memory(2, 1, 8);
+        assert_eq!((cut.gradients, cut.activations), (8 * weights, whole.activations / 2));
+        assert_eq!(
+            config.training_memory(usize::MAX, usize::MAX, usize::MAX).total(),
+            u64::MAX
+        );
     }
 
     #[test]

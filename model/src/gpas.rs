@@ -202,10 +202,7 @@ mod tests {
             for gate in [-1.7, -0.2, 0.0, 0.4, 1.3] {
                 let tensor = act.forward(Tensor::<Flex, 1>::from_floats([gate], &FlexDevice));
                 let value: f32 = tensor.into_scalar();
-                assert!(
-                    (f64::from(value) - act.value(gate)).abs() < 1e-6,
-                    "{act:?} {gate}"
-                );
+                assert!((f64::from(value) - act.value(gate)).abs() < 1e-6, "{act:?} {gate}");
             }
         }
     }

@@ -14,7 +14,7 @@
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use rand::{RngCore, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
@@ -105,8 +105,6 @@ fn draw(seed: u64, name: &str, count: usize, std: f64) -> Vec<f32> {
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&name_hash(name).to_le_bytes());
     let mut stream = ChaCha8Rng::from_seed(key);
-    // The ziggurat takes a varying number of words a draw; a stream of its own per parameter keeps the others where they are.
-    stream.next_u64();
     (0..count)
         .map(|_| {
             let unit: f64 = StandardNormal.sample(&mut stream);

@@ -63,25 +63,14 @@ impl LlamaConfig {
 }
 
 impl<B: Backend> Llama<B> {
-    /// Longest sequence the model takes.
-    pub fn max_positions(&self) -> usize {
-        self.rotary.positions()
-    }
-
     /// The residual stream before each layer, then after the final norm: `layers + 1` tensors `[batch, seq, hidden]`.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
     pub fn hidden_states(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
-        let mut states = vec![self.embedding.forward(ids)];
-        let mask = causal_mask::<B>(states[0].dims()[1], &states[0].device());
-        for layer in &self.layers {
-            let x = states[states.len() - 1].clone();
-            states.push(layer.forward(x, &self.rotary, &mask));
-        }
-        if let Some(last) = states.pop() {
-            states.push(self.norm.forward(last));
-        }
+        let mut states = Vec::new();
+        let last = self.walk(ids, |x| states.push(x.clone()));
+        states.push(last);
         states
     }
 
@@ -91,9 +80,15 @@ impl<B: Backend> Llama<B> {
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.walk(ids, |_| ())
+    }
+
+    /// Goes through the layers, showing the stream before each one, and returns it after the final norm.
+    fn walk(&self, ids: Tensor<B, 2, Int>, mut before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
         let mut x = self.embedding.forward(ids);
         let mask = causal_mask::<B>(x.dims()[1], &x.device());
         for layer in &self.layers {
+            before_layer(&x);
             x = layer.forward(x, &self.rotary, &mask);
         }
         self.norm.forward(x)

@@ -49,7 +49,7 @@ impl<B: Backend> RmsNorm<B> {
         let dtype = x.dtype();
         let wide = x.cast(DType::F32);
         let mean_square = wide.clone().square().mean_dim(D - 1);
-        let normed = wide / mean_square.add_scalar(self.epsilon).sqrt();
+        let normed = wide * mean_square.add_scalar(self.epsilon).sqrt().recip();
         let weight = self.weight.val().cast(DType::F32);
         let weight = if self.factor == 1.0 {
             weight

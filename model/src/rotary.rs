@@ -24,42 +24,33 @@ impl RotaryConfig {
         let angles = (0..self.positions).flat_map(|position| {
             (0..self.head_dim).map(move |j| position as f64 * self.base.powf(-((j % half) as f64) / half as f64))
         });
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        let tensor = |values, rows| {
-            let data = TensorData::new(values, [rows, self.head_dim]);
+        let (cos, mut sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        for first_half in sin.chunks_mut(half).step_by(2) {
+            first_half.iter_mut().for_each(|sine| *sine = -*sine);
+        }
+        let table = |values| {
+            let data = TensorData::new(values, [self.positions, self.head_dim]);
             Tensor::from_data(data, (device, DType::F32))
         };
-        let mut quarter_turn = vec![0.0f32; self.head_dim * self.head_dim];
-        for j in 0..half {
-            quarter_turn[(j + half) * self.head_dim + j] = -1.0;
-            quarter_turn[j * self.head_dim + j + half] = 1.0;
-        }
         Rotary {
-            cos: tensor(cos, self.positions),
-            sin: tensor(sin, self.positions),
-            quarter_turn: tensor(quarter_turn, self.head_dim),
+            cos: table(cos),
+            sin: table(sin),
         }
     }
 }
 
-/// Tables of `cos θ` and `sin θ`, shape `[positions, head_dim]`, and the turn of all pairs by 90°, `[head_dim, head_dim]`.
+/// Tables of `cos θ` and of `sin θ`, the latter negative in the first half of a head; shape `[positions, head_dim]`.
 #[derive(Module, Debug)]
 pub struct Rotary<B: Backend> {
     cos: Tensor<B, 2>,
     sin: Tensor<B, 2>,
-    quarter_turn: Tensor<B, 2>,
 }
 
 impl<B: Backend> Rotary<B> {
-    /// Longest sequence the tables cover.
-    pub fn positions(&self) -> usize {
-        self.cos.dims()[0]
-    }
-
     /// Turns queries or keys by their positions, counted from 0: `x · cos θ + turn₉₀(x) · sin θ`.
     ///
-    /// The turn by 90° is a product with a signed permutation: exact, and faster on every backend than cutting each head in two, which
-    /// leaves strided views behind.
+    /// The two halves of a head change places in one copy, and the sign of that turn stands in the table of sines, so that every other
+    /// operation runs over whole contiguous rows.
     ///
     /// # Shapes
     /// - input and output: `[batch, seq, heads, head_dim]`
@@ -69,14 +60,15 @@ impl<B: Backend> Rotary<B> {
     pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [batch, seq, heads, head_dim] = x.dims();
         let dtype = x.dtype();
+        let half = head_dim / 2;
         let table = |table: &Tensor<B, 2>| {
             let rows = table.clone().narrow(0, 0, seq).reshape([seq, 1, head_dim]);
             rows.repeat_dim(1, heads).reshape([1, seq * heads * head_dim])
         };
         let x = x.cast(DType::F32).reshape([batch * seq * heads, head_dim]);
-        let turned = x.clone().matmul(self.quarter_turn.clone());
+        let swapped = Tensor::cat(vec![x.clone().narrow(1, half, half), x.clone().narrow(1, 0, half)], 1);
         let flat = |x: Tensor<B, 2>| x.reshape([batch, seq * heads * head_dim]);
-        let sum = flat(x) * table(&self.cos) + flat(turned) * table(&self.sin);
+        let sum = flat(x) * table(&self.cos) + flat(swapped) * table(&self.sin);
         sum.reshape([batch, seq, heads, head_dim]).cast(dtype)
     }
 }

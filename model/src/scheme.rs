@@ -113,11 +113,6 @@ impl NormScheme {
             NormScheme::ScalePostPre => scaled(mixed),
         }
     }
-
-    /// Whether the first layers are Post-LN and the rest Pre-LN.
-    pub fn is_mixed(self) -> bool {
-        matches!(self, NormScheme::PostPre | NormScheme::ScalePostPre)
-    }
 }
 
 /// How an RMSNorm starts and what it multiplies its output by.

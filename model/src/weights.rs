@@ -27,6 +27,8 @@ use crate::scheme::Wiring;
 pub enum WeightsError {
     #[error("{path}: {cause}")]
     File { path: String, cause: std::io::Error },
+    #[error("{path}: {cause}")]
+    Within { path: String, cause: Box<WeightsError> },
     #[error("not a safetensors file: {0}")]
     Format(#[from] safetensors::SafeTensorError),
     #[error("weights do not fit the model: missing {missing:?}, not used {unused:?}, wrong {wrong:?}")]
@@ -101,7 +103,7 @@ fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
 ///
 /// # Errors
 /// If the tensors' shapes and lengths disagree.
-pub fn write_safetensors(
+fn write_safetensors(
     tensors: &NamedTensors,
     metadata: Option<std::collections::HashMap<String, String>>,
 ) -> Result<Vec<u8>, WeightsError> {
@@ -293,7 +295,12 @@ impl<B: Backend> Llama<B> {
     /// If the file cannot be read or does not fit the model.
     pub fn load(self, config: &LlamaConfig, path: &Path) -> Result<Self, WeightsError> {
         let bytes = std::fs::read(path).map_err(|cause| file_error(path, cause))?;
-        self.with_tensors(config, &read_safetensors(&bytes, "")?)
+        read_safetensors(&bytes, "")
+            .and_then(|tensors| self.with_tensors(config, &tensors))
+            .map_err(|cause| WeightsError::Within {
+                path: path.display().to_string(),
+                cause: Box::new(cause),
+            })
     }
 }
 

@@ -47,17 +47,29 @@ impl BackendName {
         }
     }
 
-    /// Number of devices it finds that are worth choosing over a CPU: a software driver is not.
+    /// Number of devices it finds that are worth choosing over a CPU: a software driver is not, and neither is an interface that this
+    /// platform does not have.
     fn devices(self) -> usize {
         match self {
+            _ if !self.is_compiled_in() => 0,
+            BackendName::Metal if !cfg!(target_vendor = "apple") => 0,
+            BackendName::Vulkan if cfg!(target_vendor = "apple") => 0,
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => found(|| cuda_devices()),
+            BackendName::Cuda => found(cuda_devices),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu if self.is_compiled_in() => {
-                found(wgpu_devices)
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| wgpu_cards().len()),
+            _ => 1,
+        }
+    }
+
+    /// Whether it can run at all, be it on a software driver.
+    fn is_present(self) -> bool {
+        match self {
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                found(|| wgpu_devices(SOFTWARE)) + self.devices() > 0
             }
-            BackendName::Flex | BackendName::Ndarray if self.is_compiled_in() => 1,
-            _ => 0,
+            _ => self.devices() > 0,
         }
     }
 }
@@ -78,11 +90,24 @@ fn cuda_devices() -> usize {
     burn_cuda::Cuda::<f32, i32>::device_count(0)
 }
 
+/// CubeCL's number for software drivers among the types of wgpu's devices; 0 to 2 are discrete, integrated and virtual cards.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn wgpu_devices() -> usize {
+const SOFTWARE: u16 = 3;
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn wgpu_devices(kind: u16) -> usize {
     use burn::tensor::backend::Backend;
-    // Type ids of wgpu's devices: 0 discrete, 1 integrated, 2 virtual, 3 software.
-    (0..3).map(burn_wgpu::Wgpu::<f32, i32>::device_count).sum()
+    burn_wgpu::Wgpu::<f32, i32>::device_count(kind)
+}
+
+/// Every card, discrete ones first.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn wgpu_cards() -> Vec<burn_wgpu::WgpuDevice> {
+    use burn_wgpu::WgpuDevice::{DiscreteGpu, IntegratedGpu, VirtualGpu};
+    let discrete = (0..wgpu_devices(0)).map(DiscreteGpu);
+    let integrated = (0..wgpu_devices(1)).map(IntegratedGpu);
+    let simulated = (0..wgpu_devices(2)).map(VirtualGpu);
+    discrete.chain(integrated).chain(simulated).collect()
 }
 
 impl fmt::Display for BackendName {
@@ -116,7 +141,7 @@ pub enum BackendError {
     Unknown(String),
     #[error("backend `{0}` is not part of this program")]
     NotCompiledIn(BackendName),
-    #[error("backend `{backend}` finds no device {index}; it has {count}")]
+    #[error("backend `{backend}` finds no device {index} (it has {count})")]
     NoDevice {
         backend: BackendName,
         index: usize,
@@ -192,8 +217,8 @@ impl BackendChoice {
                 .map(|name| Selected { name, index: 0 })
                 .ok_or(BackendError::None),
             BackendChoice::Named(name, _) if !name.is_compiled_in() => Err(BackendError::NotCompiledIn(name)),
-            // A software Vulkan driver counts for nothing in `auto` and yet runs when asked for.
-            BackendChoice::Named(name, 0) => Ok(Selected { name, index: 0 }),
+            // A software driver counts for nothing in `auto` and yet runs when asked for.
+            BackendChoice::Named(name, 0) if name.is_present() => Ok(Selected { name, index: 0 }),
             BackendChoice::Named(backend, index) => match backend.devices() {
                 count if index < count => Ok(Selected { name: backend, index }),
                 count => Err(BackendError::NoDevice { backend, index, count }),
@@ -212,6 +237,11 @@ pub trait BackendTask {
 }
 
 impl Selected {
+    /// Whether it computes on the processor, in the memory of this process.
+    pub fn is_cpu(self) -> bool {
+        matches!(self.name, BackendName::Flex | BackendName::Ndarray)
+    }
+
     /// Runs the task on this backend.
     ///
     /// # Errors
@@ -231,17 +261,9 @@ impl Selected {
                 Ok(task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(device))
             }
             #[cfg(feature = "vulkan")]
-            BackendName::Vulkan => {
-                let device = wgpu_device(self.index);
-                burn_wgpu::init_setup::<burn_wgpu::graphics::Vulkan>(&device, Default::default());
-                Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Vulkan>>(device))
-            }
+            BackendName::Vulkan => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Vulkan>>(wgpu_device(self.index))),
             #[cfg(feature = "metal")]
-            BackendName::Metal => {
-                let device = wgpu_device(self.index);
-                burn_wgpu::init_setup::<burn_wgpu::graphics::Metal>(&device, Default::default());
-                Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Metal>>(device))
-            }
+            BackendName::Metal => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Metal>>(wgpu_device(self.index))),
             #[cfg(feature = "wgpu")]
             BackendName::Wgpu => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Wgpu>>(wgpu_device(self.index))),
             // Without a feature, its name has no type.
@@ -256,10 +278,12 @@ impl Selected {
 
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn wgpu_device(index: usize) -> burn_wgpu::WgpuDevice {
-    match index {
-        0 => burn_wgpu::WgpuDevice::DefaultDevice,
-        index => burn_wgpu::WgpuDevice::DiscreteGpu(index),
-    }
+    let numbered = if index == 0 {
+        None
+    } else {
+        wgpu_cards().into_iter().nth(index)
+    };
+    numbered.unwrap_or(burn_wgpu::WgpuDevice::DefaultDevice)
 }
 
 #[cfg(test)]
@@ -291,6 +315,6 @@ mod tests {
     #[test]
     fn a_cpu_has_one_device() {
         let error = BackendChoice::Named(BackendName::Flex, 1).select().unwrap_err();
-        assert_eq!(error.to_string(), "backend `flex` finds no device 1; it has 1");
+        assert_eq!(error.to_string(), "backend `flex` finds no device 1 (it has 1)");
     }
 }

@@ -46,8 +46,8 @@ pub struct BenchmarkReport {
     pub tokens_per_s: f64,
     /// Median time of a step in seconds.
     pub step_s: f64,
-    /// Largest resident memory of the process in bytes; 0 where the system does not tell.
-    pub peak_bytes: u64,
+    /// Largest resident memory of the process in bytes on a CPU; none on a GPU, whose memory is not the process's.
+    pub peak_bytes: Option<u64>,
 }
 
 impl BackendTask for Benchmark {
@@ -95,7 +95,7 @@ impl BackendTask for Benchmark {
             dtype: "float32".into(),
             tokens_per_s: ((batch * seq) as f64 / step_s * 10.0).round() / 10.0,
             step_s: (step_s * 1e4).round() / 1e4,
-            peak_bytes: peak_memory(),
+            peak_bytes: selected.is_cpu().then(peak_memory),
         }
     }
 }

@@ -51,7 +51,7 @@ impl CheckpointError {
     pub fn hint(&self) -> Option<String> {
         match self {
             CheckpointError::None(_) => Some("a run writes one every `checkpoint.every` steps and at its end".into()),
-            _ => None,
+            _ => Some("delete the checkpoint, and the one before it is used".into()),
         }
     }
 }
@@ -154,4 +154,149 @@ pub fn read_model<B: Backend>(
     let state = serde_json::from_slice(&json).map_err(|cause| CheckpointError::State { path, cause })?;
     let model = config.init::<B>(0, device).load(config, &checkpoint.join(MODEL))?;
     Ok((model, state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Autodiff;
+    use burn::module::{Module, ModuleMapper, Param};
+    use burn::tensor::{Int, Tensor};
+    use burn_flex::{Flex, FlexDevice};
+    use gpas_model::TokenBatch;
+    use gpas_model::weights::NamedTensors;
+
+    use crate::optimizer::{OptimizerConfig, OptimizerKind, OptimizerRecord};
+    use crate::schedule::{Schedule, ScheduleKind};
+
+    type B = Autodiff<Flex>;
+
+    const TOKENS: usize = 16;
+
+    fn config() -> LlamaConfig {
+        LlamaConfig::new(24, 16, 32, 2, 2).with_scheme("sandwich_gpas".parse().unwrap())
+    }
+
+    /// The settings of a run whose rate differs from step to step.
+    fn trainer(model: Llama<B>) -> Trainer<B> {
+        let optimizer = OptimizerConfig {
+            kind: OptimizerKind::AdamW,
+            betas: (0.9, 0.95),
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip: 1.0,
+            clip_gate: 0.01,
+        };
+        let schedule = Schedule {
+            kind: ScheduleKind::Cosine,
+            peak: 1e-2,
+            warmup: 0,
+            total: 5,
+            min_lr_ratio: 0.1,
+            cycles: 1,
+            decay_fraction: 0.0,
+        };
+        Trainer::new(model, optimizer, schedule)
+    }
+
+    fn step(trainer: Trainer<B>) -> Trainer<B> {
+        let index = trainer.steps() as usize;
+        let ids: Vec<i32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as i32).collect();
+        let tensor = |ids: &[i32]| Tensor::<B, 1, Int>::from_ints(ids, &FlexDevice).reshape([2, TOKENS / 2]);
+        let batch = TokenBatch {
+            ids: tensor(&ids[..TOKENS]),
+            targets: tensor(&ids[1..]),
+        };
+        trainer.step([batch], TOKENS).0
+    }
+
+    fn state(step: u64) -> RunState {
+        RunState {
+            step,
+            tokens: step * TOKENS as u64,
+        }
+    }
+
+    /// Every number of a tensor where a fresh tensor of its shape has it.
+    struct LaidOut;
+
+    impl<B: Backend> ModuleMapper<B> for LaidOut {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.map(|tensor| {
+                let laid_out = Tensor::from_data(tensor.to_data(), &tensor.device());
+                laid_out.set_require_grad(tensor.is_require_grad())
+            })
+        }
+    }
+
+    /// 0 for the same bits; both have the same names and shapes.
+    fn largest_difference(found: &NamedTensors, expected: &NamedTensors) -> f32 {
+        let names = |tensors: &NamedTensors| tensors.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(found), names(expected));
+        let pairs = found.values().zip(expected.values());
+        let numbers = pairs.flat_map(|(found, expected)| found.values.iter().zip(&expected.values));
+        numbers
+            .map(|(found, expected)| (found - expected).abs())
+            .fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_trainer_goes_on_from_a_checkpoint_as_if_undisturbed() {
+        let place = tempfile::tempdir().unwrap();
+        let config = config();
+        let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
+        let written = write(place.path(), &undisturbed, &config, state(2), 1).unwrap();
+        assert_eq!(newest(place.path()).unwrap(), written);
+
+        let (model, read) = read_model::<B>(&written, &config, &FlexDevice).unwrap();
+        assert_eq!(read, state(2));
+        let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config);
+        assert_eq!(model.to_tensors(&config), weights(&undisturbed));
+
+        let record = || -> OptimizerRecord<Llama<B>, B> {
+            let recorder = BinFileRecorder::<FullPrecisionSettings>::default();
+            recorder.load(written.join(OPTIMIZER), &FlexDevice).unwrap()
+        };
+        let expected = weights(&step(undisturbed));
+        let goes_on = |model: &Llama<B>, record, steps| {
+            let resumed = trainer(model.clone()).resume(record, steps);
+            assert_eq!(resumed.steps(), steps);
+            largest_difference(&weights(&step(resumed)), &expected)
+        };
+        // A matrix is read as a transposed view of its file's, and a sum in another order may differ in the last bit.
+        let as_read = goes_on(&model, record(), 2);
+        assert!(as_read < 1e-6, "{as_read}");
+        let model = model.map(&mut LaidOut);
+        assert_eq!(goes_on(&model, record(), 2), 0.0);
+        // The moments and the place in the schedule each have a part in it.
+        let without_moments = goes_on(&model, trainer(model.clone()).optimizer_record(), 2);
+        let at_another_rate = goes_on(&model, record(), 1);
+        println!("as read {as_read:e}, without moments {without_moments:e}, at another rate {at_another_rate:e}");
+        assert!(without_moments > 1e-4 && at_another_rate > 1e-4);
+    }
+
+    /// Step 10 is newer than step 9, which comes after it in the alphabet.
+    #[test]
+    fn the_newest_checkpoints_are_kept() {
+        let place = tempfile::tempdir().unwrap();
+        let config = config();
+        let trainer = trainer(config.init(7, &FlexDevice));
+        for done in 8..=10 {
+            write(place.path(), &trainer, &config, state(done), 2).unwrap();
+        }
+        let mut names: Vec<String> = fs::read_dir(place.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["step-10", "step-9"]);
+        assert_eq!(newest(place.path()).unwrap(), place.path().join("step-10"));
+    }
+
+    #[test]
+    fn a_folder_without_a_checkpoint_has_no_newest() {
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join(".step-3")).unwrap();
+        assert!(matches!(newest(place.path()), Err(CheckpointError::None(_))));
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
 use gpas_data::DataError;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendChoice, BackendError};
 use crate::checkpoint::CheckpointError;
 use crate::commands::{bench, config, data, eval, tokenizer, train};
 use crate::recipe::RecipeError;
@@ -25,6 +25,9 @@ use crate::training::TrainingError;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Where to run: auto, flex, ndarray, vulkan, wgpu, metal, cuda; cuda:1 for the second card [default: auto; for a run, its own]
+    #[arg(long, global = true)]
+    backend: Option<BackendChoice>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -41,7 +44,7 @@ enum Command {
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let result = match Cli::try_parse() {
-        Ok(cli) => run(cli.command),
+        Ok(cli) => run(cli),
         // What our own types refuse is told as everything else is.
         Err(error) => match error.source().and_then(|cause| cause.downcast_ref::<BackendError>()) {
             Some(cause) => Err(cause.clone().into()),
@@ -62,11 +65,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
-        Command::Train(args) => train::run(args),
-        Command::Eval(args) => eval::run(args),
-        Command::Bench(args) => bench::run(args),
+fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Train(args) => train::run(args, cli.backend.unwrap_or_default()),
+        Command::Eval(args) => eval::run(args, cli.backend),
+        Command::Bench(args) => bench::run(args, cli.backend.unwrap_or_default()),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),

@@ -49,3 +49,108 @@ pub fn to_device<B: Backend>(windows: Vec<Window>, device: &B::Device) -> TokenB
         targets: batch.targets,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    use burn::data::dataset::Dataset;
+    use burn::tensor::activation::log_softmax;
+    use burn_flex::{Flex, FlexDevice};
+    use gpas_data::batch::{IGNORE_INDEX, WindowMode};
+    use gpas_data::bpe::train_bpe;
+    use gpas_data::prepare::{PrepareOptions, Validation, prepare};
+    use gpas_data::source::{Documents, ReadOptions};
+    use gpas_data::store::PreparedData;
+    use gpas_model::LlamaConfig;
+
+    const VOCAB: usize = 270;
+    const SEQ: usize = 12;
+
+    /// Documents of unequal length.
+    fn prepared(place: &Path) -> PreparedData {
+        let document = |length: usize| {
+            let words = (0..length).map(|word| ["a cat", "the dog", "42", "ran"][word * word % 7 % 4]);
+            words.collect::<Vec<_>>().join(" ") + "\n"
+        };
+        let text = |file: &str, lengths: &[usize]| {
+            let folder = place.join(file);
+            fs::create_dir(&folder).unwrap();
+            for length in lengths {
+                fs::write(folder.join(format!("{length}.txt")), document(*length)).unwrap();
+            }
+            folder.display().to_string()
+        };
+        let training = text("training", &[30, 40]);
+        let validation = text("validation", &[2, 3, 5, 8, 13, 21, 34]);
+        let documents = Documents::open(std::slice::from_ref(&training), ReadOptions::default()).unwrap();
+        let tokenizer = place.join("tokenizer.json");
+        train_bpe(documents, VOCAB, true).unwrap().save(&tokenizer).unwrap();
+        let options = PrepareOptions {
+            sources: vec![training],
+            tokenizer,
+            validation: Validation::Source(validation),
+            out: place.join("data"),
+            read: ReadOptions::default(),
+            end_of_document: None,
+            quiet: true,
+        };
+        prepare(&options).unwrap();
+        PreparedData::open(&options.out).unwrap()
+    }
+
+    /// A model whose losses differ much from token to token, so that a mean over batches is not one over tokens.
+    fn model() -> Llama<Flex> {
+        let mut model = LlamaConfig::new(VOCAB, 16, 32, 2, 2).init::<Flex>(5, &FlexDevice);
+        let mut head = model.head.take().unwrap();
+        head.weight = head.weight.map(|weight| weight.mul_scalar(50.0));
+        model.head = Some(head);
+        model
+    }
+
+    /// Sum of the losses of a window's scored tokens and their number, from the logits.
+    fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
+        let targets = window.targets.clone();
+        let logits = model.logits(to_device(vec![window], &FlexDevice).ids);
+        let logs = log_softmax(logits, 2).into_data().into_vec::<f32>().unwrap();
+        let losses: Vec<f64> = logs
+            .chunks(VOCAB)
+            .zip(targets)
+            .filter(|(_, target)| *target != IGNORE_INDEX)
+            .map(|(logs, target)| -f64::from(logs[target as usize]))
+            .collect();
+        (losses.iter().sum(), losses.len())
+    }
+
+    #[test]
+    fn the_loss_is_the_mean_over_all_scored_tokens() {
+        let place = tempfile::tempdir().unwrap();
+        let data = prepared(place.path());
+        let model = model();
+        for mode in [WindowMode::Packed, WindowMode::Padded] {
+            let windows = Windows::new(data.validation().clone(), mode, SEQ, data.pad()).unwrap();
+            let count = windows.len();
+            let batch = (2..count).find(|batch| count % batch != 0).unwrap();
+            assert!(
+                count / batch >= 2,
+                "{mode:?}: {count} windows are at least two whole batches and a short one"
+            );
+            let (loss, tokens) = (0..count)
+                .map(|index| by_hand(&model, windows.window(index).unwrap()))
+                .fold((0.0, 0), |(loss, tokens), (more, scored)| {
+                    (loss + more, tokens + scored)
+                });
+            let expected = loss / tokens as f64;
+
+            let found = evaluate(&model, windows, batch, None, 7, &FlexDevice).unwrap();
+            assert_eq!((found.step, found.tokens), (7, tokens as u64), "{mode:?}");
+            // A count that is off by one, of the tokens let alone of the batches, is off by more than this.
+            assert!(tokens < 10_000, "{mode:?}");
+            let relative = (found.loss / expected - 1.0).abs();
+            assert!(relative < 1e-5, "{mode:?}: {} against {expected}", found.loss);
+            assert_eq!(found.perplexity, found.loss.exp(), "{mode:?}");
+        }
+    }
+}

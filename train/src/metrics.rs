@@ -96,15 +96,6 @@ impl MetricsFile {
     }
 }
 
-/// Reads every line of a `metrics.jsonl`.
-///
-/// # Errors
-/// If the file cannot be read or a line is no record.
-pub fn read(path: &Path) -> io::Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path)?;
-    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

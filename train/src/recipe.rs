@@ -113,7 +113,7 @@ pub struct TrainRecipe {
     pub betas: [f64; 2],
     /// ε of Adam's denominator.
     pub eps: f64,
-    /// Weight decay: added to the gradient by `adam`, applied to the weights by `adamw`.
+    /// Weight decay: added to the gradient by `adam`, taken off the matrices, not off norms and gates, by `adamw`.
     pub weight_decay: f64,
     /// Limit of the norm of all gradients; 0 is none.
     pub clip: f64,

@@ -21,9 +21,11 @@ use crate::recipe::{Recipe, RecipeError};
 pub struct RunInfo {
     /// Version of this program.
     pub gpas: String,
+    /// Commit that this program was built from; empty outside a checkout.
+    pub commit: String,
     /// Version of Burn.
     pub burn: String,
-    /// Backend and device.
+    /// Backend, with the number of the device if it is not the first.
     pub backend: String,
     /// Operating system and processor architecture.
     pub platform: String,
@@ -116,7 +118,13 @@ impl RunDirectory {
         write(run.tokenizer_path(), tokenizer)?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
         readable_by_all(&run.path).map_err(failed(&run.path))?;
-        fs::rename(aside.keep(), path).map_err(failed(path))?;
+        fs::rename(aside.path(), path).map_err(|cause| match cause.kind() {
+            // Somebody was faster.
+            io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => RunError::Exists(path.to_path_buf()),
+            _ => failed(path)(cause),
+        })?;
+        // Nothing is left there to be deleted.
+        let _ = aside.keep();
         Ok(Self {
             path: path.to_path_buf(),
         })
@@ -227,6 +235,7 @@ mod tests {
     fn info() -> RunInfo {
         RunInfo {
             gpas: "0".into(),
+            commit: "c".into(),
             burn: "0".into(),
             backend: "flex".into(),
             platform: "linux".into(),

@@ -10,7 +10,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 use gpas_data::DataError;
-use gpas_data::batch::{TrainBatches, Window, Windows};
+use gpas_data::batch::{TrainBatches, Window, WindowMode, Windows};
 use gpas_data::store::PreparedData;
 use gpas_model::{Llama, LlamaConfig};
 
@@ -60,6 +60,8 @@ pub enum TrainingError {
     Vocabulary { largest: u32, vocab: usize },
     #[error("the data in {data} was prepared with another tokenizer than the run's")]
     Tokenizer { data: PathBuf, run: PathBuf },
+    #[error("the data in {0} is not what the run was trained on")]
+    DataChanged(PathBuf),
     #[error("{path}: {cause}")]
     Metrics { path: PathBuf, cause: std::io::Error },
     #[error(transparent)]
@@ -79,6 +81,9 @@ impl TrainingError {
                 u64::from(*largest) + 1
             )),
             TrainingError::Tokenizer { run, .. } => Some(format!("prepare it with `--tokenizer {}`", run.display())),
+            TrainingError::DataChanged(path) => {
+                Some(format!("`--data {}` evaluates on it all the same", path.display()))
+            }
             TrainingError::Data(error) => error.hint(),
             TrainingError::Run(error) => error.hint(),
             TrainingError::Checkpoint(error) => error.hint(),
@@ -87,13 +92,17 @@ impl TrainingError {
     }
 }
 
-/// Checks that the model has an embedding for every id of the data. The tokenizer's size is not the measure: some have ids that no text
+/// Checks that the model has an embedding for every id of the windows, the padding included. The tokenizer's size is not the measure: some have ids that no text
 /// uses, and some data was prepared with another.
 ///
 /// # Errors
 /// If an id is beyond the vocabulary.
-pub fn check_vocabulary(data: &PreparedData, config: &LlamaConfig) -> Result<(), TrainingError> {
-    let (largest, vocab) = (data.max_id(), config.vocab);
+pub fn check_vocabulary(recipe: &Recipe, data: &PreparedData, config: &LlamaConfig) -> Result<(), TrainingError> {
+    let padding = match recipe.data.mode {
+        WindowMode::Packed => 0,
+        WindowMode::Padded => data.pad(),
+    };
+    let (largest, vocab) = (data.max_id().max(padding), config.vocab);
     if largest as usize >= vocab {
         return Err(TrainingError::Vocabulary { largest, vocab });
     }
@@ -125,7 +134,7 @@ impl BackendTask for TrainingRun {
             out,
             plain,
         } = self;
-        check_vocabulary(&data, &config)?;
+        check_vocabulary(&recipe, &data, &config)?;
         let windows = Windows::new(data.train().clone(), recipe.data.mode, recipe.data.seq_len, data.pad())?;
         let batches = TrainBatches::<B>::new(
             windows,
@@ -152,7 +161,7 @@ impl BackendTask for TrainingRun {
 
         let mut state = RunState { step: 0, tokens: 0 };
         let mut last = first;
-        while state.step < recipe.train.steps && !records.dashboard.should_stop() {
+        loop {
             let begin = Instant::now();
             let windows = batches.windows_of_step(state.step as usize)?;
             let (next, scored, report) = step(trainer, windows, &recipe, &device);
@@ -174,6 +183,7 @@ impl BackendTask for TrainingRun {
                 gates: GateRange::of(&reading.gates),
             })?;
 
+            // Asked once a step: whoever stops the run after this gets the next step too, and its checkpoint.
             let ends = state.step == recipe.train.steps || records.dashboard.should_stop();
             if ends || state.step.is_multiple_of(recipe.eval.every) {
                 last = evaluation(trainer.model(), state.step)?;
@@ -184,6 +194,9 @@ impl BackendTask for TrainingRun {
             if ends || state.step.is_multiple_of(recipe.checkpoint.every) {
                 let keep = recipe.checkpoint.keep as usize;
                 checkpoint::write(&run.checkpoints_path(), &trainer, &config, state, keep)?;
+            }
+            if ends {
+                break;
             }
         }
         let complete = state.step == recipe.train.steps;

@@ -94,7 +94,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     let backends = BACKENDS.map(|backend| {
         Step::new(
             format!("only {backend}"),
-            format!("cargo check --release --locked --package gpas-train --no-default-features --features {backend}"),
+            format!("cargo clippy --release --locked --package gpas-train --no-default-features --features {backend} -- -D warnings"),
         )
     });
     let tests = Step::new("tests", tests);

@@ -1,9 +1,12 @@
 //! `gpas bench`: tokens per second of training, on random tokens.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
+use gpas_data::store::PreparedData;
+use indicatif::HumanBytes;
 
 use crate::backend::BackendChoice;
 use crate::benchmark::Benchmark;
@@ -18,39 +21,40 @@ pub struct BenchArgs {
     #[command(flatten)]
     options: RecipeArgs,
     /// Sequences in a step
-    #[arg(long, default_value_t = 8)]
-    batch: usize,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    batch: u64,
     /// Tokens in a sequence
-    #[arg(long, default_value_t = 256)]
-    seq: usize,
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    seq: u64,
     /// Steps that are timed
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     steps: u64,
     /// Steps before them
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
     warmup: u64,
-    /// Number of token ids
-    #[arg(long, default_value_t = 32_000)]
-    vocab: usize,
+    /// Number of token ids, where no data decides it
+    #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
+    vocab: u64,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Where to run: auto, flex, ndarray, vulkan, wgpu, metal, cuda; cuda:1 for the second card
-    #[arg(long, default_value = "auto")]
-    backend: BackendChoice,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// If the sizes do not fit together, or the backend is not there.
-pub fn run(args: BenchArgs) -> Result<()> {
+pub fn run(args: BenchArgs, backend: BackendChoice) -> Result<()> {
     let mut options = args.options;
     options.preset.get_or_insert_with(|| "20m".into());
+    let vocab = match &options.data {
+        Some(directory) => PreparedData::open(Path::new(directory))?.tokenizer().vocab_size() as u64,
+        None => args.vocab,
+    };
     let own = [
         format!("train.batch={}", args.batch),
         format!("data.seq_len={}", args.seq),
-        format!("model.vocab={}", args.vocab),
+        format!("model.vocab={vocab}"),
         format!("train.steps={}", args.warmup + args.steps),
         "train.schedule=constant".into(),
         "train.warmup=0".into(),
@@ -58,8 +62,8 @@ pub fn run(args: BenchArgs) -> Result<()> {
     // The user's own `--set` come later and win.
     options.set.splice(0..0, own);
     let recipe = resolve(None, &options)?;
-    let config = recipe.llama(args.vocab)?;
-    let selected = args.backend.select()?;
+    let config = recipe.llama(vocab as usize)?;
+    let selected = backend.select()?;
     let benchmark = Benchmark {
         recipe,
         config,
@@ -72,6 +76,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
     } else {
+        let memory = report
+            .peak_bytes
+            .map_or("not known here".into(), |bytes| HumanBytes(bytes).to_string());
         writeln!(
             out,
             "{} {} on {}: {:.0} tokens/s, {:.4} s a step of {} × {}, peak memory {}",
@@ -82,7 +89,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
             report.step_s,
             report.batch,
             report.seq,
-            indicatif::HumanBytes(report.peak_bytes),
+            memory,
         )?;
     }
     Ok(())

@@ -92,7 +92,7 @@ fn as_toml(recipe: &Recipe) -> Result<String> {
 
 fn costs(recipe: &Recipe, model: &LlamaConfig) -> Vec<(&'static str, String)> {
     let (micro_batch, seq_len) = (recipe.train.micro_batch, recipe.data.seq_len);
-    let memory = model.training_memory(micro_batch, seq_len);
+    let memory = model.training_memory(recipe.train.batch, micro_batch, seq_len);
     let positions = recipe.train.steps as f64 * recipe.train.batch as f64 * seq_len as f64;
     let flops = model.flops_per_token(seq_len);
     vec![
@@ -119,7 +119,7 @@ fn costs(recipe: &Recipe, model: &LlamaConfig) -> Vec<(&'static str, String)> {
 fn as_json(recipe: &Recipe) -> Result<String> {
     let model = recipe.llama(recipe.expected_vocab())?;
     let (micro_batch, seq_len) = (recipe.train.micro_batch, recipe.data.seq_len);
-    let memory = model.training_memory(micro_batch, seq_len);
+    let memory = model.training_memory(recipe.train.batch, micro_batch, seq_len);
     let value = json!({
         "recipe": recipe,
         "vocab": model.vocab,

@@ -10,6 +10,7 @@ use gpas_data::batch::Windows;
 use gpas_data::store::PreparedData;
 use gpas_model::LlamaConfig;
 
+use super::train::{data_directory, data_sha256};
 use crate::backend::{BackendChoice, BackendTask};
 use crate::checkpoint::{self, read_model};
 use crate::evaluate::evaluate;
@@ -36,19 +37,21 @@ pub struct EvalArgs {
     /// Print one JSON object, as it stands in metrics.jsonl
     #[arg(long)]
     json: bool,
-    /// Where to run: auto, flex, ndarray, vulkan, wgpu, metal, cuda; cuda:1 for the second card
-    #[arg(long, default_value = "auto")]
-    backend: BackendChoice,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// If the run, its checkpoint or its data cannot be read or do not fit each other.
-pub fn run(args: EvalArgs) -> Result<()> {
+pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
     let run = RunDirectory::open(&args.run)?;
     let (recipe, info) = (run.recipe()?, run.info()?);
-    let data = PreparedData::open(&args.data.unwrap_or(info.data))?;
+    // On the run's own backend, so that the figures are the run's to the last digit.
+    let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
+    let data = match &args.data {
+        Some(directory) => PreparedData::open(directory)?,
+        None => PreparedData::open(&data_directory(&recipe)?)?,
+    };
     if data.tokenizer().sha256() != info.tokenizer_sha256 {
         return Err(TrainingError::Tokenizer {
             data: data.directory().to_path_buf(),
@@ -56,8 +59,11 @@ pub fn run(args: EvalArgs) -> Result<()> {
         }
         .into());
     }
+    if args.data.is_none() && data_sha256(&data)? != info.data_sha256 {
+        return Err(TrainingError::DataChanged(data.directory().to_path_buf()).into());
+    }
     let config = recipe.llama(data.tokenizer().vocab_size())?;
-    check_vocabulary(&data, &config)?;
+    check_vocabulary(&recipe, &data, &config)?;
     let checkpoint = checkpoint::newest(&run.checkpoints_path())?;
     let windows = validation_windows(&recipe, &data)?;
     let tokens = args.tokens.unwrap_or(recipe.eval.tokens);
@@ -68,7 +74,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
         windows,
         tokens,
     };
-    let record = args.backend.select()?.run(task)??;
+    let record = selected.run(task)??;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&Record::Eval(record))?)?;

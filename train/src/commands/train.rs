@@ -34,18 +34,15 @@ pub struct TrainArgs {
     /// Print lines rather than show the dashboard
     #[arg(long)]
     plain: bool,
-    /// Where to run: auto, flex, ndarray, vulkan, wgpu, metal, cuda; cuda:1 for the second card
-    #[arg(long, default_value = "auto")]
-    backend: BackendChoice,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// Anything wrong with the recipe, the data, the backend or the disk.
-pub fn run(args: TrainArgs) -> Result<()> {
+pub fn run(args: TrainArgs, backend: BackendChoice) -> Result<()> {
     let recipe = resolve(args.recipe.as_deref(), &args.options)?;
-    let selected = args.backend.select()?;
+    let selected = backend.select()?;
     let out = args.out.unwrap_or_else(|| RunDirectory::default_path(&recipe));
     if out.exists() {
         return Err(RunError::Exists(out).into());
@@ -53,7 +50,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let directory = data_directory(&recipe)?;
     let data = PreparedData::open(&directory)?;
     let config = recipe.llama(data.tokenizer().vocab_size())?;
-    check_vocabulary(&data, &config)?;
+    check_vocabulary(&recipe, &data, &config)?;
     let recipe = recipe.with_vocab(config.vocab);
 
     let parameters = config.parameters();
@@ -90,28 +87,33 @@ pub fn data_directory(recipe: &Recipe) -> Result<PathBuf> {
     }
 }
 
+/// SHA-256 of the data's manifest, which holds the hashes of its shards.
+///
+/// # Errors
+/// If the manifest cannot be written as JSON.
+pub fn data_sha256(data: &PreparedData) -> Result<String> {
+    let digest = Sha256::digest(serde_json::to_vec(data.manifest())?);
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn facts(
     recipe: &Recipe,
     data: &PreparedData,
     config: &gpas_model::LlamaConfig,
     selected: Selected,
 ) -> Result<RunInfo> {
-    let manifest = serde_json::to_vec(data.manifest())?;
-    let sha256 = Sha256::digest(&manifest)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
     let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     Ok(RunInfo {
         gpas: env!("CARGO_PKG_VERSION").into(),
+        commit: env!("GPAS_COMMIT").into(),
         burn: "0.21.0".into(),
         backend: selected.to_string(),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         command: std::env::args().collect(),
         data: data.directory().to_path_buf(),
-        data_sha256: sha256,
+        data_sha256: data_sha256(data)?,
         tokenizer_sha256: data.tokenizer().sha256().to_string(),
         parameters: config.parameters(),
         gates: config.gates(),

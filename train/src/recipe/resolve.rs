@@ -6,6 +6,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::optimizer::OptimizerKind;
 use gpas_model::{GateActivation, GateSite, GpasConfig, Preset, Scheme};
 use toml::{Table, Value};
 
@@ -73,11 +74,7 @@ pub fn resolve(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe, RecipeE
         keys.add(keys::parse(&read(file, &origin)?, &origin)?, &origin)?;
     }
     add_options(&mut keys, args)?;
-    let recipe = Recipe::from_keys(keys)?;
-    match recipe.unsupported() {
-        Some(error) => Err(error),
-        None => Ok(recipe),
-    }
+    Recipe::from_keys(keys)
 }
 
 fn add_options(keys: &mut Keys, args: &RecipeArgs) -> Result<(), RecipeError> {
@@ -144,7 +141,10 @@ impl Recipe {
             checkpoint,
         };
         recipe.llama(recipe.expected_vocab())?;
-        Ok(recipe)
+        match recipe.unsupported() {
+            Some(error) => Err(error),
+            None => Ok(recipe),
+        }
     }
 
     /// What this version does not do yet.
@@ -256,6 +256,14 @@ impl TrainRecipe {
         }
         let schedules = ["cosine", "linear", "cosine_restarts", "wsd", "constant"];
         let precisions = ["f32", "bf16", "bf16_pure"];
+        let optimizer = k
+            .choice("train.optimizer", "train.optimizer", &["adam", "adamw"])?
+            .unwrap_or_default();
+        // PyTorch's defaults.
+        let weight_decay = match optimizer {
+            OptimizerKind::Adam => 0.0,
+            OptimizerKind::AdamW => 0.01,
+        };
         Ok(TrainRecipe {
             steps,
             batch,
@@ -274,9 +282,7 @@ impl TrainRecipe {
             decay_fraction: k
                 .real("train.decay_fraction", "a number from 0 to 1", ratio)?
                 .unwrap_or(DEFAULT_DECAY_FRACTION),
-            optimizer: k
-                .choice("train.optimizer", "train.optimizer", &["adam", "adamw"])?
-                .unwrap_or_default(),
+            optimizer,
             betas: k
                 .reals(
                     "train.betas",
@@ -289,7 +295,7 @@ impl TrainRecipe {
                 .unwrap_or(DEFAULT_EPS),
             weight_decay: k
                 .real("train.weight_decay", "a number of at least 0", not_negative)?
-                .unwrap_or(0.0),
+                .unwrap_or(weight_decay),
             clip: k.real("train.clip", limit, not_negative)?.unwrap_or(DEFAULT_CLIP),
             clip_gate: k.real("train.clip_gate", limit, not_negative)?.unwrap_or(0.0),
             precision: k
@@ -318,7 +324,6 @@ impl TryFrom<Table> for Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::optimizer::OptimizerKind;
     use crate::schedule::ScheduleKind;
     use gpas_data::batch::WindowMode;
 
@@ -378,6 +383,7 @@ mod tests {
         assert_eq!((recipe.checkpoint.every, recipe.checkpoint.keep), (150, 3));
         assert_eq!(with(&["model.preset=71m"]).data.seq_len, 256);
         assert_eq!(with(&["train.steps=4"]).eval.every, 1);
+        assert_eq!(with(&["train.optimizer=adamw"]).train.weight_decay, 0.01);
     }
 
     #[test]
