@@ -330,18 +330,29 @@ fn to_host<B: Backend, const D: usize>(path: &str, tensor: Tensor<B, D>) -> Host
 
 /// A tensor in the shape, orientation and precision of the parameter it replaces; none if the shapes differ.
 fn from_host<B: Backend, const D: usize>(path: &str, tensor: &HostTensor, old: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    let mut shape = old.dims();
-    let is_gate = path.ends_with(".gate");
-    if is_transposed(path) {
-        shape.swap(0, 1);
-    }
-    // Some released checkpoints keep gates as `[1]`.
-    let fits = tensor.shape == shape || (is_gate && tensor.values.len() == 1);
-    if !fits {
-        return None;
-    }
-    let data = TensorData::new(tensor.values.clone(), shape);
-    let new = Tensor::<B, D>::from_data(data, &old.device()).cast(old.dtype());
-    let new = if is_transposed(path) { new.swap_dims(0, 1) } else { new };
+    let shape = old.dims();
+    let values = if is_transposed(path) {
+        let [outputs, inputs] = <[usize; 2]>::try_from(tensor.shape.as_slice()).ok()?;
+        if shape.as_slice() != [inputs, outputs] {
+            return None;
+        }
+        transposed(&tensor.values, outputs, inputs)
+    } else {
+        // Some released checkpoints keep gates as `[1]`.
+        let is_gate = path.ends_with(".gate") && tensor.values.len() == 1;
+        if tensor.shape != shape && !is_gate {
+            return None;
+        }
+        tensor.values.clone()
+    };
+    let new = Tensor::<B, D>::from_data(TensorData::new(values, shape), &old.device()).cast(old.dtype());
     Some(new.set_require_grad(old.is_require_grad()))
+}
+
+/// The rows of a matrix as columns. A transposed view would hold the same numbers, but a product with it adds them up in another order,
+/// and a run that goes on from a checkpoint would differ in the last bits.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns)
+        .flat_map(|column| (0..rows).map(move |row| values[row * columns + column]))
+        .collect()
 }

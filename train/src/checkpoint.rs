@@ -160,7 +160,6 @@ pub fn read_model<B: Backend>(
 mod tests {
     use super::*;
     use burn::backend::Autodiff;
-    use burn::module::{Module, ModuleMapper, Param};
     use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::TokenBatch;
@@ -217,18 +216,6 @@ mod tests {
         }
     }
 
-    /// Every number of a tensor where a fresh tensor of its shape has it.
-    struct LaidOut;
-
-    impl<B: Backend> ModuleMapper<B> for LaidOut {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            param.map(|tensor| {
-                let laid_out = Tensor::from_data(tensor.to_data(), &tensor.device());
-                laid_out.set_require_grad(tensor.is_require_grad())
-            })
-        }
-    }
-
     /// 0 for the same bits; both have the same names and shapes.
     fn largest_difference(found: &NamedTensors, expected: &NamedTensors) -> f32 {
         let names = |tensors: &NamedTensors| tensors.keys().cloned().collect::<Vec<_>>();
@@ -237,7 +224,13 @@ mod tests {
         let numbers = pairs.flat_map(|(found, expected)| found.values.iter().zip(&expected.values));
         numbers
             .map(|(found, expected)| (found - expected).abs())
-            .fold(0.0, f32::max)
+            .fold(0.0, |largest, difference| {
+                if difference.is_nan() {
+                    f32::NAN
+                } else {
+                    difference.max(largest)
+                }
+            })
     }
 
     #[test]
@@ -263,15 +256,10 @@ mod tests {
             assert_eq!(resumed.steps(), steps);
             largest_difference(&weights(&step(resumed)), &expected)
         };
-        // A matrix is read as a transposed view of its file's, and a sum in another order may differ in the last bit.
-        let as_read = goes_on(&model, record(), 2);
-        assert!(as_read < 1e-6, "{as_read}");
-        let model = model.map(&mut LaidOut);
         assert_eq!(goes_on(&model, record(), 2), 0.0);
         // The moments and the place in the schedule each have a part in it.
         let without_moments = goes_on(&model, trainer(model.clone()).optimizer_record(), 2);
         let at_another_rate = goes_on(&model, record(), 1);
-        println!("as read {as_read:e}, without moments {without_moments:e}, at another rate {at_another_rate:e}");
         assert!(without_moments > 1e-4 && at_another_rate > 1e-4);
     }
 
