@@ -530,7 +530,7 @@ fn a_backend_that_is_not_there_is_refused_with_the_feature_that_brings_it() {
     if cfg!(feature = "flex") {
         place.refuses(
             "train tiny.toml --backend flex:1 -o run",
-            "backend `flex` finds no device 1; it has 1",
+            "backend `flex` finds no device 1 (it has 1)",
             "`--backend auto` takes what is present",
         );
     }
