@@ -15,8 +15,8 @@ use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use gpas_model::weights::{HostTensor, NamedTensors};
 use gpas_model::{Llama, LlamaConfig};
-use gpas_tests::{Golden, HostBatch, committed_goldens, goldens};
-use gpas_train::optimizer::{ClippedAdam, OptimizerConfig};
+use gpas_tests::{Cut, Golden, HostBatch, committed_goldens, goldens};
+use gpas_train::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig};
 use gpas_train::trainer::Trainer;
 
 /// The largest differences of one case, each as a share of what is allowed.
@@ -200,7 +200,8 @@ fn train<B: AutodiffBackend>(
                 if singly {
                     clip_gates_singly(&model, &mut gradients, &golden.optimizer);
                 }
-                (model, _) = optimizer.step(golden.schedule.rate(index as u64), model, gradients);
+                let norms = GradientNorms::of(&model, &gradients);
+                model = optimizer.step(golden.schedule.rate(index as u64), model, gradients, &norms);
             }
             (losses, model)
         }
@@ -212,7 +213,7 @@ fn train<B: AutodiffBackend>(
             for step in golden.steps() {
                 let (next, report) = trainer.step(on_device(&step), scored(&step));
                 trainer = next;
-                losses.push(f64::from(host_scalar(report.loss)));
+                losses.push(report.loss);
             }
             (losses, trainer.model().clone())
         }
@@ -321,9 +322,9 @@ fn backward<B: AutodiffBackend>(model: &Llama<B>, batch: &HostBatch, device: &B:
     }
 }
 
-fn parity<B: AutodiffBackend>(backend: &str) {
+fn parity<B: AutodiffBackend>(backend: &str, goldens: Vec<Golden>) {
     let mut failed = Vec::new();
-    for golden in goldens() {
+    for golden in goldens {
         let found = compare::<B>(&golden, Mistake::None);
         println!("{:32} {backend:8} {found}", golden.name);
         if !found.pass() {
@@ -335,12 +336,34 @@ fn parity<B: AutodiffBackend>(backend: &str) {
 
 #[test]
 fn parity_flex() {
-    parity::<Autodiff<Flex>>("flex");
+    parity::<Autodiff<Flex>>("flex", goldens());
 }
 
 #[test]
 fn parity_ndarray() {
-    parity::<Autodiff<NdArray>>("ndarray");
+    parity::<Autodiff<NdArray>>("ndarray", goldens());
+}
+
+/// Both clips included: a step is the same whether its batch is taken whole, in the golden's micro-batches, or row by row.
+#[test]
+fn parity_however_a_step_is_cut() {
+    for (cut, name) in [(Cut::Whole, "whole"), (Cut::Rows, "rows")] {
+        let mut goldens = goldens();
+        for golden in &mut goldens {
+            golden.cut = cut;
+        }
+        parity::<Autodiff<Flex>>(name, goldens);
+    }
+}
+
+/// Layers that are computed again in the backward pass give the same gradients.
+#[test]
+fn parity_with_recomputation() {
+    let mut goldens = goldens();
+    for golden in &mut goldens {
+        golden.config.recompute = true;
+    }
+    parity::<Autodiff<Flex>>("again", goldens);
 }
 
 /// Each deliberate mistake breaks a case that passes without it. The committed goldens are made for that (all of the paper's schemes,

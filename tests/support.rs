@@ -24,7 +24,20 @@ pub struct Golden {
     pub schedule: Schedule,
     /// Micro-batches per optimizer step.
     pub accum: usize,
+    /// How the steps of the training run are cut.
+    pub cut: Cut,
     bytes: Vec<u8>,
+}
+
+/// How the rows of an optimizer step are cut into micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// As in the file.
+    AsGiven,
+    /// One micro-batch with all rows.
+    Whole,
+    /// One micro-batch per row.
+    Rows,
 }
 
 /// Ids on the host with their shape.
@@ -147,6 +160,7 @@ impl Golden {
             optimizer,
             schedule,
             accum: size("accum"),
+            cut: Cut::AsGiven,
             bytes,
         }
     }
@@ -193,10 +207,15 @@ impl Golden {
         HostBatch::new([ids.shape[0], ids.shape[1]], &ids.values, &labels.values)
     }
 
-    /// The micro-batches of the training run, grouped by optimizer step.
+    /// The micro-batches of the training run, grouped by optimizer step, as [`cut`](Self::cut) says.
     pub fn steps(&self) -> Vec<Vec<HostBatch>> {
         let (ids, labels) = (self.ids("train/ids"), self.ids("train/labels"));
-        let shape = [ids.shape[1], ids.shape[2]];
+        let (rows, accum) = match self.cut {
+            Cut::AsGiven => (ids.shape[1], self.accum),
+            Cut::Whole => (ids.shape[1] * self.accum, 1),
+            Cut::Rows => (1, ids.shape[1] * self.accum),
+        };
+        let shape = [rows, ids.shape[2]];
         let size = shape[0] * shape[1];
         let micro: Vec<HostBatch> = ids
             .values
@@ -204,7 +223,7 @@ impl Golden {
             .zip(labels.values.chunks(size))
             .map(|(ids, labels)| HostBatch::new(shape, ids, labels))
             .collect();
-        micro.chunks(self.accum).map(<[_]>::to_vec).collect()
+        micro.chunks(accum).map(<[_]>::to_vec).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
+use crate::precision::project;
 use crate::rotary::Rotary;
 
 /// Configuration of [`Attention`]; no projection has a bias.
@@ -61,8 +62,9 @@ impl<B: Backend> Attention<B> {
         let head_dim = hidden / self.heads;
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
-        let split =
-            |projection: &Linear<B>, heads: usize| projection.forward(x.clone()).reshape([batch, seq, heads, head_dim]);
+        let split = |projection: &Linear<B>, heads: usize| {
+            project(x.clone(), projection).reshape([batch, seq, heads, head_dim])
+        };
         let query = rotary.forward(split(&self.query, self.heads)).swap_dims(1, 2);
         let key = self.repeat(rotary.forward(split(&self.key, self.kv_heads)).swap_dims(1, 2));
         let value = self.repeat(split(&self.value, self.kv_heads).swap_dims(1, 2));
@@ -75,7 +77,7 @@ impl<B: Backend> Attention<B> {
         let mixed = weights.reshape([batch, self.heads, seq, seq]).matmul(value);
 
         let mixed = mixed.swap_dims(1, 2).reshape([batch * seq, hidden]);
-        self.output.forward(mixed).reshape([batch, seq, hidden])
+        project(mixed, &self.output).reshape([batch, seq, hidden])
     }
 
     /// Gives every query head its key or value head: `[batch, kv_heads, seq, head_dim]` to `[batch, heads, seq, head_dim]`.

@@ -14,6 +14,7 @@ use crate::config::LlamaConfig;
 use crate::gpas::Gpas;
 use crate::mlp::{Mlp, MlpConfig};
 use crate::norm::{RmsNorm, RmsNormConfig};
+use crate::precision::Precision;
 use crate::rotary::Rotary;
 use crate::scheme::{GatePlace, NormStart, Wiring};
 
@@ -29,10 +30,12 @@ pub struct Residual<B: Backend> {
     residual_scale: f64,
     #[module(skip)]
     gate_place: GatePlace,
+    #[module(skip)]
+    precision: Precision,
 }
 
 impl<B: Backend> Residual<B> {
-    fn new(wiring: Wiring, place: GatePlace, norm: &RmsNormConfig, device: &B::Device) -> Self {
+    fn new(wiring: Wiring, place: GatePlace, norm: &RmsNormConfig, precision: Precision, device: &B::Device) -> Self {
         let init = |start: Option<NormStart>| start.map(|start| norm.init(start, device));
         Self {
             pre_norm: init(wiring.pre_norm),
@@ -40,6 +43,7 @@ impl<B: Backend> Residual<B> {
             post_norm: init(wiring.post_norm),
             residual_scale: wiring.residual_scale,
             gate_place: place,
+            precision,
         }
     }
 
@@ -63,7 +67,9 @@ impl<B: Backend> Residual<B> {
         };
         let x = gated(GatePlace::Before, x);
         let seen = gated(GatePlace::AfterNorm, normed(&self.pre_norm, x.clone()));
-        let branch = gated(GatePlace::AfterModule, normed(&self.branch_norm, sub_layer(seen)));
+        // The sub-layer computes in the format of its input; what it adds to the stream has the stream's.
+        let returned = sub_layer(seen.cast(self.precision.products())).cast(x.dtype());
+        let branch = gated(GatePlace::AfterModule, normed(&self.branch_norm, returned));
         let residual = gated(GatePlace::Residual, x);
         let residual = if self.residual_scale == 1.0 {
             residual
@@ -98,7 +104,7 @@ impl<B: Backend> Block<B> {
             .gate_place(config.gate.site)
             .unwrap_or_else(|| wiring.default_gate_place());
         let norm = RmsNormConfig::new(config.hidden).with_epsilon(config.norm_epsilon);
-        let residual = || Residual::new(wiring, place, &norm, device);
+        let residual = || Residual::new(wiring, place, &norm, config.precision, device);
         let gates = match (config.scheme.gpas, config.gate.per_sublayer) {
             (false, _) => 0,
             (true, false) => 1,

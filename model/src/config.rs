@@ -4,6 +4,7 @@ use burn::config::Config;
 use serde::{Deserialize, Serialize};
 
 use crate::gpas::GpasConfig;
+use crate::precision::Precision;
 use crate::scheme::{Scheme, Wiring};
 
 /// How weights start.
@@ -55,6 +56,12 @@ pub struct LlamaConfig {
     /// Longest sequence the model is built for.
     #[config(default = 2048)]
     pub max_positions: usize,
+    /// Number format of the mathematics.
+    #[config(default = "Precision::F32")]
+    pub precision: Precision,
+    /// Whether the backward pass computes each layer again from its input, which is then all that is kept of it.
+    #[config(default = false)]
+    pub recompute: bool,
 }
 
 /// A configuration that describes no model.

@@ -5,7 +5,7 @@ use core::fmt::Write;
 use crate::config::LlamaConfig;
 use crate::loss::chunk_rows;
 
-/// Predicted peak of training in f32 with Adam, in bytes.
+/// Predicted peak of training with Adam, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainingMemory {
     /// The weights.
@@ -29,7 +29,7 @@ impl TrainingMemory {
     }
 }
 
-/// Bytes of a number.
+/// Bytes of a number in f32.
 const F32: u128 = 4;
 
 impl LlamaConfig {
@@ -92,21 +92,32 @@ impl LlamaConfig {
     /// Predicted peak memory of training with batches of `batch` sequences of `seq` tokens, `micro_batch` at a time.
     ///
     /// Per token, a layer keeps for its backward pass about `14 · hidden` numbers around attention, two for every norm, `4 · intermediate`
-    /// in the MLP, and `2 · heads · seq` attention scores and probabilities.
+    /// in the MLP, and `2 · heads · seq` attention scores and probabilities. With recomputation, one layer at a time does, and each keeps
+    /// its input besides. What lies between matrix products has their number format, the rest is f32.
     pub fn training_memory(&self, batch: usize, micro_batch: usize, seq: usize) -> TrainingMemory {
-        let bytes = |numbers: u128| u64::try_from(numbers * F32).unwrap_or(u64::MAX);
+        let (weight, product) = (
+            self.precision.parameters().size() as u128,
+            self.precision.products().size() as u128,
+        );
+        let bytes = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
         let weights = u128::from(self.parameters() + self.gates());
         let (hidden, heads, length) = (self.hidden as u128, self.heads as u128, seq as u128);
-        let layers = self.layers as u128 * (14 * hidden + 4 * self.intermediate as u128 + 2 * heads * length);
-        let norms: usize = (0..self.layers).map(|index| 2 * self.norms(index)).sum();
+        let layer = product * (14 * hidden + 4 * self.intermediate as u128 + heads * length) + F32 * heads * length;
+        let norms = |index| 2 * F32 * 2 * self.norms(index) as u128 * hidden;
+        let per_token = if self.recompute {
+            let largest = (0..self.layers).map(norms).max().unwrap_or(0);
+            layer + largest + (self.layers as u128 + 1) * weight.max(product) * hidden
+        } else {
+            self.layers as u128 * layer + (0..self.layers).map(norms).sum::<u128>()
+        };
         let tokens = micro_batch as u128 * length;
         let rows = tokens.min(chunk_rows(self.vocab) as u128);
         TrainingMemory {
-            parameters: bytes(weights),
-            gradients: bytes(if micro_batch < batch { 2 * weights } else { weights }),
-            optimizer: bytes(2 * weights),
-            activations: bytes(tokens.saturating_mul(layers + 2 * norms as u128 * hidden)),
-            loss: bytes(2 * rows * self.vocab as u128 + u128::from(self.head_parameters())),
+            parameters: bytes(weight * weights),
+            gradients: bytes(weight * if micro_batch < batch { 2 * weights } else { weights }),
+            optimizer: bytes(weight * 2 * weights),
+            activations: bytes(tokens.saturating_mul(per_token)),
+            loss: bytes(F32 * (2 * rows * self.vocab as u128 + u128::from(self.head_parameters()))),
         }
     }
 
@@ -146,6 +157,7 @@ impl LlamaConfig {
 
 #[cfg(test)]
 mod tests {
+    use crate::precision::Precision;
     use crate::{LlamaConfig, Preset};
 
     /// Parameter counts of the published sizes, head untied, norms counted, gates not.
@@ -193,6 +205,14 @@ mod tests {
         // 16 tokens; three layers of 14·4 + 4·6 + 2·2·8 numbers, and two for each of six norms of width 4.
         assert_eq!(whole.activations, 4 * 16 * (3 * 112 + 2 * 6 * 4));
         assert_eq!(whole.loss, 4 * (2 * 16 * 10 + 40));
+        // The inputs of three layers and of the final norm, and one layer.
+        let recomputed = config.clone().with_recompute(true).training_memory(2, 2, 8);
+        assert_eq!(recomputed.activations, 4 * 16 * (4 * 4 + 112 + 2 * 2 * 4));
+        let halved = config
+            .clone()
+            .with_precision(Precision::Bf16Pure)
+            .training_memory(2, 2, 8);
+        assert_eq!((halved.parameters, halved.loss), (2 * weights, whole.loss));
         let cut = config.training_memory(2, 1, 8);
         assert_eq!((cut.gradients, cut.activations), (8 * weights, whole.activations / 2));
         assert_eq!(

@@ -10,6 +10,8 @@
 //! | norms, gates | a constant, see [`crate::scheme`] and [`crate::gpas`] |
 //!
 //! Each parameter has a random stream of its own, keyed by (seed, name), so that two schemes that start alike start equal.
+//! Weights are drawn in f32 and rounded where the parameters' number format is another.
+//!
 //! `deeppost_gpas` gets DeepNorm's initialisation too; [`Initialisation::Released`] reproduces the authors' code, which omits it there.
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
@@ -95,6 +97,13 @@ impl<B: Backend> ModuleMapper<B> for Initialiser<'_> {
             }
             None => param.val(),
         };
+        let format = self.config.precision.parameters();
+        if value.dtype() == format {
+            return Param::initialized(id, value);
+        }
+        // A cast is no leaf of the graph, so it is taken out of it.
+        let trained = value.is_require_grad();
+        let value = value.detach().cast(format).set_require_grad(trained);
         Param::initialized(id, value)
     }
 }

@@ -4,12 +4,13 @@
 //! - rotary positions, RMSNorm, SwiGLU, causal attention
 //! - every normalisation scheme of the [scheme table](crate::scheme), with or without GPAS
 //! - training never holds the logits of all tokens: see [`crate::loss`]
+//! - with `recompute`, it never holds the activations of more than one layer: see [`Llama::backward`]
 
-use burn::module::Module;
+use burn::module::{AutodiffModule, Module};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_train::metric::{Adaptor, ItemLazy, LossInput};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 
@@ -17,8 +18,9 @@ use crate::attention::causal_mask;
 use crate::block::Block;
 use crate::config::LlamaConfig;
 use crate::init::initialise;
-use crate::loss::{IGNORE_INDEX, loss_with_gradients, token_losses};
+use crate::loss::{IGNORE_INDEX, LossGradients, loss_with_gradients, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
+use crate::precision::Precision;
 use crate::rotary::{Rotary, RotaryConfig};
 use crate::scheme::NormStart;
 
@@ -34,6 +36,9 @@ pub struct Llama<B: Backend> {
     /// Projection to the vocabulary; none where the embedding serves as head.
     pub head: Option<Linear<B>>,
     rotary: Rotary<B>,
+    #[module(skip)]
+    precision: Precision,
+    recompute: bool,
 }
 
 impl LlamaConfig {
@@ -57,20 +62,34 @@ impl LlamaConfig {
             rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
                 .with_base(self.rope_base)
                 .init(device),
+            precision: self.precision,
+            recompute: self.recompute,
         };
         initialise(model, self, seed)
     }
 }
 
 impl<B: Backend> Llama<B> {
-    /// The residual stream before each layer, then after the final norm: `layers + 1` tensors `[batch, seq, hidden]`.
+    /// The residual stream before each layer, then after the last: `layers + 1` tensors `[batch, seq, hidden]`.
+    ///
+    /// # Shapes
+    /// - ids: `[batch, seq]`
+    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
+        let mut streams = Vec::new();
+        let last = self.walk(ids, |x| streams.push(x.clone()));
+        streams.push(last);
+        streams
+    }
+
+    /// The residual stream before each layer, then after the final norm: `layers + 1` tensors `[batch, seq, hidden]`, as `transformers`
+    /// returns them.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
     pub fn hidden_states(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
         let mut states = Vec::new();
         let last = self.walk(ids, |x| states.push(x.clone()));
-        states.push(last);
+        states.push(self.norm.forward(last));
         states
     }
 
@@ -80,10 +99,10 @@ impl<B: Backend> Llama<B> {
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.walk(ids, |_| ())
+        self.norm.forward(self.walk(ids, |_| ()))
     }
 
-    /// Goes through the layers, showing the stream before each one, and returns it after the final norm.
+    /// Goes through the layers, showing the stream before each one, and returns it after the last.
     fn walk(&self, ids: Tensor<B, 2, Int>, mut before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
         let mut x = self.embedding.forward(ids);
         let mask = causal_mask::<B>(x.dims()[1], &x.device());
@@ -91,10 +110,10 @@ impl<B: Backend> Llama<B> {
             before_layer(&x);
             x = layer.forward(x, &self.rotary, &mask);
         }
-        self.norm.forward(x)
+        x
     }
 
-    /// Logits of every position. They are large: training and evaluation use the losses below instead.
+    /// Logits of every position, in f32. They are large: training and evaluation use the losses below instead.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
@@ -102,7 +121,11 @@ impl<B: Backend> Llama<B> {
     pub fn logits(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [batch, seq] = ids.dims();
         let hidden = flatten(self.forward(ids));
-        let logits = hidden.matmul(self.head_weight());
+        let products = self.precision.products();
+        let logits = hidden
+            .cast(products)
+            .matmul(self.head_weight().cast(products))
+            .cast(DType::F32);
         let vocab = logits.dims()[1];
         logits.reshape([batch, seq, vocab])
     }
@@ -113,7 +136,8 @@ impl<B: Backend> Llama<B> {
     /// - ids, targets: `[batch, seq]`; the target of a position is the id that follows it
     /// - output: `[batch · seq]`
     pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
-        token_losses(flatten(self.forward(ids)), self.head_weight(), targets.flatten(0, 1))
+        let hidden = flatten(self.forward(ids));
+        token_losses(hidden, self.head_weight(), targets.flatten(0, 1), self.precision)
     }
 
     /// The projection to the vocabulary, `[hidden, vocab]`.
@@ -142,25 +166,75 @@ impl<B: AutodiffBackend> Llama<B> {
     /// Forward and backward of one micro-batch of an optimizer step that scores `scored` tokens in all.
     ///
     /// The head and the loss run outside autodiff, in chunks; what they send back enters the graph of the layers at the hidden states.
+    /// With [`recompute`](LlamaConfig::recompute) the layers run outside autodiff too: of each its input alone is kept, and going back
+    /// through the layers, last to first, each is computed again from it under autodiff.
     ///
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`]
     pub fn backward(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, scored: usize) -> MicroBatch<B> {
+        let targets = targets.inner().flatten(0, 1);
+        if self.recompute {
+            return self.backward_recomputing(ids, targets, scored);
+        }
         let hidden = flatten(self.forward(ids));
-        let head = loss_with_gradients(
-            hidden.clone().inner(),
-            self.head_weight().inner(),
-            targets.inner().flatten(0, 1),
-            scored,
-        );
-        // d(Σ h · c) / dh = c, with c the gradient that the loss sends to the hidden states.
-        let seed = (hidden * Tensor::from_inner(head.hidden)).sum();
-        let mut gradients = GradientsParams::from_grads(seed.backward(), self);
+        let head = self.head_gradients(&hidden, targets, scored);
+        let gradients = GradientsParams::from_grads(pull_back(hidden, head.hidden), self);
+        self.micro_batch(head.loss, gradients, head.weight)
+    }
+
+    fn backward_recomputing(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        targets: Tensor<B::InnerBackend, 1, Int>,
+        scored: usize,
+    ) -> MicroBatch<B> {
+        let mask = causal_mask::<B>(ids.dims()[1], &ids.device());
+        let mut inputs = self.valid().residual_streams(ids.clone().inner());
+        let mut gradients = GradientsAccumulator::<Self>::new();
+        let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();
+        let mut collect = |x: &Tensor<B, 3>, mut found: B::Gradients| {
+            let upstream = x.grad_remove(&mut found);
+            gradients.accumulate(self, GradientsParams::from_grads(found, self));
+            upstream.expect("a leaf that the result depends on has a gradient")
+        };
+
+        let x = leaf(inputs.pop().expect("there is a stream after the last layer"));
+        let hidden = flatten(self.norm.forward(x.clone()));
+        let head = self.head_gradients(&hidden, targets, scored);
+        let mut upstream = collect(&x, pull_back(hidden, head.hidden));
+        for (layer, input) in self.layers.iter().zip(inputs).rev() {
+            let x = leaf(input);
+            let y = layer.forward(x.clone(), &self.rotary, &mask);
+            upstream = collect(&x, pull_back(y, upstream));
+        }
+        let found = pull_back(self.embedding.forward(ids), upstream);
+        gradients.accumulate(self, GradientsParams::from_grads(found, self));
+        self.micro_batch(head.loss, gradients.grads(), head.weight)
+    }
+
+    /// Loss of some hidden states `[tokens, hidden]`, outside autodiff, with what it sends back.
+    fn head_gradients(
+        &self,
+        hidden: &Tensor<B, 2>,
+        targets: Tensor<B::InnerBackend, 1, Int>,
+        scored: usize,
+    ) -> LossGradients<B::InnerBackend> {
+        let weight = self.head_weight().inner();
+        loss_with_gradients(hidden.clone().inner(), weight, targets, scored, self.precision)
+    }
+
+    /// Adds the head's gradient, `[hidden, vocab]`, to those of the layers.
+    fn micro_batch(
+        &self,
+        loss: Tensor<B::InnerBackend, 1>,
+        mut gradients: GradientsParams,
+        weight: Tensor<B::InnerBackend, 2>,
+    ) -> MicroBatch<B> {
         match &self.head {
-            Some(linear) => gradients.register(linear.weight.id, head.weight),
+            Some(linear) => gradients.register(linear.weight.id, weight),
             None => {
                 let id = self.embedding.weight.id;
-                let tied = head.weight.transpose();
+                let tied = weight.transpose();
                 let gradient = match gradients.remove::<B::InnerBackend, 2>(id) {
                     Some(embedding) => embedding + tied,
                     None => tied,
@@ -168,11 +242,16 @@ impl<B: AutodiffBackend> Llama<B> {
                 gradients.register(id, gradient);
             }
         }
-        MicroBatch {
-            loss: head.loss,
-            gradients,
-        }
+        MicroBatch { loss, gradients }
     }
+}
+
+/// What the gradient `upstream` of `y` sends back: `d(Σ y · c) / dy = c`.
+fn pull_back<B: AutodiffBackend, const D: usize>(
+    y: Tensor<B, D>,
+    upstream: Tensor<B::InnerBackend, D>,
+) -> B::Gradients {
+    (y * Tensor::from_inner(upstream)).sum().backward()
 }
 
 /// A batch for language modelling: the input of [`TrainStep`] and [`InferenceStep`].

@@ -3,8 +3,12 @@
 //! With logits `z = h·W` and `p = softmax(z)`, the loss of a scored row is `log Σ exp z − z_target`, and its gradient with respect to the
 //! logits is `p − onehot(target)`. Both come out of one pass over a chunk, and so do `∂L/∂h = dz·Wᵀ` and the chunk's share of
 //! `∂L/∂W = hᵀ·dz`: the logits are dropped before the next chunk begins.
+//!
+//! Products are in the number format of the [`Precision`]; softmax, loss and sums are in f32 in every one.
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
+
+use crate::precision::Precision;
 
 /// A target that is not scored, as in PyTorch.
 pub const IGNORE_INDEX: i64 = -100;
@@ -41,9 +45,10 @@ pub fn loss_with_gradients<B: Backend>(
     weight: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     scored: usize,
+    precision: Precision,
 ) -> LossGradients<B> {
     let rows = chunk_rows(weight.dims()[1]);
-    loss_with_gradients_in_chunks(hidden, weight, targets, scored, rows)
+    loss_with_gradients_in_chunks(hidden, weight, targets, scored, precision, rows)
 }
 
 /// [`loss_with_gradients`] in chunks of `rows` rows.
@@ -52,9 +57,12 @@ fn loss_with_gradients_in_chunks<B: Backend>(
     weight: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     scored: usize,
+    precision: Precision,
     rows: usize,
 ) -> LossGradients<B> {
     let share = 1.0 / scored.max(1) as f64;
+    let (hidden_format, weight_format, products) = (hidden.dtype(), weight.dtype(), precision.products());
+    let (hidden, weight) = (hidden.cast(products), weight.cast(products));
     let weight_transposed = weight.clone().transpose();
     let mut losses = Vec::new();
     let mut hidden_gradients = Vec::new();
@@ -67,8 +75,10 @@ fn loss_with_gradients_in_chunks<B: Backend>(
         let probabilities = softmax.exponentials * (share_of_row / softmax.sum);
         let logits_gradient =
             probabilities.scatter(1, chunk.targets, target_share, burn::tensor::IndexingUpdateOp::Add);
-        hidden_gradients.push(logits_gradient.clone().matmul(weight_transposed.clone()));
-        let part = chunk.hidden.transpose().matmul(logits_gradient);
+        let logits_gradient = logits_gradient.cast(products);
+        let hidden_gradient = logits_gradient.clone().matmul(weight_transposed.clone());
+        hidden_gradients.push(hidden_gradient.cast(hidden_format));
+        let part = chunk.hidden.transpose().matmul(logits_gradient).cast(DType::F32);
         weight_gradient = Some(match weight_gradient {
             Some(sum) => sum + part,
             None => part,
@@ -77,7 +87,9 @@ fn loss_with_gradients_in_chunks<B: Backend>(
     LossGradients {
         loss: Tensor::cat(losses, 0).sum(),
         hidden: Tensor::cat(hidden_gradients, 0),
-        weight: weight_gradient.unwrap_or_else(|| weight.zeros_like()),
+        weight: weight_gradient
+            .unwrap_or_else(|| weight.zeros_like())
+            .cast(weight_format),
     }
 }
 
@@ -89,9 +101,11 @@ pub fn token_losses<B: Backend>(
     hidden: Tensor<B, 2>,
     weight: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
+    precision: Precision,
 ) -> Tensor<B, 1> {
     let rows = chunk_rows(weight.dims()[1]);
-    token_losses_in_chunks(hidden, weight, targets, rows)
+    let products = precision.products();
+    token_losses_in_chunks(hidden.cast(products), weight.cast(products), targets, rows)
 }
 
 /// [`token_losses`] in chunks of `rows` rows.
@@ -124,7 +138,7 @@ fn chunks<B: Backend>(hidden: Tensor<B, 2>, targets: Tensor<B, 1, Int>, rows: us
         let targets = targets.clone().narrow(0, start, length).reshape([length, 1]);
         Chunk {
             hidden: hidden.clone().narrow(0, start, length),
-            is_scored: targets.clone().not_equal_elem(IGNORE_INDEX).float(),
+            is_scored: targets.clone().not_equal_elem(IGNORE_INDEX).float().cast(DType::F32),
             targets: targets.clamp_min(0),
         }
     })
@@ -142,7 +156,7 @@ struct Softmax<B: Backend> {
 
 impl<B: Backend> Softmax<B> {
     fn new(chunk: &Chunk<B>, weight: Tensor<B, 2>) -> Self {
-        let logits = chunk.hidden.clone().matmul(weight);
+        let logits = chunk.hidden.clone().matmul(weight).cast(DType::F32);
         let max = logits.clone().detach().max_dim(1);
         let target = logits.clone().gather(1, chunk.targets.clone()) - max.clone();
         // The last uses of the logits: a backend may work in their place.
@@ -210,6 +224,7 @@ mod tests {
             inner_weight.clone(),
             targets.clone().inner(),
             rows.len(),
+            Precision::F32,
             chunk,
         );
         let loss = fused.loss.into_scalar();
@@ -240,7 +255,7 @@ mod tests {
         let hidden = Tensor::<Flex, 2>::from_floats([[1e4, 0.0]], &FlexDevice);
         let weight = Tensor::<Flex, 2>::from_floats([[1.0, -1.0], [0.0, 0.0]], &FlexDevice);
         let target = Tensor::<Flex, 1, Int>::from_ints([0], &FlexDevice);
-        let fused = loss_with_gradients(hidden, weight, target, 1);
+        let fused = loss_with_gradients(hidden, weight, target, 1, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
     }
 
@@ -249,7 +264,7 @@ mod tests {
         let hidden = Tensor::<Flex, 2>::ones([2, 3], &FlexDevice);
         let weight = Tensor::<Flex, 2>::ones([3, 4], &FlexDevice);
         let targets = Tensor::<Flex, 1, Int>::from_ints([-100, -100], &FlexDevice);
-        let fused = loss_with_gradients(hidden, weight, targets, 0);
+        let fused = loss_with_gradients(hidden, weight, targets, 0, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
         assert_eq!(fused.weight.abs().max().into_scalar(), 0.0);
     }

@@ -6,6 +6,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Tensor, backend::Backend};
 
+use crate::precision::project;
+
 /// Configuration of an [`Mlp`]; no projection has a bias.
 #[derive(Config, Debug)]
 pub struct MlpConfig {
@@ -45,7 +47,7 @@ impl<B: Backend> Mlp<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: see `Attention::forward`.
         let x = x.reshape([batch * seq, hidden]);
-        let gated = silu(self.gate.forward(x.clone())) * self.up.forward(x);
-        self.down.forward(gated).reshape([batch, seq, hidden])
+        let gated = silu(project(x.clone(), &self.gate)) * project(x, &self.up);
+        project(gated, &self.down).reshape([batch, seq, hidden])
     }
 }

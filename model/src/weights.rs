@@ -9,13 +9,15 @@
 //! | post-like | – / – / `post_attention_layernorm` | – / – / `post_feedforward_layernorm` |
 //! | sandwich | `input_layernorm` / `post_attention_layernorm` / – | `pre_feedforward_layernorm` / `post_feedforward_layernorm` / – |
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 
 use crate::config::LlamaConfig;
 use crate::llama::Llama;
@@ -30,7 +32,7 @@ pub enum WeightsError {
     #[error("{path}: {cause}")]
     Within { path: String, cause: Box<WeightsError> },
     #[error("not a safetensors file: {0}")]
-    Format(#[from] safetensors::SafeTensorError),
+    Format(#[from] SafeTensorError),
     #[error("weights do not fit the model: missing {missing:?}, not used {unused:?}, wrong {wrong:?}")]
     Mismatch {
         /// Names the model needs and the file lacks.
@@ -99,32 +101,33 @@ fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
     }
 }
 
-/// The bytes of a safetensors file with these tensors in f32, sorted by name.
+impl View for &HostTensor {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values.as_slice())
+    }
+}
+
+/// Writes tensors in f32 to a safetensors file, with one tensor at a time as bytes.
 ///
 /// # Errors
-/// If the tensors' shapes and lengths disagree.
-fn write_safetensors(
-    tensors: &NamedTensors,
-    metadata: Option<std::collections::HashMap<String, String>>,
-) -> Result<Vec<u8>, WeightsError> {
-    let bytes: Vec<(&String, &HostTensor, Vec<u8>)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            (
-                name,
-                tensor,
-                tensor.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            )
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(name, tensor, bytes)| {
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?;
-            Ok((name.as_str(), view))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
-    Ok(safetensors::serialize(views, metadata)?)
+/// If the file cannot be written.
+pub fn write_safetensors(tensors: &NamedTensors, path: &Path) -> Result<(), WeightsError> {
+    safetensors::serialize_to_file(tensors, None, path).map_err(|cause| match cause {
+        SafeTensorError::IoError(cause) => file_error(path, cause),
+        cause => WeightsError::Format(cause),
+    })
 }
 
 impl LlamaConfig {
@@ -278,15 +281,6 @@ impl<B: Backend> Llama<B> {
         } else {
             Err(WeightsError::Mismatch { missing, unused, wrong })
         }
-    }
-
-    /// Writes every parameter in f32 to a safetensors file.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn save(&self, config: &LlamaConfig, path: &Path) -> Result<(), WeightsError> {
-        let bytes = write_safetensors(&self.to_tensors(config), None)?;
-        std::fs::write(path, bytes).map_err(|cause| file_error(path, cause))
     }
 
     /// Replaces every parameter by those of a safetensors file.

@@ -1,33 +1,70 @@
 //! Checkpoints: weights, optimizer and place in the run after a step, in full precision.
 //!
 //! ```text
-//! checkpoints/step-N/model.safetensors    weights by their released names, f32
-//! checkpoints/step-N/optimizer.bin        moments by parameter id, f32
-//! checkpoints/step-N/state.json           step, scored tokens
+//! checkpoints/step-N/model.safetensors       weights by their released names, f32
+//! checkpoints/step-N/optimizer.safetensors   Adam's moments by module path, f32
+//! checkpoints/step-N/state.json              step, tokens, evaluations, recipe
+//! checkpoints/step-N/manifest.json           length and SHA-256 of each of them
 //! ```
 //!
-//! A checkpoint is written aside and renamed when it is complete, so a folder of that name is a whole one.
+//! A checkpoint is written aside, synced and renamed when it is complete, so a folder of that name was whole once; its manifest tells
+//! whether it still is. Training waits for the copy off the device alone: a thread of its own writes it.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use burn::module::AutodiffModule;
-use burn::record::{BinFileRecorder, FullPrecisionSettings, Recorder, RecorderError};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_model::weights::WeightsError;
+use gpas_model::weights::{NamedTensors, WeightsError, read_safetensors, write_safetensors};
 use gpas_model::{Llama, LlamaConfig};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use crate::metrics::EvalRecord;
+use crate::recipe::Recipe;
 use crate::trainer::Trainer;
 
 /// Where a run stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Optimizer steps done.
+    /// Optimizer steps done; the place in the schedule and in the data.
     pub step: u64,
+    /// Updates made: steps less those that were skipped.
+    pub updates: u64,
     /// Tokens scored so far.
     pub tokens: u64,
+    /// Skipped steps in a row up to now.
+    pub bad_steps: u64,
+    /// What was not finite at the first of them.
+    pub first_bad: Option<String>,
+    /// Gates, by their number, that have been reported as past the zero of the scale.
+    pub reported_gates: Vec<usize>,
+    /// The evaluation after this step, if there was one.
+    pub evaluation: Option<EvalRecord>,
+    /// The best evaluation of all checkpoints so far.
+    pub best: Option<EvalRecord>,
+    /// The recipe.
+    pub recipe: Recipe,
+}
+
+impl RunState {
+    /// Before the first step.
+    pub fn new(recipe: Recipe) -> Self {
+        Self {
+            step: 0,
+            updates: 0,
+            tokens: 0,
+            bad_steps: 0,
+            first_bad: None,
+            reported_gates: Vec::new(),
+            evaluation: None,
+            best: None,
+            recipe,
+        }
+    }
 }
 
 /// Why a checkpoint cannot be written or read.
@@ -36,14 +73,22 @@ pub struct RunState {
 pub enum CheckpointError {
     #[error("{0} has no checkpoint")]
     None(PathBuf),
+    #[error("no checkpoint in {folder} is valid: {}", damages.join("; "))]
+    NoneValid { folder: PathBuf, damages: Vec<String> },
+    #[error("{checkpoint} is damaged: {file} {what}")]
+    Damaged {
+        checkpoint: PathBuf,
+        file: String,
+        what: String,
+    },
     #[error("{path}: {cause}")]
     File { path: PathBuf, cause: io::Error },
-    #[error("{path}: {cause}")]
-    State { path: PathBuf, cause: serde_json::Error },
-    #[error("{path}: {cause}")]
-    Optimizer { path: PathBuf, cause: RecorderError },
+    #[error("cannot write the checkpoint {path}: {cause}")]
+    Write { path: PathBuf, cause: io::Error },
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    #[error("the thread that writes checkpoints ended with a panic")]
+    Thread,
 }
 
 impl CheckpointError {
@@ -51,84 +96,329 @@ impl CheckpointError {
     pub fn hint(&self) -> Option<String> {
         match self {
             CheckpointError::None(_) => Some("a run writes one every `checkpoint.every` steps and at its end".into()),
-            _ => Some("delete the checkpoint, and the one before it is used".into()),
+            CheckpointError::NoneValid { .. } => Some("nothing was changed; put one back from a copy".into()),
+            CheckpointError::Write { .. } => Some(
+                "make room; the checkpoint before this one is whole, and `gpas train RUN --resume` goes on from it"
+                    .into(),
+            ),
+            _ => None,
         }
     }
 }
 
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.bin";
-const STATE: &str = "state.json";
-
-/// Writes a checkpoint into a run's folder of checkpoints and deletes all but the newest `keep`.
-///
-/// # Errors
-/// If the disk does not take it; older checkpoints are then untouched.
-pub fn write<B: AutodiffBackend>(
-    folder: &Path,
-    trainer: &Trainer<B>,
-    config: &LlamaConfig,
-    state: RunState,
-    keep: usize,
-) -> Result<PathBuf, CheckpointError> {
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |cause| CheckpointError::File { path, cause }
-    };
-    let aside = folder.join(format!(".step-{}", state.step));
-    if aside.exists() {
-        fs::remove_dir_all(&aside).map_err(failed(&aside))?;
-    }
-    fs::create_dir_all(&aside).map_err(failed(&aside))?;
-    trainer.model().valid().save(config, &aside.join(MODEL))?;
-    let path = aside.join(OPTIMIZER);
-    BinFileRecorder::<FullPrecisionSettings>::default()
-        .record(trainer.optimizer_record(), path.clone())
-        .map_err(|cause| CheckpointError::Optimizer { path, cause })?;
-    let path = aside.join(STATE);
-    let json = serde_json::to_vec_pretty(&state).map_err(|cause| CheckpointError::State {
-        path: path.clone(),
-        cause,
-    })?;
-    fs::write(&path, json).map_err(failed(&path))?;
-    let done = folder.join(format!("step-{}", state.step));
-    if done.exists() {
-        fs::remove_dir_all(&done).map_err(failed(&done))?;
-    }
-    fs::rename(&aside, &done).map_err(failed(&done))?;
-    for (_, old) in newest_first(folder)
-        .map_err(failed(folder))?
-        .into_iter()
-        .skip(keep.max(1))
-    {
-        fs::remove_dir_all(&old).map_err(failed(&old))?;
-    }
-    Ok(done)
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_path_buf();
+    move |cause| CheckpointError::File { path, cause }
 }
 
-/// The newest checkpoint of a run's folder of checkpoints.
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const MANIFEST: &str = "manifest.json";
+
+/// What a manifest says of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileRecord {
+    bytes: u64,
+    sha256: String,
+}
+
+impl FileRecord {
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut digest = Sha256::new();
+        let bytes = io::copy(&mut File::open(path)?, &mut digest)?;
+        let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { bytes, sha256 })
+    }
+}
+
+/// A checkpoint that has left the device and is not yet on the disk.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    weights: NamedTensors,
+    moments: NamedTensors,
+    state: RunState,
+}
+
+impl Snapshot {
+    /// Copies weights and moments to the host.
+    pub fn of<B: AutodiffBackend>(trainer: &Trainer<B>, config: &LlamaConfig, state: RunState) -> Self {
+        Self {
+            weights: trainer.model().valid().to_tensors(config),
+            moments: trainer.moments(),
+            state,
+        }
+    }
+
+    /// Writes the checkpoint into a run's folder of checkpoints, and deletes all but the newest `keep` and the best.
+    ///
+    /// # Errors
+    /// If the disk does not take it; older checkpoints are then untouched.
+    pub fn write(&self, folder: &Path, keep: usize) -> Result<PathBuf, CheckpointError> {
+        let aside = folder.join(format!(".step-{}", self.state.step));
+        let written = self.write_aside(&aside).map_err(|cause| {
+            // What was written of it only takes room that the owner may need.
+            let _ = fs::remove_dir_all(&aside);
+            CheckpointError::Write {
+                path: aside.clone(),
+                cause,
+            }
+        });
+        written?;
+        let done = folder.join(format!("step-{}", self.state.step));
+        let place = || -> io::Result<()> {
+            if done.exists() {
+                fs::remove_dir_all(&done)?;
+            }
+            fs::rename(&aside, &done)?;
+            sync(folder)?;
+            let best = self.state.best.map(|best| best.step);
+            let old = newest_first(folder)?.into_iter().skip(keep.max(1));
+            for (_, path) in old.filter(|(step, _)| Some(*step) != best) {
+                fs::remove_dir_all(path)?;
+            }
+            Ok(())
+        };
+        place().map_err(|cause| CheckpointError::Write {
+            path: done.clone(),
+            cause,
+        })?;
+        Ok(done)
+    }
+
+    fn write_aside(&self, aside: &Path) -> io::Result<()> {
+        let into_io = |error: WeightsError| match error {
+            WeightsError::File { cause, .. } => cause,
+            other => io::Error::other(other),
+        };
+        if aside.exists() {
+            fs::remove_dir_all(aside)?;
+        }
+        fs::create_dir_all(aside)?;
+        write_safetensors(&self.weights, &aside.join(MODEL)).map_err(into_io)?;
+        write_safetensors(&self.moments, &aside.join(OPTIMIZER)).map_err(into_io)?;
+        fs::write(aside.join(STATE), serde_json::to_vec_pretty(&self.state)?)?;
+        let files: BTreeMap<&str, FileRecord> = [MODEL, OPTIMIZER, STATE]
+            .into_iter()
+            .map(|name| Ok((name, FileRecord::of(&aside.join(name))?)))
+            .collect::<io::Result<_>>()?;
+        fs::write(aside.join(MANIFEST), serde_json::to_vec_pretty(&files)?)?;
+        for name in [MODEL, OPTIMIZER, STATE, MANIFEST] {
+            sync(&aside.join(name))?;
+        }
+        sync(aside)
+    }
+}
+
+/// Waits until a file, or the names in a folder, are on the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    // Folders cannot be opened as files everywhere.
+    if cfg!(unix) || path.is_file() {
+        File::open(path)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Writes checkpoints on a thread, one at a time.
+#[derive(Debug)]
+pub struct Writer {
+    folder: PathBuf,
+    keep: usize,
+    running: Option<JoinHandle<Result<PathBuf, CheckpointError>>>,
+}
+
+impl Writer {
+    /// A writer into a run's folder of checkpoints.
+    pub fn new(folder: PathBuf, keep: usize) -> Self {
+        Self {
+            folder,
+            keep,
+            running: None,
+        }
+    }
+
+    /// Begins to write, after what is being written.
+    ///
+    /// # Errors
+    /// If the checkpoint before it could not be written.
+    pub fn submit(&mut self, snapshot: Snapshot) -> Result<(), CheckpointError> {
+        self.finish()?;
+        let (folder, keep) = (self.folder.clone(), self.keep);
+        let thread = std::thread::Builder::new().name("checkpoint".into());
+        let spawned = thread.spawn(move || snapshot.write(&folder, keep));
+        self.running = Some(spawned.map_err(|cause| CheckpointError::Write {
+            path: self.folder.clone(),
+            cause,
+        })?);
+        Ok(())
+    }
+
+    /// Says so if a checkpoint has failed meanwhile.
+    ///
+    /// # Errors
+    /// If it has.
+    pub fn poll(&mut self) -> Result<(), CheckpointError> {
+        match &self.running {
+            Some(thread) if thread.is_finished() => self.finish(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for what is being written.
+    ///
+    /// # Errors
+    /// If it could not be.
+    pub fn finish(&mut self) -> Result<(), CheckpointError> {
+        match self.running.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(_))) => Ok(()),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(_)) => Err(CheckpointError::Thread),
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// A run that ends with another error keeps what it was writing.
+    fn drop(&mut self) {
+        let _ = self.finish();
+    }
+}
+
+/// A checkpoint on the disk, whole as far as its manifest tells.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Where the run stood.
+    pub state: RunState,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint after comparing every file with the manifest.
+    ///
+    /// # Errors
+    /// The first file that is missing or not as it was written.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let damaged = |file: &str, what: String| CheckpointError::Damaged {
+            checkpoint: path.to_path_buf(),
+            file: file.to_string(),
+            what,
+        };
+        let unreadable = |file: &str, cause: io::Error| match cause.kind() {
+            io::ErrorKind::NotFound => damaged(file, "is missing".into()),
+            _ => damaged(file, format!("cannot be read: {cause}")),
+        };
+        let manifest = fs::read(path.join(MANIFEST)).map_err(|cause| unreadable(MANIFEST, cause))?;
+        let files: BTreeMap<String, FileRecord> =
+            serde_json::from_slice(&manifest).map_err(|cause| damaged(MANIFEST, format!("is no manifest: {cause}")))?;
+        for name in [MODEL, OPTIMIZER, STATE] {
+            let expected = files
+                .get(name)
+                .ok_or_else(|| damaged(MANIFEST, format!("does not name {name}")))?;
+            let found = FileRecord::of(&path.join(name)).map_err(|cause| unreadable(name, cause))?;
+            if found.bytes != expected.bytes {
+                let what = format!("has {} bytes, not {}", found.bytes, expected.bytes);
+                return Err(damaged(name, what));
+            }
+            if found.sha256 != expected.sha256 {
+                return Err(damaged(name, "has another SHA-256 than when it was written".into()));
+            }
+        }
+        let state = fs::read(path.join(STATE)).map_err(|cause| unreadable(STATE, cause))?;
+        let state = serde_json::from_slice(&state).map_err(|cause| damaged(STATE, format!("is no state: {cause}")))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            state,
+        })
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// If the weights cannot be read or do not fit.
+    pub fn model<B: Backend>(&self, config: &LlamaConfig, device: &B::Device) -> Result<Llama<B>, CheckpointError> {
+        Ok(config.init::<B>(0, device).load(config, &self.path.join(MODEL))?)
+    }
+
+    /// The optimizer's moments.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn moments(&self) -> Result<NamedTensors, CheckpointError> {
+        let path = self.path.join(OPTIMIZER);
+        let bytes = fs::read(&path).map_err(failed(&path))?;
+        Ok(read_safetensors(&bytes, "")?)
+    }
+}
+
+/// The newest valid checkpoint, and the newer ones that are damaged.
+#[derive(Debug)]
+pub struct Found {
+    /// The newest valid one.
+    pub checkpoint: Checkpoint,
+    /// What is wrong with those after it.
+    pub passed_over: Vec<CheckpointError>,
+}
+
+/// The newest valid checkpoint of a run's folder of checkpoints.
 ///
 /// # Errors
 /// If there is none, or the folder cannot be read.
-pub fn newest(folder: &Path) -> Result<PathBuf, CheckpointError> {
-    let found = newest_first(folder).map_err(|cause| CheckpointError::File {
-        path: folder.to_path_buf(),
-        cause,
-    })?;
-    let newest = found.into_iter().next();
-    newest
-        .map(|(_, path)| path)
-        .ok_or_else(|| CheckpointError::None(folder.to_path_buf()))
+pub fn newest_valid(folder: &Path) -> Result<Found, CheckpointError> {
+    let found = newest_first(folder).map_err(failed(folder))?;
+    if found.is_empty() {
+        return Err(CheckpointError::None(folder.to_path_buf()));
+    }
+    let mut passed_over = Vec::new();
+    for (_, path) in found {
+        match Checkpoint::open(&path) {
+            Ok(checkpoint) => {
+                return Ok(Found {
+                    checkpoint,
+                    passed_over,
+                });
+            }
+            Err(error) => passed_over.push(error),
+        }
+    }
+    Err(CheckpointError::NoneValid {
+        folder: folder.to_path_buf(),
+        damages: passed_over.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// Before a run goes on: checkpoints after `step`, which were damaged, get names that say so, and what a killed process was writing is
+/// deleted.
+///
+/// # Errors
+/// If the folder cannot be changed.
+pub fn clear(folder: &Path, step: u64) -> Result<(), CheckpointError> {
+    let clear = || -> io::Result<()> {
+        for (_, path) in newest_first(folder)?.into_iter().filter(|(at, _)| *at > step) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let aside = folder.join(format!("damaged-{name}"));
+            if aside.exists() {
+                fs::remove_dir_all(&aside)?;
+            }
+            fs::rename(&path, &aside)?;
+        }
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(".step-") {
+                fs::remove_dir_all(&path)?;
+            }
+        }
+        Ok(())
+    };
+    clear().map_err(failed(folder))
 }
 
 fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
             found.push((step, path));
         }
@@ -137,35 +427,16 @@ fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Reads the weights and the place in the run of a checkpoint.
-///
-/// # Errors
-/// If a file cannot be read or does not fit the model.
-pub fn read_model<B: Backend>(
-    checkpoint: &Path,
-    config: &LlamaConfig,
-    device: &B::Device,
-) -> Result<(Llama<B>, RunState), CheckpointError> {
-    let path = checkpoint.join(STATE);
-    let json = fs::read(&path).map_err(|cause| CheckpointError::File {
-        path: path.clone(),
-        cause,
-    })?;
-    let state = serde_json::from_slice(&json).map_err(|cause| CheckpointError::State { path, cause })?;
-    let model = config.init::<B>(0, device).load(config, &checkpoint.join(MODEL))?;
-    Ok((model, state))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::backend::Autodiff;
     use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
-    use gpas_model::TokenBatch;
-    use gpas_model::weights::NamedTensors;
+    use gpas_model::{Precision, TokenBatch};
 
-    use crate::optimizer::{OptimizerConfig, OptimizerKind, OptimizerRecord};
+    use crate::optimizer::{OptimizerConfig, OptimizerKind};
+    use crate::recipe::{RecipeArgs, resolve};
     use crate::schedule::{Schedule, ScheduleKind};
 
     type B = Autodiff<Flex>;
@@ -212,8 +483,13 @@ mod tests {
     fn state(step: u64) -> RunState {
         RunState {
             step,
-            tokens: step * TOKENS as u64,
+            updates: step,
+            ..RunState::new(resolve(None, &RecipeArgs::default()).unwrap())
         }
+    }
+
+    fn snapshot(trainer: &Trainer<B>, state: RunState) -> Snapshot {
+        Snapshot::of(trainer, &config(), state)
     }
 
     /// 0 for the same bits; both have the same names and shapes.
@@ -235,56 +511,129 @@ mod tests {
 
     #[test]
     fn a_trainer_goes_on_from_a_checkpoint_as_if_undisturbed() {
-        let place = tempfile::tempdir().unwrap();
-        let config = config();
-        let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
-        let written = write(place.path(), &undisturbed, &config, state(2), 1).unwrap();
-        assert_eq!(newest(place.path()).unwrap(), written);
+        for precision in [Precision::F32, Precision::Bf16Pure] {
+            let place = tempfile::tempdir().unwrap();
+            let config = config().with_precision(precision);
+            let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
+            let written = Snapshot::of(&undisturbed, &config, state(2))
+                .write(place.path(), 1)
+                .unwrap();
+            let found = newest_valid(place.path()).unwrap().checkpoint;
+            assert_eq!((&found.path, &found.state), (&written, &state(2)));
 
-        let (model, read) = read_model::<B>(&written, &config, &FlexDevice).unwrap();
-        assert_eq!(read, state(2));
-        let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config);
-        assert_eq!(model.to_tensors(&config), weights(&undisturbed));
+            let model = found.model::<B>(&config, &FlexDevice).unwrap();
+            let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config);
+            assert_eq!(model.to_tensors(&config), weights(&undisturbed));
 
-        let record = || -> OptimizerRecord<Llama<B>, B> {
-            let recorder = BinFileRecorder::<FullPrecisionSettings>::default();
-            recorder.load(written.join(OPTIMIZER), &FlexDevice).unwrap()
-        };
-        let expected = weights(&step(undisturbed));
-        let goes_on = |model: &Llama<B>, record, steps| {
-            let resumed = trainer(model.clone()).resume(record, steps);
-            assert_eq!(resumed.steps(), steps);
-            largest_difference(&weights(&step(resumed)), &expected)
-        };
-        assert_eq!(goes_on(&model, record(), 2), 0.0);
-        // The moments and the place in the schedule each have a part in it.
-        let without_moments = goes_on(&model, trainer(model.clone()).optimizer_record(), 2);
-        let at_another_rate = goes_on(&model, record(), 1);
-        assert!(without_moments > 1e-4 && at_another_rate > 1e-4);
+            let expected = weights(&step(undisturbed));
+            let goes_on = |moments, updates, steps| {
+                let resumed = trainer(model.clone()).resume(moments, updates, steps).unwrap();
+                assert_eq!(resumed.steps(), steps);
+                largest_difference(&weights(&step(resumed)), &expected)
+            };
+            assert_eq!(goes_on(found.moments().unwrap(), 2, 2), 0.0, "{precision:?}");
+            // The moments and the place in the schedule each have a part in it.
+            let without_moments = goes_on(NamedTensors::new(), 0, 2);
+            let at_another_rate = goes_on(found.moments().unwrap(), 2, 1);
+            assert!(without_moments > 1e-4 && at_another_rate > 1e-4, "{precision:?}");
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
     }
 
     /// Step 10 is newer than step 9, which comes after it in the alphabet.
     #[test]
-    fn the_newest_checkpoints_are_kept() {
+    fn the_newest_checkpoints_and_the_best_are_kept() {
         let place = tempfile::tempdir().unwrap();
-        let config = config();
-        let trainer = trainer(config.init(7, &FlexDevice));
-        for done in 8..=10 {
-            write(place.path(), &trainer, &config, state(done), 2).unwrap();
+        let trainer = trainer(config().init(7, &FlexDevice));
+        let best = |step| EvalRecord {
+            step,
+            loss: 1.0,
+            perplexity: 1.0,
+            tokens: 1,
+        };
+        for done in 6..=10 {
+            let state = RunState {
+                best: Some(best(7.min(done))),
+                ..state(done)
+            };
+            snapshot(&trainer, state).write(place.path(), 2).unwrap();
         }
-        let mut names: Vec<String> = fs::read_dir(place.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["step-10", "step-9"]);
-        assert_eq!(newest(place.path()).unwrap(), place.path().join("step-10"));
+        assert_eq!(names(place.path()), ["step-10", "step-7", "step-9"]);
+        assert_eq!(newest_valid(place.path()).unwrap().checkpoint.state.step, 10);
     }
 
     #[test]
     fn a_folder_without_a_checkpoint_has_no_newest() {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join(".step-3")).unwrap();
-        assert!(matches!(newest(place.path()), Err(CheckpointError::None(_))));
+        assert!(matches!(newest_valid(place.path()), Err(CheckpointError::None(_))));
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_named_and_passed_over() {
+        type Damage = fn(&Path);
+        let flip: Damage = |path| {
+            let file = path.join(OPTIMIZER);
+            let mut bytes = fs::read(&file).unwrap();
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            fs::write(file, bytes).unwrap();
+        };
+        let truncate: Damage = |path| {
+            File::options()
+                .write(true)
+                .open(path.join(MODEL))
+                .unwrap()
+                .set_len(99)
+                .unwrap()
+        };
+        let remove: Damage = |path| fs::remove_file(path.join(STATE)).unwrap();
+        let empty: Damage = |path| fs::write(path.join(MANIFEST), "").unwrap();
+        let hollow: Damage = |path| fs::write(path.join(MANIFEST), "{}").unwrap();
+        let trainer = trainer(config().init(7, &FlexDevice));
+        for (damage, expected) in [
+            (
+                flip,
+                "optimizer.safetensors has another SHA-256 than when it was written",
+            ),
+            (truncate, "model.safetensors has 99 bytes, not "),
+            (remove, "state.json is missing"),
+            (
+                empty,
+                "manifest.json is no manifest: EOF while parsing a value at line 1 column 0",
+            ),
+            (hollow, "manifest.json does not name model.safetensors"),
+        ] {
+            let place = tempfile::tempdir().unwrap();
+            let write = |step| snapshot(&trainer, state(step)).write(place.path(), 9).unwrap();
+            write(1);
+            let newest = write(2);
+            damage(&newest);
+            let found = newest_valid(place.path()).unwrap();
+            assert_eq!(found.checkpoint.state.step, 1);
+            let said = found.passed_over[0].to_string();
+            assert!(
+                said.starts_with(&format!("{} is damaged: {expected}", newest.display())),
+                "{said}"
+            );
+
+            damage(&place.path().join("step-1"));
+            let error = newest_valid(place.path()).unwrap_err().to_string();
+            assert!(
+                error.contains("is valid") && error.matches(expected).count() == 2,
+                "{error}"
+            );
+
+            clear(place.path(), 1).unwrap();
+            assert_eq!(names(place.path()), ["damaged-step-2", "step-1"]);
+        }
     }
 }

@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
         },
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever read the output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -65,15 +65,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Train(args) => train::run(args, cli.backend.unwrap_or_default()),
+        Command::Train(args) => return train::run(args, cli.backend),
         Command::Eval(args) => eval::run(args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend.unwrap_or_default()),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(error: &Error) -> bool {

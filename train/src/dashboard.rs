@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, PanicHookInfo};
 use std::time::{Duration, Instant};
 
 use burn::data::dataloader::Progress;
@@ -18,7 +19,8 @@ use burn_train::renderer::{
 };
 use burn_train::{Interrupter, LearnerSummary};
 
-use crate::metrics::{EvalRecord, TrainRecord};
+use crate::metrics::{EvalRecord, NoticeRecord, TrainRecord};
+use crate::terminal::Terminal;
 
 const LOSS: &str = "Loss";
 const PERPLEXITY: &str = "Perplexity";
@@ -45,20 +47,30 @@ const METRICS: [(&str, &str, bool); 9] = [
 
 /// The display of a run in progress.
 pub struct Dashboard {
-    renderer: Box<dyn MetricsRenderer>,
+    /// None once it was killed from within.
+    renderer: Option<Box<dyn MetricsRenderer>>,
     interrupter: Interrupter,
     total_steps: usize,
+    /// What is said when the dashboard no longer covers the terminal; none where lines are printed.
+    notices: Option<Vec<String>>,
 }
 
 impl Dashboard {
     /// The dashboard if standard output is a terminal and `plain` is not asked for; else lines.
     pub fn open(plain: bool, total_steps: u64) -> Self {
         let interrupter = Interrupter::new();
-        let mut renderer: Box<dyn MetricsRenderer> = if !plain && std::io::stdout().is_terminal() {
-            Box::new(in_background({
+        let covers = !plain && std::io::stdout().is_terminal();
+        let mut renderer: Box<dyn MetricsRenderer> = if covers {
+            silence_kill();
+            let terminal = Terminal::remember();
+            let dashboard = in_background({
                 let interrupter = interrupter.clone();
                 move || TuiMetricsRendererWrapper::new(interrupter, None)
-            }))
+            });
+            if let Some(terminal) = terminal {
+                terminal.allow_interrupt();
+            }
+            Box::new(dashboard)
         } else {
             Box::new(PlainLines::default())
         };
@@ -72,9 +84,10 @@ impl Dashboard {
             });
         }
         Self {
-            renderer,
+            renderer: Some(renderer),
             interrupter,
             total_steps: total_steps as usize,
+            notices: covers.then(Vec::new),
         }
     }
 
@@ -100,47 +113,106 @@ impl Dashboard {
                 values.push((name, value, format!("{value:+.4}")));
             }
         }
-        for (name, value, text) in values {
-            self.renderer.update_train(state(name, value, text));
-        }
-        let progress = self.progress(record.step);
-        let indicators = vec![ProgressType::Value {
-            tag: "Step".into(),
-            value: record.step as usize,
-        }];
-        self.renderer.render_train(progress, indicators);
+        // A plot has no place for what is not finite.
+        values.retain(|(_, value, _)| value.is_finite());
+        let (progress, indicators) = self.progress(record.step);
+        self.show(|renderer| {
+            for (name, value, text) in values {
+                renderer.update_train(state(name, value, text));
+            }
+            renderer.render_train(progress, indicators);
+        });
     }
 
     /// Shows an evaluation.
     pub fn evaluation(&mut self, record: &EvalRecord) {
-        self.renderer
-            .update_valid(state(LOSS, record.loss, format!("{:.4}", record.loss)));
-        self.renderer.update_valid(state(
-            PERPLEXITY,
-            record.perplexity,
-            format!("{:.3}", record.perplexity),
-        ));
-        let progress = self.progress(record.step);
-        let indicators = vec![ProgressType::Value {
-            tag: "Step".into(),
-            value: record.step as usize,
-        }];
-        self.renderer.render_valid(progress, indicators);
+        let mut values = vec![
+            (LOSS, record.loss, format!("{:.4}", record.loss)),
+            (PERPLEXITY, record.perplexity, format!("{:.3}", record.perplexity)),
+        ];
+        if self.notices.is_some() {
+            values.retain(|(_, value, _)| value.is_finite());
+        }
+        let (progress, indicators) = self.progress(record.step);
+        self.show(|renderer| {
+            for (name, value, text) in values {
+                renderer.update_valid(state(name, value, text));
+            }
+            renderer.render_valid(progress, indicators);
+        });
     }
 
-    /// Whether the person in front of the dashboard asked to stop.
+    /// Says something: at once, or when the dashboard no longer covers the terminal.
+    pub fn notice(&mut self, record: &NoticeRecord) {
+        let line = format!("step {:>6}  {}", record.step, record.message);
+        match &mut self.notices {
+            Some(notices) => notices.push(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Whether the person in front of the dashboard asked to stop after the step.
     pub fn should_stop(&self) -> bool {
         self.interrupter.should_stop()
     }
 
-    fn progress(&self, step: u64) -> TrainingProgress {
-        let whole = Progress::new(step as usize, self.total_steps);
-        TrainingProgress {
-            progress: None,
-            global_progress: whole,
-            iteration: Some(step as usize),
+    /// Whether that person asked to leave at once.
+    pub fn was_killed(&self) -> bool {
+        self.renderer.is_none()
+    }
+
+    /// Calls the dashboard, which ends with a panic if it was asked to kill the program.
+    fn show(&mut self, render: impl FnOnce(&mut dyn MetricsRenderer)) {
+        let Some(mut renderer) = self.renderer.take() else {
+            return;
+        };
+        let shown = std::panic::catch_unwind(AssertUnwindSafe(|| render(renderer.as_mut())));
+        match shown {
+            Ok(()) => self.renderer = Some(renderer),
+            Err(panic) if is_kill(panic.as_ref()) => {}
+            Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+
+    fn progress(&self, step: u64) -> (TrainingProgress, Vec<ProgressType>) {
+        let progress = TrainingProgress {
+            progress: None,
+            global_progress: Progress::new(step as usize, self.total_steps),
+            iteration: Some(step as usize),
+        };
+        let indicators = vec![ProgressType::Value {
+            tag: "Step".into(),
+            value: step as usize,
+        }];
+        (progress, indicators)
+    }
+}
+
+impl Drop for Dashboard {
+    fn drop(&mut self) {
+        drop(self.renderer.take());
+        for line in self.notices.take().unwrap_or_default() {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// What burn-train's dashboard panics with, on its own thread and on the caller's, when its user chooses to kill the program.
+const KILL: &str = "Killing training from user input.";
+
+fn is_kill(panic: &(dyn std::any::Any + Send)) -> bool {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)) == Some(KILL)
+}
+
+/// Keeps the message of that panic off the terminal: the program leaves in good order.
+fn silence_kill() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
+        if panic.payload_as_str().is_none_or(|text| text != KILL) {
+            previous(panic);
+        }
+    }));
 }
 
 fn id(name: &str) -> MetricId {

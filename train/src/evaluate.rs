@@ -13,6 +13,8 @@ use crate::metrics::EvalRecord;
 
 /// Loss and perplexity of `model` on the first windows that hold `tokens` scored tokens, after `step` optimizer steps.
 ///
+/// It ends early, with nothing, once `stop` says so.
+///
 /// # Errors
 /// If there is no window, or the data is damaged.
 pub fn evaluate<B: Backend>(
@@ -22,10 +24,14 @@ pub fn evaluate<B: Backend>(
     tokens: Option<usize>,
     step: u64,
     device: &B::Device,
-) -> Result<EvalRecord, DataError> {
+    stop: impl Fn() -> bool,
+) -> Result<Option<EvalRecord>, DataError> {
     let batches = EvaluationBatches::<B>::new(windows, batch, tokens, device.clone())?;
     let mut loss = 0.0;
     for index in 0..batches.batches() {
+        if stop() {
+            return Ok(None);
+        }
         let batch = to_device(batches.windows_of_batch(index)?, device);
         // Added up on the host in f64: the same on every backend but for the losses themselves.
         let losses = model.token_losses(batch.ids, batch.targets).into_data();
@@ -33,12 +39,12 @@ pub fn evaluate<B: Backend>(
     }
     let tokens = batches.scored();
     let loss = loss / tokens.max(1) as f64;
-    Ok(EvalRecord {
+    Ok(Some(EvalRecord {
         step,
         loss,
         perplexity: loss.exp(),
         tokens: tokens as u64,
-    })
+    }))
 }
 
 /// Windows as the model takes them.
@@ -144,7 +150,9 @@ mod tests {
                 });
             let expected = loss / tokens as f64;
 
-            let found = evaluate(&model, windows, batch, None, 7, &FlexDevice).unwrap();
+            let found = evaluate(&model, windows, batch, None, 7, &FlexDevice, || false)
+                .unwrap()
+                .unwrap();
             assert_eq!((found.step, found.tokens), (7, tokens as u64), "{mode:?}");
             // A count that is off by one, of the tokens let alone of the batches, is off by more than this.
             assert!(tokens < 10_000, "{mode:?}");

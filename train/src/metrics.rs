@@ -1,10 +1,20 @@
 //! What a run records: one JSON object a line in `metrics.jsonl`, each with its `kind` and `step` (optimizer steps done, from 1).
+//!
+//! | `kind` | when |
+//! |---|---|
+//! | `train` | every step, exactly once |
+//! | `eval` | every `eval.every` steps; step 0 is before training |
+//! | `layers` | every `train.inspect_every` steps: one array per quantity |
+//! | `notice` | when something happened that its owner should know |
+//!
+//! A number that is not finite stands as `null`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,14 +24,31 @@ pub enum Record {
     Train(TrainRecord),
     /// An evaluation on the validation split; step 0 is before training.
     Eval(EvalRecord),
+    /// A look at every layer.
+    Layers(LayersRecord),
+    /// Something that the run's owner should know.
+    Notice(NoticeRecord),
 }
 
-/// An optimizer step.
+impl Record {
+    /// Optimizer steps done.
+    pub fn step(&self) -> u64 {
+        match self {
+            Record::Train(record) => record.step,
+            Record::Eval(record) => record.step,
+            Record::Layers(record) => record.step,
+            Record::Notice(record) => record.step,
+        }
+    }
+}
+
+/// An optimizer step. But for `step`, `tokens` and `tokens_per_s`, everything is as it was before the update.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainRecord {
     /// Optimizer steps done.
     pub step: u64,
-    /// Mean over the step's scored tokens, before the update; in nats.
+    /// Mean over the step's scored tokens, in nats; `null` of a skipped step.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Learning rate of the update.
     pub lr: f64,
@@ -30,22 +57,38 @@ pub struct TrainRecord {
     /// Positions (batch × seq) per second of this step.
     pub tokens_per_s: f64,
     /// Norm of all gradients before clipping.
+    #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
     /// Norm of all gates' gradients before clipping.
+    #[serde(deserialize_with = "null_is_nan")]
     pub gate_grad_norm: f64,
-    /// The gates after the update; absent without GPAS.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The gates; absent without GPAS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates: Option<GateRange>,
+    /// Whether no update was made because the loss or a gradient was not finite; absent if one was.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub skipped: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Smallest, mean and largest gate of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateRange {
     /// Smallest.
+    #[serde(deserialize_with = "null_is_nan")]
     pub min: f64,
     /// Mean.
+    #[serde(deserialize_with = "null_is_nan")]
     pub mean: f64,
     /// Largest.
+    #[serde(deserialize_with = "null_is_nan")]
     pub max: f64,
 }
 
@@ -65,16 +108,51 @@ pub struct EvalRecord {
     /// Optimizer steps done.
     pub step: u64,
     /// Mean over the scored tokens, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// `exp(loss)`.
+    #[serde(deserialize_with = "null_is_nan")]
     pub perplexity: f64,
     /// Tokens scored.
     pub tokens: u64,
 }
 
+/// Every layer at one step, before its update; the variance is over the step's first micro-batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayersRecord {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Variance of the residual stream's entries before each layer and after the last: one more than layers.
+    pub variance: Vec<Option<f64>>,
+    /// Norm of all gradients of a layer before clipping.
+    pub grad_norm: Vec<Option<f64>>,
+    /// Norm of all weights of a layer, gates included.
+    pub weight_norm: Vec<Option<f64>>,
+    /// The gates, one per layer, or two where attention and MLP have one each; empty without GPAS.
+    pub gate: Vec<Option<f64>>,
+}
+
+/// Something that the run's owner should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticeRecord {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// One line.
+    pub message: String,
+}
+
 /// The open `metrics.jsonl` of a run.
 #[derive(Debug)]
 pub struct MetricsFile(File);
+
+/// What a run that goes on finds in its `metrics.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// The lines that are kept.
+    pub records: Vec<Record>,
+    /// Steps that have no line though they were done, because somebody changed the file.
+    pub missing: BTreeSet<u64>,
+}
 
 impl MetricsFile {
     /// Opens the file to write after its end.
@@ -85,6 +163,48 @@ impl MetricsFile {
         OpenOptions::new().create(true).append(true).open(path).map(Self)
     }
 
+    /// Opens the file of a run that goes on after `step` steps, without the lines of what was done after them and is done again: later
+    /// steps, a line that was being written, and the evaluation of this very step unless it is `evaluated`.
+    ///
+    /// # Errors
+    /// If it cannot be read or replaced.
+    pub fn resume(path: &Path, step: u64, evaluated: bool) -> io::Result<(Self, History)> {
+        let mut history = History {
+            records: Vec::new(),
+            missing: (1..=step).collect(),
+        };
+        let aside = path.with_extension("jsonl.new");
+        let mut kept = BufWriter::new(File::create(&aside)?);
+        match File::open(path) {
+            Ok(file) => {
+                for line in BufReader::new(file).split(b'\n') {
+                    let line = line?;
+                    let Ok(record) = serde_json::from_slice::<Record>(&line) else {
+                        continue;
+                    };
+                    let is_done_again = match record {
+                        Record::Eval(EvalRecord { step: at, .. }) if at == step => !evaluated,
+                        _ => record.step() > step,
+                    };
+                    if is_done_again {
+                        continue;
+                    }
+                    if let Record::Train(TrainRecord { step, .. }) = record {
+                        history.missing.remove(&step);
+                    }
+                    history.records.push(record);
+                    kept.write_all(&line)?;
+                    kept.write_all(b"\n")?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        kept.into_inner()?.sync_all()?;
+        fs::rename(&aside, path)?;
+        Ok((Self::append_to(path)?, history))
+    }
+
     /// Writes one line, in one piece.
     ///
     /// # Errors
@@ -93,6 +213,14 @@ impl MetricsFile {
         let mut line = serde_json::to_string(record)?;
         line.push('\n');
         self.0.write_all(line.as_bytes())
+    }
+
+    /// Waits until everything written is on the disk.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
     }
 }
 
@@ -127,5 +255,84 @@ mod tests {
             })
         );
         assert_eq!(GateRange::of(&[]), None);
+    }
+
+    fn train(step: u64) -> Record {
+        Record::Train(TrainRecord {
+            step,
+            loss: 2.0,
+            lr: 0.0,
+            tokens: step,
+            tokens_per_s: 1.0,
+            grad_norm: 1.0,
+            gate_grad_norm: 0.0,
+            gates: None,
+            skipped: false,
+        })
+    }
+
+    fn eval(step: u64) -> Record {
+        Record::Eval(EvalRecord {
+            step,
+            loss: 1.0,
+            perplexity: 1.0,
+            tokens: 1,
+        })
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_null_and_read_back() {
+        let Record::Train(record) = train(3) else {
+            unreachable!()
+        };
+        let bad = Record::Train(TrainRecord {
+            loss: f64::NAN,
+            grad_norm: f64::INFINITY,
+            skipped: true,
+            ..record
+        });
+        let line = serde_json::to_string(&bad).unwrap();
+        assert_eq!(
+            line,
+            r#"{"kind":"train","step":3,"loss":null,"lr":0.0,"tokens":3,"tokens_per_s":1.0,"grad_norm":null,"gate_grad_norm":0.0,"skipped":true}"#
+        );
+        let Record::Train(read) = serde_json::from_str(&line).unwrap() else {
+            unreachable!()
+        };
+        assert!(read.loss.is_nan() && read.grad_norm.is_nan() && read.skipped);
+    }
+
+    #[test]
+    fn a_file_goes_on_without_what_is_done_again() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("metrics.jsonl");
+        let lines = [eval(0), train(1), train(2), eval(2), train(3), train(4)];
+        for (evaluated, expected) in [(true, 4), (false, 3)] {
+            let mut file = MetricsFile::append_to(&path).unwrap();
+            for line in &lines {
+                file.write(line).unwrap();
+            }
+            // Killed in the middle of a line.
+            file.0.write_all(br#"{"kind":"train","step":5,"lo"#).unwrap();
+            let (mut file, history) = MetricsFile::resume(&path, 2, evaluated).unwrap();
+            assert_eq!(history.records, lines[..expected]);
+            assert!(history.missing.is_empty());
+            file.write(&train(3)).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), expected + 1);
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn steps_without_a_line_are_named() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("metrics.jsonl");
+        fs::write(
+            &path,
+            format!("{}\nnot json\n", serde_json::to_string(&train(1)).unwrap()),
+        )
+        .unwrap();
+        let (_, history) = MetricsFile::resume(&path, 3, true).unwrap();
+        assert_eq!(history.missing, BTreeSet::from([2, 3]));
     }
 }

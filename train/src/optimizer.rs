@@ -8,14 +8,17 @@
 //! ```
 //!
 //! `adam` adds `weight_decay · w` to the gradient; `adamw` takes `lr · weight_decay · w` off the weight, of matrices alone: norms and
-//! gates are not pulled to zero. Burn's own clipping is per tensor, and its Adam rounds the bias corrections to f32; hence this one.
+//! gates are not pulled to zero. t counts the updates that were made. Burn's own clipping is per tensor, and its Adam rounds the bias
+//! corrections to f32; hence this one. The norms are on the host when an update is made, so the clipping is a factor in Adam's own
+//! multiplications and takes no pass of its own over the gradients.
 
-use burn::module::{AutodiffModule, ModuleVisitor, Param};
-use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{GradientsParams, LearningRate, Optimizer, SimpleOptimizer};
-use burn::record::Record;
+use std::collections::{BTreeSet, HashMap};
+
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::{GradientsParams, LearningRate};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, ElementConversion, Tensor, TensorData};
+use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use serde::{Deserialize, Serialize};
 
 /// Which rule applies weight decay.
@@ -46,238 +49,367 @@ pub struct OptimizerConfig {
     pub clip_gate: f64,
 }
 
-/// Gradient norms of a step before clipping, on the device.
+/// The squared gradient norm of every parameter, in module order.
+///
+/// Each is summed row by row and then in order, and their sum is taken in module order, so that a norm is the same in every run: gradients
+/// are kept in a hash map, and a sum over a large tensor may be cut among threads in any way.
 #[derive(Clone, Debug)]
-pub struct GradientNorms<B: Backend> {
-    /// Of all parameters together, `[1]`.
-    pub global: Tensor<B, 1>,
-    /// Of all gates together, `[1]`; 0 without gates.
-    pub gates: Tensor<B, 1>,
+pub struct SquaredNorms<B: Backend> {
+    /// Module path of each parameter that has a gradient.
+    pub paths: Vec<String>,
+    /// Its squared norm before clipping, `[1]` in f32, still on the device.
+    pub sums: Vec<Tensor<B, 1>>,
 }
 
-/// Saved state of the optimizer: the moments by parameter id.
-pub type OptimizerRecord<M, B> = <OptimizerAdaptor<AdamRule, M, B> as Optimizer<M, B>>::Record;
+impl<B: Backend> SquaredNorms<B> {
+    /// Of all gradients of a model.
+    pub fn of<A, M>(model: &M, gradients: &GradientsParams) -> Self
+    where
+        A: AutodiffBackend<InnerBackend = B>,
+        M: AutodiffModule<A>,
+    {
+        struct Squares<'a, A: AutodiffBackend> {
+            gradients: &'a GradientsParams,
+            ids: Vec<ParamId>,
+            sums: Vec<Tensor<A::InnerBackend, 1>>,
+        }
+        impl<A: AutodiffBackend> ModuleVisitor<A> for Squares<'_, A> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
+                if let Some(gradient) = self.gradients.get::<A::InnerBackend, D>(param.id) {
+                    let rows = gradient.cast(DType::F32).square().sum_dim(D - 1);
+                    self.ids.push(param.id);
+                    self.sums.push(rows.sum());
+                }
+            }
+        }
+        let mut squares = Squares::<A> {
+            gradients,
+            ids: Vec::new(),
+            sums: Vec::new(),
+        };
+        model.visit(&mut squares);
+        let paths = module_paths(model);
+        let path = |id: &ParamId| paths.get(id).cloned().unwrap_or_default();
+        Self {
+            paths: squares.ids.iter().map(path).collect(),
+            sums: squares.sums,
+        }
+    }
+}
+
+/// Gradient norms of a step before clipping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradientNorms {
+    /// Of all parameters together.
+    pub global: f64,
+    /// Of all gates together; 0 without gates.
+    pub gates: f64,
+}
+
+impl GradientNorms {
+    /// Of all gradients of a model, read from the device.
+    pub fn of<B: AutodiffBackend, M: AutodiffModule<B>>(model: &M, gradients: &GradientsParams) -> Self {
+        let SquaredNorms { paths, sums } = SquaredNorms::of(model, gradients);
+        let squares = sums.into_iter().map(|sum| sum.into_scalar().elem());
+        let squares: Vec<f64> = squares.collect();
+        Self::from_squares(paths.iter().map(String::as_str).zip(squares))
+    }
+
+    /// From each parameter's module path and squared norm.
+    pub fn from_squares<'a>(squares: impl Iterator<Item = (&'a str, f64)> + Clone) -> Self {
+        let gates = squares.clone().filter(|(path, _)| is_gate(path));
+        Self {
+            global: squares.map(|(_, square)| square).sum::<f64>().sqrt(),
+            gates: gates.map(|(_, square)| square).sum::<f64>().sqrt(),
+        }
+    }
+}
+
+/// Whether the parameter at a module path is a GPAS gate.
+fn is_gate(path: &str) -> bool {
+    path.rsplit('.').next() == Some("gate")
+}
+
+/// The module path of every float parameter, such as `layers.3.mlp.up.weight`.
+pub fn module_paths<B: Backend, M: Module<B>>(module: &M) -> HashMap<ParamId, String> {
+    #[derive(Default)]
+    struct Paths {
+        names: Vec<String>,
+        paths: HashMap<ParamId, String>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Paths {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.names.push(name.to_string());
+        }
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.names.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.paths.insert(param.id, self.names.join("."));
+        }
+    }
+    let mut paths = Paths::default();
+    module.visit(&mut paths);
+    paths.paths
+}
+
+/// Adam's moments of one parameter, flat, in the parameter's number format.
+#[derive(Clone, Debug)]
+struct Moments<B: Backend> {
+    /// m.
+    first: Tensor<B, 1>,
+    /// v.
+    second: Tensor<B, 1>,
+}
 
 /// Clipping, then Adam, over a whole model.
-#[derive(Clone)]
-pub struct ClippedAdam<M: AutodiffModule<B>, B: AutodiffBackend> {
+#[derive(Clone, Debug)]
+pub struct ClippedAdam<B: AutodiffBackend> {
     config: OptimizerConfig,
-    adam: OptimizerAdaptor<AdamRule, M, B>,
+    updates: u64,
+    moments: HashMap<ParamId, Moments<B::InnerBackend>>,
 }
 
-impl<M: AutodiffModule<B>, B: AutodiffBackend> ClippedAdam<M, B> {
+impl<B: AutodiffBackend> ClippedAdam<B> {
     /// An optimizer without moments.
     pub fn new(config: OptimizerConfig) -> Self {
         Self {
             config,
-            adam: OptimizerAdaptor::from(AdamRule { config }),
+            updates: 0,
+            moments: HashMap::new(),
         }
     }
 
-    /// Clips the gradients and updates the model with them.
-    pub fn step(
+    /// Updates made, t.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Clips the gradients, whose norms are given, and updates the model with them.
+    pub fn step<M: AutodiffModule<B>>(
         &mut self,
         rate: LearningRate,
         model: M,
-        mut gradients: GradientsParams,
-    ) -> (M, GradientNorms<B::InnerBackend>) {
-        let global = group_norm(&model, &gradients, Group::All);
-        let gates = group_norm(&model, &gradients, Group::Gates);
-        clip(&model, &mut gradients, &self.config, &global, &gates);
-        let model = self.adam.step(rate, model, gradients);
-        (model, GradientNorms { global, gates })
-    }
-
-    /// The moments, to be saved.
-    pub fn to_record(&self) -> OptimizerRecord<M, B> {
-        self.adam.to_record()
-    }
-
-    /// Takes up saved moments.
-    pub fn load_record(self, record: OptimizerRecord<M, B>) -> Self {
-        Self {
-            adam: self.adam.load_record(record),
-            ..self
+        gradients: GradientsParams,
+        norms: &GradientNorms,
+    ) -> M {
+        struct Updater<'a, B: AutodiffBackend> {
+            rule: AdamRule,
+            factor: f64,
+            gate_factor: f64,
+            gates: BTreeSet<ParamId>,
+            gradients: GradientsParams,
+            moments: &'a mut HashMap<ParamId, Moments<B::InnerBackend>>,
         }
-    }
-}
-
-/// A set of parameters whose gradients have one norm.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Group {
-    All,
-    Gates,
-}
-
-/// The norm of a group's gradients, summed row by row and then in module order, so that it is the same in every run: gradients are kept
-/// in a hash map, and a sum over a large tensor may be cut among threads in any way.
-fn group_norm<M: AutodiffModule<B>, B: AutodiffBackend>(
-    model: &M,
-    gradients: &GradientsParams,
-    group: Group,
-) -> Tensor<B::InnerBackend, 1> {
-    struct Squares<'a, B: AutodiffBackend> {
-        gradients: &'a GradientsParams,
-        group: Group,
-        name: Vec<String>,
-        sums: Vec<Tensor<B::InnerBackend, 1>>,
-    }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Squares<'_, B> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.name.push(name.to_string());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.name.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if contains(self.group, &self.name)
-                && let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id)
-            {
-                let rows = gradient.square().sum_dim(D - 1);
-                self.sums.push(rows.sum());
+        impl<B: AutodiffBackend> ModuleMapper<B> for Updater<'_, B> {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+                let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) else {
+                    return param;
+                };
+                let (id, weight, mapper) = param.consume();
+                let (shape, trained) = (weight.dims(), weight.is_require_grad());
+                let length: usize = shape.iter().product();
+                let factor = if self.gates.contains(&id) {
+                    self.gate_factor
+                } else {
+                    self.factor
+                };
+                let (weight, moments) = self.rule.step(
+                    D >= 2,
+                    weight.inner().reshape([length]),
+                    gradient.reshape([length]),
+                    factor,
+                    self.moments.remove(&id),
+                );
+                self.moments.insert(id, moments);
+                let weight = Tensor::from_inner(weight.reshape(shape)).set_require_grad(trained);
+                Param::from_mapped_value(id, weight, mapper)
             }
         }
+        self.updates += 1;
+        let factor = limiting_factor(norms.global, self.config.clip);
+        let gate_factor = factor * limiting_factor(norms.gates * factor, self.config.clip_gate);
+        let gates = module_paths(&model)
+            .into_iter()
+            .filter(|(_, path)| is_gate(path))
+            .map(|(id, _)| id)
+            .collect();
+        model.map(&mut Updater::<B> {
+            rule: AdamRule::new(&self.config, rate, self.updates),
+            factor,
+            gate_factor,
+            gates,
+            gradients,
+            moments: &mut self.moments,
+        })
     }
-    let mut squares = Squares::<B> {
-        gradients,
-        group,
-        name: Vec::new(),
-        sums: Vec::new(),
-    };
-    model.visit(&mut squares);
-    if squares.sums.is_empty() {
-        let device = model.devices().into_iter().next().unwrap_or_default();
-        return Tensor::zeros([1], &device);
-    }
-    Tensor::cat(squares.sums, 0).sum().sqrt()
-}
 
-/// Whether the parameter at a module path belongs to a group. A GPAS gate is the parameter `gate` of its module.
-fn contains(group: Group, path: &[String]) -> bool {
-    group == Group::All || path.last().is_some_and(|name| name == "gate")
-}
-
-/// Multiplies all gradients by `min(1, clip / (‖g‖ + 1e-6))`, and those of the gates by the same of what that leaves of their norm.
-fn clip<M: AutodiffModule<B>, B: AutodiffBackend>(
-    model: &M,
-    gradients: &mut GradientsParams,
-    config: &OptimizerConfig,
-    global: &Tensor<B::InnerBackend, 1>,
-    gates: &Tensor<B::InnerBackend, 1>,
-) {
-    struct Scale<'a, B: AutodiffBackend> {
-        gradients: &'a mut GradientsParams,
-        name: Vec<String>,
-        factor: Tensor<B::InnerBackend, 1>,
-        gate_factor: Tensor<B::InnerBackend, 1>,
-    }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_, B> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.name.push(name.to_string());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.name.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) {
-                let is_gate = contains(Group::Gates, &self.name);
-                let factor = if is_gate { &self.gate_factor } else { &self.factor };
-                self.gradients
-                    .register(param.id, gradient * factor.clone().reshape([1; D]));
+    /// The moments on the host, named by the module path of their parameter: `PATH.first`, `PATH.second`, each flat.
+    pub fn to_tensors<M: Module<B>>(&self, model: &M) -> NamedTensors {
+        let host = |tensor: &Tensor<B::InnerBackend, 1>| HostTensor {
+            shape: tensor.dims().to_vec(),
+            values: tensor
+                .to_data()
+                .convert_dtype(DType::F32)
+                .into_vec()
+                .unwrap_or_default(),
+        };
+        let mut tensors = NamedTensors::new();
+        for (id, path) in module_paths(model) {
+            if let Some(moments) = self.moments.get(&id) {
+                tensors.insert(format!("{path}.first"), host(&moments.first));
+                tensors.insert(format!("{path}.second"), host(&moments.second));
             }
         }
+        tensors
     }
-    if config.clip <= 0.0 && config.clip_gate <= 0.0 {
-        return;
+
+    /// Takes up the moments that [`to_tensors`](Self::to_tensors) gave of the same model after `updates` updates.
+    ///
+    /// # Errors
+    /// If a moment is missing, left over, or not as long as its parameter.
+    pub fn with_tensors<M: Module<B>>(
+        self,
+        model: &M,
+        tensors: NamedTensors,
+        updates: u64,
+    ) -> Result<Self, WeightsError> {
+        struct Reader<B: Backend> {
+            paths: HashMap<ParamId, String>,
+            tensors: NamedTensors,
+            moments: HashMap<ParamId, Moments<B>>,
+            missing: Vec<String>,
+            wrong: Vec<String>,
+        }
+        impl<B: Backend> Reader<B> {
+            fn take(&mut self, name: String, length: usize, format: DType, device: &B::Device) -> Option<Tensor<B, 1>> {
+                let Some(tensor) = self.tensors.remove(&name) else {
+                    self.missing.push(name);
+                    return None;
+                };
+                if tensor.values.len() != length {
+                    self.wrong
+                        .push(format!("{name} ({:?}, expected [{length}])", tensor.shape));
+                    return None;
+                }
+                let data = TensorData::new(tensor.values, [length]);
+                Some(Tensor::<B, 1>::from_data(data, (device, DType::F32)).cast(format))
+            }
+        }
+        impl<B: AutodiffBackend> ModuleVisitor<B> for Reader<B::InnerBackend> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                let weight = param.val();
+                if !weight.is_require_grad() {
+                    return;
+                }
+                let path = self.paths.get(&param.id).cloned().unwrap_or_default();
+                let (length, format, device) = (weight.shape().num_elements(), weight.dtype(), weight.device());
+                let mut take = |which| self.take(format!("{path}.{which}"), length, format, &device);
+                if let (Some(first), Some(second)) = (take("first"), take("second")) {
+                    self.moments.insert(param.id, Moments { first, second });
+                }
+            }
+        }
+        // Before the first update there are none.
+        if tensors.is_empty() && updates == 0 {
+            return Ok(self);
+        }
+        let mut reader = Reader {
+            paths: module_paths(model),
+            tensors,
+            moments: HashMap::new(),
+            missing: Vec::new(),
+            wrong: Vec::new(),
+        };
+        model.visit(&mut reader);
+        let Reader {
+            tensors,
+            moments,
+            missing,
+            wrong,
+            ..
+        } = reader;
+        let unused: Vec<String> = tensors.into_keys().collect();
+        if missing.is_empty() && wrong.is_empty() && unused.is_empty() {
+            Ok(Self {
+                updates,
+                moments,
+                ..self
+            })
+        } else {
+            Err(WeightsError::Mismatch { missing, unused, wrong })
+        }
     }
-    let factor = limiting_factor(global.clone(), config.clip);
-    let gate_factor = factor.clone() * limiting_factor(gates.clone() * factor.clone(), config.clip_gate);
-    let name = Vec::new();
-    model.visit(&mut Scale::<B> {
-        gradients,
-        name,
-        factor,
-        gate_factor,
-    });
 }
 
-/// `min(1, limit / (norm + 1e-6))`, `[1]`; 1 where there is no limit.
-fn limiting_factor<B: Backend>(norm: Tensor<B, 1>, limit: f64) -> Tensor<B, 1> {
+/// `min(1, limit / (norm + 1e-6))`; 1 where there is no limit.
+fn limiting_factor(norm: f64, limit: f64) -> f64 {
     if limit <= 0.0 {
-        return norm.ones_like();
+        return 1.0;
     }
-    norm.add_scalar(1e-6).recip().mul_scalar(limit).clamp_max(1.0)
+    (limit / (norm + 1e-6)).min(1.0)
 }
 
-/// Adam's rule for one tensor.
+/// Adam's rule at one step, for any tensor.
 #[derive(Clone, Copy, Debug)]
-pub struct AdamRule {
+struct AdamRule {
     config: OptimizerConfig,
+    rate: f64,
+    /// `lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ)`: both bias corrections, taken out of the tensors.
+    step_size: f64,
+    /// `ε · √(1 − β₂ᵗ)`.
+    eps: f64,
 }
 
-/// Adam's moments of one tensor.
-#[derive(Record, Clone)]
-pub struct Moments<B: Backend, const D: usize> {
-    /// Updates so far, t.
-    pub updates: usize,
-    /// m.
-    pub first: Tensor<B, D>,
-    /// v.
-    pub second: Tensor<B, D>,
-}
+impl AdamRule {
+    fn new(config: &OptimizerConfig, rate: f64, updates: u64) -> Self {
+        let updates = updates as f64;
+        let correction1 = 1.0 - config.betas.0.powf(updates);
+        let correction2 = (1.0 - config.betas.1.powf(updates)).sqrt();
+        Self {
+            config: *config,
+            rate,
+            step_size: rate * correction2 / correction1,
+            eps: config.eps * correction2,
+        }
+    }
 
-impl<B: Backend> SimpleOptimizer<B> for AdamRule {
-    type State<const D: usize> = Moments<B, D>;
-
-    fn step<const D: usize>(
+    /// The next weight and moments of one parameter; `factor` clips the gradient.
+    fn step<B: Backend>(
         &self,
-        rate: LearningRate,
-        weight: Tensor<B, D>,
-        gradient: Tensor<B, D>,
-        state: Option<Moments<B, D>>,
-    ) -> (Tensor<B, D>, Option<Moments<B, D>>) {
+        is_matrix: bool,
+        weight: Tensor<B, 1>,
+        gradient: Tensor<B, 1>,
+        factor: f64,
+        moments: Option<Moments<B>>,
+    ) -> (Tensor<B, 1>, Moments<B>) {
         let OptimizerConfig {
             kind,
             betas: (beta1, beta2),
-            eps,
             weight_decay,
             ..
         } = self.config;
-        let (weight, gradient) = match kind {
-            _ if weight_decay == 0.0 => (weight, gradient),
-            OptimizerKind::Adam => (weight.clone(), gradient + weight.mul_scalar(weight_decay)),
-            OptimizerKind::AdamW if D >= 2 => (weight.mul_scalar(1.0 - rate * weight_decay), gradient),
-            OptimizerKind::AdamW => (weight, gradient),
+        let (weight, gradient, factor) = match kind {
+            _ if weight_decay == 0.0 => (weight, gradient, factor),
+            OptimizerKind::Adam => {
+                let decay = weight.clone().mul_scalar(weight_decay);
+                (weight, gradient.mul_scalar(factor) + decay, 1.0)
+            }
+            OptimizerKind::AdamW if is_matrix => (weight.mul_scalar(1.0 - self.rate * weight_decay), gradient, factor),
+            OptimizerKind::AdamW => (weight, gradient, factor),
         };
-        let first = gradient.clone().mul_scalar(1.0 - beta1);
-        let second = gradient.square().mul_scalar(1.0 - beta2);
-        let moments = match state {
+        let first = gradient.clone().mul_scalar((1.0 - beta1) * factor);
+        let second = gradient.square().mul_scalar((1.0 - beta2) * factor * factor);
+        let moments = match moments {
             Some(old) => Moments {
-                updates: old.updates + 1,
                 first: old.first.mul_scalar(beta1) + first,
                 second: old.second.mul_scalar(beta2) + second,
             },
-            None => Moments {
-                updates: 1,
-                first,
-                second,
-            },
+            None => Moments { first, second },
         };
-        let updates = moments.updates as f64;
-        let correction1 = 1.0 - beta1.powf(updates);
-        let correction2 = (1.0 - beta2.powf(updates)).sqrt();
-        // lr · m / c₁ / (√v / c₂ + ε), with both corrections taken out of the tensors.
-        let denominator = moments.second.clone().sqrt().add_scalar(eps * correction2);
-        let update = moments.first.clone().mul_scalar(rate * correction2 / correction1) / denominator;
-        (weight - update, Some(moments))
-    }
-
-    fn to_device<const D: usize>(state: Moments<B, D>, device: &Device<B>) -> Moments<B, D> {
-        Moments {
-            updates: state.updates,
-            first: state.first.to_device(device),
-            second: state.second.to_device(device),
-        }
+        let denominator = moments.second.clone().sqrt().add_scalar(self.eps);
+        let update = moments.first.clone().mul_scalar(self.step_size) / denominator;
+        (weight - update, moments)
     }
 }
 
@@ -328,43 +460,52 @@ mod tests {
         }
     }
 
-    fn clipped(limit: f64, gate_limit: f64) -> (Toy<B>, GradientsParams) {
+    fn step(adam: &mut ClippedAdam<B>, model: Toy<B>, gradients: GradientsParams) -> Toy<B> {
+        let norms = GradientNorms::of(&model, &gradients);
+        adam.step(0.1, model, gradients, &norms)
+    }
+
+    /// The clipped gradients of the matrix and of the gate: after the first update, m is a tenth of them.
+    fn clipped(limit: f64, gate_limit: f64) -> (Vec<f32>, f32) {
         let model = toy();
-        let mut limited = gradients(&model);
         let config = OptimizerConfig {
             clip: limit,
             clip_gate: gate_limit,
             ..config(OptimizerKind::Adam)
         };
-        let norm = |group| group_norm(&model, &limited, group);
-        let (global, gates) = (norm(Group::All), norm(Group::Gates));
-        assert_eq!(
-            (global.clone().into_scalar(), gates.clone().into_scalar()),
-            (13.0, 12.0)
+        let mut adam = ClippedAdam::new(config);
+        let gradients = gradients(&model);
+        let expected = GradientNorms {
+            global: 13.0,
+            gates: 12.0,
+        };
+        assert_eq!(GradientNorms::of(&model, &gradients), expected);
+        let model = step(&mut adam, model, gradients);
+        let moments = adam.to_tensors(&model);
+        let tenfold = |name: &str| -> Vec<f32> { moments[name].values.iter().map(|m| 10.0 * m).collect() };
+        (tenfold("matrix.first"), tenfold("gate.first")[0])
+    }
+
+    fn assert_near(found: &[f32], expected: &[f32]) {
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+        assert!(
+            found.len() == expected.len() && found.iter().zip(expected).all(near),
+            "{found:?}, expected {expected:?}"
         );
-        clip(&model, &mut limited, &config, &global, &gates);
-        (model, limited)
     }
 
     #[test]
     fn the_global_norm_is_clipped_before_the_gates() {
-        let (model, limited) = clipped(6.5, 1.5);
-        let gate: f32 = limited.get::<Flex, 1>(model.gate.id).unwrap().into_scalar();
-        assert!((gate - 1.5).abs() < 1e-5);
-        limited
-            .get::<Flex, 2>(model.matrix.id)
-            .unwrap()
-            .into_data()
-            .assert_approx_eq::<f32>(
-                &TensorData::from([[1.5f32, 0.0], [0.0, 2.0]]),
-                Tolerance::absolute(1e-5),
-            );
+        let (matrix, gate) = clipped(6.5, 1.5);
+        assert_near(&matrix, &[1.5, 0.0, 0.0, 2.0]);
+        assert_near(&[gate], &[1.5]);
     }
 
     #[test]
     fn a_norm_below_its_limit_changes_nothing() {
-        let (model, limited) = clipped(14.0, 12.5);
-        assert_eq!(limited.get::<Flex, 1>(model.gate.id).unwrap().into_scalar(), 12.0);
+        let (matrix, gate) = clipped(14.0, 12.5);
+        assert_near(&matrix, &[3.0, 0.0, 0.0, 4.0]);
+        assert_near(&[gate], &[12.0]);
     }
 
     /// The first update of Adam is lr · g / (|g| + ε), and the second with the same gradient too.
@@ -374,7 +515,7 @@ mod tests {
         let mut adam = ClippedAdam::new(config(OptimizerKind::Adam));
         for _ in 0..2 {
             let gradients = gradients(&model);
-            (model, _) = adam.step(0.1, model, gradients);
+            model = step(&mut adam, model, gradients);
         }
         let expected = TensorData::from([[0.8f32, -2.0], [0.5, 2.8]]);
         model
@@ -395,7 +536,7 @@ mod tests {
         let mut gradients = GradientsParams::new();
         gradients.register(model.matrix.id, Tensor::<Flex, 2>::zeros([2, 2], &FlexDevice));
         gradients.register(model.norm.id, Tensor::<Flex, 1>::zeros([2], &FlexDevice));
-        let (model, _) = ClippedAdam::new(decay).step(0.1, model, gradients);
+        let model = step(&mut ClippedAdam::new(decay), model, gradients);
         let expected = TensorData::from([[0.95f32, -1.9], [0.475, 2.85]]);
         model
             .matrix
@@ -415,7 +556,7 @@ mod tests {
         };
         let mut gradients = GradientsParams::new();
         gradients.register(model.norm.id, Tensor::<Flex, 1>::zeros([2], &FlexDevice));
-        let (model, _) = ClippedAdam::new(decay).step(0.1, model, gradients);
+        let model = step(&mut ClippedAdam::new(decay), model, gradients);
         model
             .norm
             .val()
@@ -427,14 +568,27 @@ mod tests {
     fn saved_moments_continue_the_same_path() {
         let mut straight = toy();
         let mut adam = ClippedAdam::new(config(OptimizerKind::Adam));
-        let step = |model: Toy<B>, adam: &mut ClippedAdam<Toy<B>, B>| {
+        let next = |adam: &mut ClippedAdam<B>, model: Toy<B>| {
             let gradients = gradients(&model);
-            adam.step(0.1, model, gradients).0
+            step(adam, model, gradients)
         };
-        straight = step(straight, &mut adam);
-        let mut resumed = ClippedAdam::new(config(OptimizerKind::Adam)).load_record(adam.to_record());
-        let branched = step(straight.clone(), &mut resumed);
-        straight = step(straight, &mut adam);
-        assert_eq!(straight.matrix.val().into_data(), branched.matrix.val().into_data());
+        straight = next(&mut adam, straight);
+        let moments = adam.to_tensors(&straight);
+        let fresh = || ClippedAdam::new(config(OptimizerKind::Adam));
+        let mut resumed = fresh().with_tensors(&straight, moments.clone(), 1).unwrap();
+        let branched = next(&mut resumed, straight.clone());
+        let unlike = next(&mut fresh(), straight.clone());
+        let expected = next(&mut adam, straight).matrix.val().into_data();
+        assert_eq!(branched.matrix.val().into_data(), expected);
+        assert_ne!(
+            unlike.matrix.val().into_data(),
+            expected,
+            "without the moments it is another path"
+        );
+
+        let mut cut = moments;
+        cut.remove("gate.first");
+        let error = fresh().with_tensors(&branched, cut, 1).unwrap_err().to_string();
+        assert!(error.contains(r#"missing ["gate.first"]"#), "{error}");
     }
 }

@@ -8,13 +8,13 @@ mod keys;
 mod resolve;
 mod shipped;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use gpas_data::batch::WindowMode;
-use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Preset, Scheme};
+use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::schedule::{Schedule, ScheduleKind};
@@ -131,19 +131,6 @@ pub struct TrainRecipe {
     pub inspect_every: u64,
 }
 
-/// Number format of the mathematics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// Single precision throughout.
-    #[default]
-    F32,
-    /// Matrix products in bfloat16; parameters, optimizer, norms, softmax, loss and gates in f32.
-    Bf16,
-    /// Everything in bfloat16, the optimizer's state included, as in the GPAS paper.
-    Bf16Pure,
-}
-
 /// `[eval]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvalRecipe {
@@ -187,7 +174,9 @@ impl Recipe {
             .with_tied_head(model.tied_head)
             .with_gate(model.gate)
             .with_initialisation(model.init)
-            .with_max_positions(positions);
+            .with_max_positions(positions)
+            .with_precision(self.train.precision)
+            .with_recompute(self.train.recompute);
         config.validate()?;
         Ok(config)
     }
@@ -231,20 +220,31 @@ impl Recipe {
         }
     }
 
-    /// The keys in which two recipes differ and that can change what a run computes.
-    pub fn changes_mathematics(&self, other: &Recipe) -> Vec<String> {
+    /// The keys in which another recipe differs from this one, with the value here and the value there; `""` where there is none.
+    pub fn changes(&self, other: &Recipe) -> BTreeMap<String, [Value; 2]> {
         // A recipe without a TOML form has no keys, and so differs in all of them.
         let leaves = |recipe| keys::flatten(Table::try_from(recipe).unwrap_or_default());
         let (ours, theirs) = (leaves(self), leaves(other));
-        let harmless = |key: &str| {
-            ["eval.", "checkpoint."].iter().any(|section| key.starts_with(section))
-                || ["train.micro_batch", "train.inspect_every"].contains(&key)
-        };
-        let all: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
-        all.into_iter()
-            .filter(|key| !harmless(key) && ours.get(*key) != theirs.get(*key))
-            .cloned()
+        let value = |leaves: &BTreeMap<String, Value>, key| leaves.get(key).cloned().unwrap_or_else(|| "".into());
+        ours.keys()
+            .chain(theirs.keys())
+            .map(|key| (key.clone(), [value(&ours, key), value(&theirs, key)]))
+            .filter(|(_, [here, there])| here != there)
             .collect()
+    }
+
+    /// Whether a run may change a key and still be the same run: those that say when to look, what to keep, how to cut the work, and where
+    /// the data lies, whose contents are compared by their hash.
+    pub fn may_change(key: &str) -> bool {
+        let sections = ["eval.", "checkpoint."];
+        let keys = [
+            "data.path",
+            "train.micro_batch",
+            "train.recompute",
+            "train.inspect_every",
+            "train.max_bad_steps",
+        ];
+        sections.iter().any(|section| key.starts_with(section)) || keys.contains(&key)
     }
 }
 
@@ -324,9 +324,9 @@ mod tests {
     }
 
     #[test]
-    fn only_keys_that_reach_the_mathematics_change_it() {
+    fn changes_are_named_and_those_of_the_mathematics_are_told_apart() {
         let recipe = with("71m", &[]);
-        let changed = |set: &[&str]| recipe.changes_mathematics(&with("71m", set));
+        let changed = |set: &[&str]| recipe.changes(&with("71m", set));
         let harmless = [
             "eval.every=7",
             "eval.tokens=5",
@@ -334,13 +334,23 @@ mod tests {
             "checkpoint.keep=1",
             "train.micro_batch=3",
             "train.inspect_every=2",
+            "train.recompute=true",
+            "train.max_bad_steps=3",
+            "data.path=elsewhere",
         ];
-        assert!(changed(&harmless).is_empty());
-        assert_eq!(
-            changed(&["train.lr=2e-3", "train.seed=1", "model.gate.act=relu", "eval.every=3"]),
-            ["model.gate.act", "train.lr", "train.seed"]
-        );
-        let open = with("nano", &[]);
-        assert_eq!(open.changes_mathematics(&open.clone().with_vocab(9)), ["model.vocab"]);
+        let changes = changed(&harmless);
+        assert_eq!(changes.len(), harmless.len());
+        assert!(changes.keys().all(|key| Recipe::may_change(key)), "{changes:?}");
+        assert_eq!(changes["train.micro_batch"], [Value::Integer(256), Value::Integer(3)]);
+
+        let changes = changed(&[
+            "train.lr=2e-3",
+            "train.seed=1",
+            "model.gate.act=relu",
+            "train.precision=bf16",
+        ]);
+        let names: Vec<_> = changes.keys().collect();
+        assert_eq!(names, ["model.gate.act", "train.lr", "train.precision", "train.seed"]);
+        assert!(!changes.keys().any(|key| Recipe::may_change(key)));
     }
 }

@@ -6,9 +6,12 @@
 //! RUN/tokenizer.json         the data's tokenizer
 //! RUN/metrics.jsonl          one line per step and per evaluation
 //! RUN/checkpoints/step-N/    weights and optimizer after step N
+//! RUN/tensorboard/           event files, if asked for
+//! RUN/lock                   held by the process that trains
 //! ```
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +48,30 @@ pub struct RunInfo {
     pub seed: u64,
     /// Seconds since 1970 when the run was started.
     pub started: u64,
+    /// Every time it was gone on with.
+    #[serde(default)]
+    pub resumes: Vec<Resume>,
+}
+
+/// A run that was gone on with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// After this many steps.
+    pub step: u64,
+    /// Seconds since 1970.
+    pub at: u64,
+    /// Version of this program.
+    pub gpas: String,
+    /// Commit that this program was built from.
+    pub commit: String,
+    /// Backend.
+    pub backend: String,
+    /// The command line.
+    pub command: Vec<String>,
+    /// Recipe keys that changed, none of which can change the mathematics: what they were and what they became.
+    pub changes: BTreeMap<String, [toml::Value; 2]>,
+    /// What was wrong with the checkpoints that were passed over.
+    pub passed_over: Vec<String>,
 }
 
 /// Why a run directory cannot be made or used.
@@ -55,6 +82,8 @@ pub enum RunError {
     Exists(PathBuf),
     #[error("{0} is not a run directory: it has no recipe.toml")]
     NotARun(PathBuf),
+    #[error("{0} is in use by another process")]
+    Locked(PathBuf),
     #[error("{path}: {cause}")]
     File { path: PathBuf, cause: io::Error },
     #[error("{path}: {cause}")]
@@ -71,10 +100,17 @@ impl RunError {
         match self {
             RunError::Exists(_) => Some("name another directory with `-o`".into()),
             RunError::NotARun(_) => Some("a run directory is what `gpas train -o DIR` makes".into()),
+            RunError::Locked(_) => Some("wait for it, or stop it; the lock ends with the process that holds it".into()),
             RunError::Recipe(error) => error.hint(),
             _ => None,
         }
     }
+}
+
+/// The right to write into a run directory. It ends with the process, however that ends.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
 }
 
 /// A run directory on disk.
@@ -88,7 +124,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If it exists, or cannot be written.
-    pub fn create(path: &Path, recipe: &Recipe, info: &RunInfo, tokenizer: &[u8]) -> Result<Self, RunError> {
+    pub fn create(path: &Path, recipe: &Recipe, info: &RunInfo, tokenizer: &[u8]) -> Result<(Self, RunLock), RunError> {
         if path.exists() {
             return Err(RunError::Exists(path.to_path_buf()));
         }
@@ -108,14 +144,10 @@ impl RunDirectory {
         let run = Self {
             path: aside.path().to_path_buf(),
         };
-        let write = |path: PathBuf, bytes: &[u8]| fs::write(&path, bytes).map_err(failed(&path));
-        write(run.recipe_path(), recipe.to_toml()?.as_bytes())?;
-        let info = serde_json::to_vec_pretty(info).map_err(|cause| RunError::Json {
-            path: run.info_path(),
-            cause,
-        })?;
-        write(run.info_path(), &info)?;
-        write(run.tokenizer_path(), tokenizer)?;
+        run.write(recipe, info)?;
+        fs::write(run.tokenizer_path(), tokenizer).map_err(failed(&run.tokenizer_path()))?;
+        // Held before anybody else sees the directory.
+        let lock = run.lock()?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
         readable_by_all(&run.path).map_err(failed(&run.path))?;
         fs::rename(aside.path(), path).map_err(|cause| match cause.kind() {
@@ -125,9 +157,53 @@ impl RunDirectory {
         })?;
         // Nothing is left there to be deleted.
         let _ = aside.keep();
-        Ok(Self {
+        let run = Self {
             path: path.to_path_buf(),
-        })
+        };
+        Ok((run, lock))
+    }
+
+    /// Writes the recipe and the facts, each in one piece.
+    ///
+    /// # Errors
+    /// If the disk does not take them.
+    pub fn write(&self, recipe: &Recipe, info: &RunInfo) -> Result<(), RunError> {
+        let replace = |path: PathBuf, bytes: &[u8]| {
+            let aside = path.with_extension("new");
+            let written = fs::write(&aside, bytes)
+                .and_then(|()| File::open(&aside)?.sync_all())
+                .and_then(|()| fs::rename(&aside, &path));
+            written.map_err(|cause| RunError::File { path, cause })
+        };
+        replace(self.recipe_path(), recipe.to_toml()?.as_bytes())?;
+        let info = serde_json::to_vec_pretty(info).map_err(|cause| RunError::Json {
+            path: self.info_path(),
+            cause,
+        })?;
+        replace(self.info_path(), &info)
+    }
+
+    /// Takes the right to write into the directory.
+    ///
+    /// # Errors
+    /// If another process has it.
+    pub fn lock(&self) -> Result<RunLock, RunError> {
+        let path = self.path.join("lock");
+        let failed = |cause| RunError::File {
+            path: path.clone(),
+            cause,
+        };
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(RunLock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(RunError::Locked(self.path.clone())),
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+        }
     }
 
     /// An existing run directory.
@@ -189,7 +265,8 @@ impl RunDirectory {
         serde_json::from_slice(&text).map_err(|cause| RunError::Json { path, cause })
     }
 
-    fn recipe_path(&self) -> PathBuf {
+    /// Path of the recipe.
+    pub fn recipe_path(&self) -> PathBuf {
         self.path.join("recipe.toml")
     }
 
@@ -205,6 +282,11 @@ impl RunDirectory {
     /// Path of the metrics.
     pub fn metrics_path(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
+    }
+
+    /// Path of the folder of TensorBoard's event files.
+    pub fn tensorboard_path(&self) -> PathBuf {
+        self.path.join("tensorboard")
     }
 
     /// Path of the folder of checkpoints.
@@ -247,6 +329,7 @@ mod tests {
             gates: 4,
             seed: 42,
             started: 0,
+            resumes: Vec::new(),
         }
     }
 
@@ -255,8 +338,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/run");
         let recipe = resolve(None, &RecipeArgs::default()).unwrap().with_vocab(99);
-        RunDirectory::create(&path, &recipe, &info(), b"{}").unwrap();
+        let (_, lock) = RunDirectory::create(&path, &recipe, &info(), b"{}").unwrap();
         let run = RunDirectory::open(&path).unwrap();
+        assert_eq!(
+            run.lock().unwrap_err().to_string(),
+            format!("{} is in use by another process", path.display())
+        );
+        drop(lock);
+        run.lock().unwrap();
         assert_eq!(run.recipe().unwrap(), recipe);
         assert_eq!(run.info().unwrap(), info());
         assert_eq!(fs::read(run.tokenizer_path()).unwrap(), b"{}");

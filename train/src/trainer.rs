@@ -1,30 +1,60 @@
 //! One optimizer step, the same for `train`, `bench` and the tests: micro-batches in, an updated model out.
+//!
+//! A step whose loss or gradient is not finite makes no update. Whether it is must be known before the weights change, so each step reads
+//! from the device once, between the backward pass and the update: one small tensor that holds its loss, the squared gradient norm of
+//! every parameter and the gates. Nothing else of a step waits for the device.
 
-use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor};
+use gpas_model::weights::{NamedTensors, WeightsError};
 use gpas_model::{Llama, TokenBatch};
 
-use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, OptimizerRecord};
+use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms, module_paths};
 use crate::schedule::Schedule;
 
 /// A model in training with its optimizer and its place in the schedule.
 pub struct Trainer<B: AutodiffBackend> {
     model: Llama<B>,
-    optimizer: ClippedAdam<Llama<B>, B>,
+    optimizer: ClippedAdam<B>,
     schedule: Schedule,
     steps: u64,
 }
 
-/// What one step tells of itself, still on the device: reading it waits for the step to finish.
+/// What one step tells of itself.
 #[derive(Clone, Debug)]
-pub struct StepReport<B: AutodiffBackend> {
-    /// Mean loss over the step's scored tokens, before the update; `[1]`.
-    pub loss: Tensor<B::InnerBackend, 1>,
-    /// Gradient norms before clipping.
-    pub norms: GradientNorms<B::InnerBackend>,
+pub struct StepReport {
+    /// Mean loss over the step's scored tokens, before the update.
+    pub loss: f64,
     /// Learning rate of the update.
     pub rate: f64,
+    /// Gradient norms before clipping.
+    pub norms: GradientNorms,
+    /// Module path and gradient norm of every parameter before clipping, in module order.
+    pub parameter_norms: Vec<(String, f64)>,
+    /// The gates before the update, first layer to last.
+    pub gates: Vec<f64>,
+    /// Why no update was made, if none was.
+    pub skipped: Option<NotFinite>,
+}
+
+/// The first thing of a step that is no finite number, in the order in which a step computes them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum NotFinite {
+    #[error("the weight {0}")]
+    Weight(String),
+    #[error("the residual stream before layer {0}")]
+    Stream(usize),
+    #[error("the residual stream after the last layer")]
+    LastStream,
+    #[error("the loss")]
+    Loss,
+    #[error("the gradient of {0}")]
+    Gradient(String),
+    #[error("the norm of all gradients, each of which is finite")]
+    Norm,
 }
 
 impl<B: AutodiffBackend> Trainer<B> {
@@ -38,13 +68,17 @@ impl<B: AutodiffBackend> Trainer<B> {
         }
     }
 
-    /// A trainer that goes on after `steps` steps.
-    pub fn resume(self, record: OptimizerRecord<Llama<B>, B>, steps: u64) -> Self {
-        Self {
-            optimizer: self.optimizer.load_record(record),
+    /// A trainer that goes on after `steps` steps and `updates` updates with these [moments](Self::moments).
+    ///
+    /// # Errors
+    /// If the moments are not those of this model.
+    pub fn resume(self, moments: NamedTensors, updates: u64, steps: u64) -> Result<Self, WeightsError> {
+        let optimizer = self.optimizer.with_tensors(&self.model, moments, updates)?;
+        Ok(Self {
+            optimizer,
             steps,
             ..self
-        }
+        })
     }
 
     /// The model as it is now.
@@ -52,9 +86,14 @@ impl<B: AutodiffBackend> Trainer<B> {
         &self.model
     }
 
-    /// The optimizer's moments, to be saved.
-    pub fn optimizer_record(&self) -> OptimizerRecord<Llama<B>, B> {
-        self.optimizer.to_record()
+    /// The optimizer's moments, on the host.
+    pub fn moments(&self) -> NamedTensors {
+        self.optimizer.to_tensors(&self.model)
+    }
+
+    /// Updates made; as many as steps, less those that were skipped.
+    pub fn updates(&self) -> u64 {
+        self.optimizer.updates()
     }
 
     /// Steps done.
@@ -62,41 +101,124 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.steps
     }
 
-    /// One update from micro-batches that score `scored` tokens in all. Each adds the sum of its losses divided by `scored`, so the
+    /// One step on micro-batches that score `scored` tokens in all. Each adds the sum of its losses divided by `scored`, so the
     /// gradient is that of the mean over the step's scored tokens, however the step is cut. Takes the trainer and gives it back, so that
     /// the optimizer owns the weights it updates.
     ///
     /// # Panics
     /// If there is no micro-batch.
-    pub fn step(self, micro_batches: impl IntoIterator<Item = TokenBatch<B>>, scored: usize) -> (Self, StepReport<B>) {
+    pub fn step(self, micro_batches: impl IntoIterator<Item = TokenBatch<B>>, scored: usize) -> (Self, StepReport) {
         let Self {
             model,
             mut optimizer,
             schedule,
             steps,
         } = self;
+        let mut ids = Vec::new();
         let (loss, gradients) = micro_batches
             .into_iter()
-            .map(|batch| model.backward(batch.ids, batch.targets, scored))
-            .map(|part| (part.loss, part.gradients))
+            .map(|batch| {
+                ids.push(batch.ids.clone());
+                let part = model.backward(batch.ids, batch.targets, scored);
+                (part.loss, part.gradients)
+            })
             .reduce(|(loss, sum), (part_loss, part)| (loss + part_loss, add(&model, sum, part)))
             .expect("a step has at least one micro-batch");
-        let rate = schedule.rate(steps);
-        let (model, norms) = optimizer.step(rate, model, gradients);
+        let mut report = report(&model, loss, &gradients, schedule.rate(steps));
+        let model = if report.loss.is_finite() && report.norms.global.is_finite() {
+            optimizer.step(report.rate, model, gradients, &report.norms)
+        } else {
+            report.skipped = Some(first_not_finite(&model, &ids, &report));
+            model
+        };
         let trainer = Self {
             model,
             optimizer,
             schedule,
             steps: steps + 1,
         };
-        (trainer, StepReport { loss, norms, rate })
+        (trainer, report)
     }
 }
 
 /// Adds up the gradients of two micro-batches, parameter by parameter.
 fn add<B: AutodiffBackend>(model: &Llama<B>, sum: GradientsParams, part: GradientsParams) -> GradientsParams {
-    let mut accumulator = burn::optim::GradientsAccumulator::new();
+    let mut accumulator = GradientsAccumulator::new();
     accumulator.accumulate(model, sum);
     accumulator.accumulate(model, part);
     accumulator.grads()
+}
+
+/// Reads what a step reports in one transfer, which waits for its backward pass.
+fn report<B: AutodiffBackend>(
+    model: &Llama<B>,
+    loss: Tensor<B::InnerBackend, 1>,
+    gradients: &GradientsParams,
+    rate: f64,
+) -> StepReport {
+    let SquaredNorms { paths, sums } = SquaredNorms::of(model, gradients);
+    let gates = model.layers.iter().flat_map(|layer| &layer.gates);
+    let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
+    let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
+    let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
+    let (loss, rest) = (values[0], &values[1..]);
+    let (squares, gates) = rest.split_at(paths.len());
+    let named = paths.iter().map(String::as_str).zip(squares.iter().copied());
+    StepReport {
+        loss,
+        rate,
+        norms: GradientNorms::from_squares(named),
+        parameter_norms: paths
+            .iter()
+            .cloned()
+            .zip(squares.iter().map(|square| square.sqrt()))
+            .collect(),
+        gates: gates.to_vec(),
+        skipped: None,
+    }
+}
+
+/// Where the numbers of a step went bad first, found by going through it once more.
+fn first_not_finite<B: AutodiffBackend>(model: &Llama<B>, ids: &[Tensor<B, 2, Int>], report: &StepReport) -> NotFinite {
+    struct Weights {
+        bad: Vec<burn::module::ParamId>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Weights {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if !is_finite(param.val()) {
+                self.bad.push(param.id);
+            }
+        }
+    }
+    let inner = model.valid();
+    let mut weights = Weights { bad: Vec::new() };
+    inner.visit(&mut weights);
+    if let Some(id) = weights.bad.first() {
+        let path = module_paths(&inner).remove(id).unwrap_or_default();
+        return NotFinite::Weight(path);
+    }
+    for ids in ids {
+        let streams = inner.residual_streams(ids.clone().inner());
+        let layers = streams.len() - 1;
+        if let Some(layer) = streams.into_iter().position(|stream| !is_finite(stream)) {
+            return match layer {
+                layer if layer == layers => NotFinite::LastStream,
+                layer => NotFinite::Stream(layer),
+            };
+        }
+    }
+    if !report.loss.is_finite() {
+        return NotFinite::Loss;
+    }
+    // The backward pass comes to the last parameters first.
+    let mut backwards = report.parameter_norms.iter().rev();
+    match backwards.find(|(_, norm)| !norm.is_finite()) {
+        Some((path, _)) => NotFinite::Gradient(path.clone()),
+        None => NotFinite::Norm,
+    }
+}
+
+fn is_finite<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> bool {
+    use burn::tensor::ElementConversion;
+    tensor.is_finite().all().into_scalar().elem()
 }

@@ -2,28 +2,33 @@
 //!
 //! The loop is our own and drives burn-train's dashboard: burn-train's learner counts micro-batches as iterations, keeps its optimizer to
 //! itself and cannot be told at which token to go on, all of which an exact run needs.
+//!
+//! Everything that a step depends on is in the [`RunState`], the weights and the moments, so a run that goes on from a checkpoint computes
+//! what it would have computed without the stop, bit for bit.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::DataError;
-use gpas_data::batch::{TrainBatches, Window, WindowMode, Windows};
+use gpas_data::batch::{EvaluationBatches, TrainBatches, Window, WindowMode, Windows};
 use gpas_data::store::PreparedData;
-use gpas_model::{Llama, LlamaConfig};
+use gpas_model::{LlamaConfig, Precision, TokenBatch};
 
 use crate::backend::BackendTask;
-use crate::checkpoint::{self, CheckpointError, RunState};
+use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
 use crate::dashboard::Dashboard;
 use crate::evaluate::{evaluate, to_device};
-use crate::metrics::{EvalRecord, GateRange, MetricsFile, Record, TrainRecord};
+use crate::inspect::Layers;
+use crate::metrics::{EvalRecord, GateRange, LayersRecord, MetricsFile, NoticeRecord, Record, TrainRecord};
 use crate::recipe::Recipe;
-use crate::run::{RunDirectory, RunError, RunInfo};
+use crate::run::{RunDirectory, RunError, RunInfo, RunLock};
+use crate::signals::{Stop, StopRequest};
+use crate::tensorboard::EventFile;
 use crate::trainer::{StepReport, Trainer};
 
-/// Everything a run needs to begin; nothing has been written yet.
+/// Everything a run needs to begin or to go on.
 pub struct TrainingRun {
     /// The recipe, its vocabulary decided.
     pub recipe: Recipe,
@@ -31,12 +36,34 @@ pub struct TrainingRun {
     pub config: LlamaConfig,
     /// The prepared data.
     pub data: PreparedData,
-    /// The facts to be recorded.
-    pub info: RunInfo,
-    /// Where the run goes.
-    pub out: PathBuf,
+    /// Where it begins.
+    pub start: Start,
     /// Lines instead of the dashboard.
     pub plain: bool,
+    /// Whether to write event files for TensorBoard.
+    pub tensorboard: bool,
+    /// Who may ask it to stop.
+    pub stop: StopRequest,
+}
+
+/// Where a run begins.
+pub enum Start {
+    /// At its first step; nothing has been written yet.
+    New {
+        /// The run directory to be made.
+        out: PathBuf,
+        /// The facts to be recorded.
+        info: Box<RunInfo>,
+    },
+    /// In a run directory.
+    Resume {
+        /// It.
+        run: RunDirectory,
+        /// The right to write into it.
+        lock: RunLock,
+        /// The checkpoint to go on from; none if the run was killed before its first.
+        checkpoint: Option<Box<Checkpoint>>,
+    },
 }
 
 /// How a run ended.
@@ -44,12 +71,25 @@ pub struct TrainingRun {
 pub struct Outcome {
     /// The run directory.
     pub run: RunDirectory,
-    /// Before the first step.
-    pub first: EvalRecord,
-    /// After the last step.
-    pub last: EvalRecord,
-    /// Whether all steps of the recipe were done.
-    pub complete: bool,
+    /// Steps done.
+    pub step: u64,
+    /// Before the first step, unless it was stopped before that.
+    pub first: Option<EvalRecord>,
+    /// The newest one.
+    pub last: Option<EvalRecord>,
+    /// What ended it.
+    pub end: End,
+}
+
+/// What ended a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps of the recipe are done.
+    Complete,
+    /// It was asked to stop, and wrote a checkpoint.
+    Stopped(Stop),
+    /// It was asked to leave at once, and wrote none.
+    Killed,
 }
 
 /// Why a run stopped.
@@ -62,8 +102,18 @@ pub enum TrainingError {
     Tokenizer { data: PathBuf, run: PathBuf },
     #[error("the data in {0} is not what the run was trained on")]
     DataChanged(PathBuf),
+    #[error("backend `{backend}` cannot compute in train.precision = {}", precision.name())]
+    Precision {
+        backend: String,
+        precision: Precision,
+        supported: Vec<Precision>,
+    },
     #[error("{path}: {cause}")]
     Metrics { path: PathBuf, cause: std::io::Error },
+    #[error(
+        "{count} steps in a row up to step {step} were not finite, beginning with {first}; the run is saved and stops"
+    )]
+    NotFinite { step: u64, count: u64, first: String },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
@@ -81,13 +131,24 @@ impl TrainingError {
                 u64::from(*largest) + 1
             )),
             TrainingError::Tokenizer { run, .. } => Some(format!("prepare it with `--tokenizer {}`", run.display())),
-            TrainingError::DataChanged(path) => {
-                Some(format!("`--data {}` evaluates on it all the same", path.display()))
+            TrainingError::DataChanged(path) => Some(format!(
+                "`--data` names the data where it is now; `gpas eval --data {}` evaluates on this all the same",
+                path.display()
+            )),
+            TrainingError::Precision { supported, .. } => {
+                let names: Vec<_> = supported.iter().map(|precision| precision.name()).collect();
+                Some(format!("it computes in {}: `--set train.precision={}`", names.join(", "), names[0]))
             }
+            TrainingError::Metrics { .. } => {
+                Some("make room; `gpas train RUN --resume` goes on from the last checkpoint".into())
+            }
+            TrainingError::NotFinite { .. } => Some(
+                "a lower `train.lr`, a longer `train.warmup` or `train.clip = 1.0`, in a new run; the checkpoints before it are whole"
+                    .into(),
+            ),
             TrainingError::Data(error) => error.hint(),
             TrainingError::Run(error) => error.hint(),
             TrainingError::Checkpoint(error) => error.hint(),
-            TrainingError::Metrics { .. } => None,
         }
     }
 }
@@ -107,6 +168,25 @@ pub fn check_vocabulary(recipe: &Recipe, data: &PreparedData, config: &LlamaConf
         return Err(TrainingError::Vocabulary { largest, vocab });
     }
     Ok(())
+}
+
+/// Checks that a device computes in the recipe's number format.
+///
+/// # Errors
+/// If it does not, with the formats in which it does.
+pub fn check_precision<B: AutodiffBackend>(config: &LlamaConfig, device: &B::Device) -> Result<(), TrainingError> {
+    let supported: Vec<_> = Precision::ALL
+        .into_iter()
+        .filter(|precision| precision.is_supported::<B>(device))
+        .collect();
+    if supported.contains(&config.precision) {
+        return Ok(());
+    }
+    Err(TrainingError::Precision {
+        backend: B::InnerBackend::name(device),
+        precision: config.precision,
+        supported,
+    })
 }
 
 /// The validation windows of some data as a recipe cuts them.
@@ -130,163 +210,320 @@ impl BackendTask for TrainingRun {
             recipe,
             config,
             data,
-            info,
-            out,
+            start,
             plain,
+            tensorboard,
+            stop,
         } = self;
         check_vocabulary(&recipe, &data, &config)?;
+        check_precision::<B>(&config, &device)?;
+        let steps = recipe.train.steps;
         let windows = Windows::new(data.train().clone(), recipe.data.mode, recipe.data.seq_len, data.pad())?;
-        let batches = TrainBatches::<B>::new(
-            windows,
-            recipe.train.seed,
-            recipe.train.batch,
-            0..recipe.train.steps as usize,
-            device.clone(),
-        )?;
+        let (seed, batch, micro_batch) = (recipe.train.seed, recipe.train.batch, recipe.train.micro_batch);
+        let batches = TrainBatches::<B>::new(windows, seed, batch, 0..steps as usize, device.clone())?;
+        let validation = validation_windows(&recipe, &data)?;
+        let tokens = Some(recipe.eval.tokens as usize);
         // Damage that only reading shows is found before anything is written.
         batches.windows_of_step(0)?;
-        let validation = validation_windows(&recipe, &data)?;
-        let evaluation = |model: &Llama<B>, step| {
-            let tokens = Some(recipe.eval.tokens as usize);
-            let batch = recipe.train.micro_batch;
-            evaluate(&model.valid(), validation.clone(), batch, tokens, step, &device)
+        let evaluation =
+            EvaluationBatches::<B::InnerBackend>::new(validation.clone(), micro_batch, tokens, device.clone())?;
+        for index in 0..evaluation.batches() {
+            evaluation.windows_of_batch(index)?;
+        }
+
+        let (run, lock, checkpoint) = match start {
+            Start::New { out, info } => {
+                let (run, lock) = RunDirectory::create(&out, &recipe, &info, data.tokenizer().bytes())?;
+                (run, lock, None)
+            }
+            Start::Resume { run, lock, checkpoint } => (run, lock, checkpoint),
         };
+        let (mut trainer, mut state) = match &checkpoint {
+            None => {
+                let model = config.init(seed, &device);
+                let trainer = Trainer::<B>::new(model, recipe.optimizer(), recipe.schedule());
+                (trainer, RunState::new(recipe.clone()))
+            }
+            Some(checkpoint) => {
+                let state = RunState {
+                    recipe: recipe.clone(),
+                    ..checkpoint.state.clone()
+                };
+                let model = checkpoint.model(&config, &device)?;
+                let trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule())
+                    .resume(checkpoint.moments()?, state.updates, state.step)
+                    .map_err(CheckpointError::from)?;
+                (trainer, state)
+            }
+        };
+        let dashboard = Dashboard::open(plain, steps);
+        let mut records = Records::open(&run, dashboard, &state, tensorboard)?;
+        let mut writer = Writer::new(run.checkpoints_path(), recipe.checkpoint.keep as usize);
+        let mut saved = checkpoint.map(|checkpoint| checkpoint.state.step);
 
-        let model: Llama<B> = config.init(recipe.train.seed, &device);
-        let mut trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule());
-        let first = evaluation(trainer.model(), 0)?;
-        let run = RunDirectory::create(&out, &recipe, &info, data.tokenizer().bytes())?;
-        let mut records = Records::open(&run, Dashboard::open(plain, recipe.train.steps))?;
-        records.evaluation(&first)?;
-
-        let mut state = RunState { step: 0, tokens: 0 };
-        let mut last = first;
-        loop {
-            let begin = Instant::now();
-            let windows = batches.windows_of_step(state.step as usize)?;
-            let (next, scored, report) = step(trainer, windows, &recipe, &device);
-            trainer = next;
-            state = RunState {
-                step: state.step + 1,
-                tokens: state.tokens + scored as u64,
-            };
-            let reading = Reading::of(trainer.model(), report);
-            let positions = recipe.train.batch * recipe.data.seq_len;
-            records.step(&TrainRecord {
-                step: state.step,
-                loss: reading.loss,
-                lr: reading.rate,
-                tokens: state.tokens,
-                tokens_per_s: positions as f64 / begin.elapsed().as_secs_f64(),
-                grad_norm: reading.grad_norm,
-                gate_grad_norm: reading.gate_grad_norm,
-                gates: GateRange::of(&reading.gates),
-            })?;
-
-            // Asked once a step: whoever stops the run after this gets the next step too, and its checkpoint.
-            let ends = state.step == recipe.train.steps || records.dashboard.should_stop();
-            if ends || state.step.is_multiple_of(recipe.eval.every) {
-                last = evaluation(trainer.model(), state.step)?;
-                records.evaluation(&last)?;
+        let end = loop {
+            if records.dashboard.should_stop() {
+                stop.request(Stop::Interrupt);
+            }
+            let is_due = state.step == 0 || state.step == steps || state.step.is_multiple_of(recipe.eval.every);
+            if is_due && state.evaluation.is_none() {
+                let model = trainer.model().valid();
+                let stops = || stop.requested().is_some();
+                let windows = validation.clone();
+                state.evaluation = evaluate(&model, windows, micro_batch, tokens, state.step, &device, stops)?;
+                if let Some(record) = state.evaluation {
+                    records.evaluation(&record)?;
+                }
                 // What evaluation allocated in other sizes than training goes back to the device.
                 B::memory_cleanup(&device);
             }
-            if ends || state.step.is_multiple_of(recipe.checkpoint.every) {
-                let keep = recipe.checkpoint.keep as usize;
-                checkpoint::write(&run.checkpoints_path(), &trainer, &config, state, keep)?;
+
+            let is_bad = state.bad_steps >= recipe.train.max_bad_steps;
+            // A stop that comes after this is seen after the next step.
+            let requested = stop.requested();
+            let is_complete = state.step == steps && state.evaluation.is_some();
+            let ends = is_complete || is_bad || requested.is_some();
+            let is_due = state.step == 0 || state.step.is_multiple_of(recipe.checkpoint.every);
+            if (ends || is_due) && saved != Some(state.step) {
+                let better =
+                    |new: &EvalRecord| new.loss.is_finite() && state.best.is_none_or(|best| new.loss < best.loss);
+                state.best = state.evaluation.filter(better).or(state.best);
+                // A checkpoint on the disk has the lines up to it on the disk.
+                records.sync()?;
+                writer.submit(Snapshot::of(&trainer, &config, state.clone()))?;
+                saved = Some(state.step);
             }
             if ends {
-                break;
+                writer.finish()?;
+            } else {
+                writer.poll()?;
             }
-        }
-        let complete = state.step == recipe.train.steps;
+            if is_complete {
+                break End::Complete;
+            }
+            if let Some(stop) = requested {
+                break End::Stopped(stop);
+            }
+            if is_bad {
+                return Err(TrainingError::NotFinite {
+                    step: state.step,
+                    count: state.bad_steps,
+                    first: state.first_bad.unwrap_or_default(),
+                });
+            }
+
+            let begin = Instant::now();
+            let windows = batches.windows_of_step(state.step as usize)?;
+            let scored = windows.iter().map(Window::scored).sum();
+            let mut micro_batches = windows
+                .chunks(micro_batch)
+                .map(|part| to_device::<B>(part.to_vec(), &device))
+                .peekable();
+            let looks = (state.step + 1).is_multiple_of(recipe.train.inspect_every);
+            let layers = micro_batches
+                .peek()
+                .filter(|_| looks)
+                .map(|first: &TokenBatch<B>| Layers::of(trainer.model(), first.ids.clone()));
+            let (next, report) = trainer.step(micro_batches, scored);
+            trainer = next;
+            let positions = batch * recipe.data.seq_len;
+            let speed = positions as f64 / begin.elapsed().as_secs_f64();
+            state = after(state, &report, scored, trainer.updates());
+            records.step(&train_record(&state, &report, speed))?;
+            if let Some(layers) = layers {
+                records.layers(&layers_record(state.step, &report, layers))?;
+            }
+            for message in notices(&mut state, &report) {
+                records.notice(state.step, message)?;
+            }
+            if records.dashboard.was_killed() {
+                break End::Killed;
+            }
+        };
+        let Records { first, last, .. } = records;
+        drop(lock);
         Ok(Outcome {
             run,
+            step: state.step,
             first,
             last,
-            complete,
+            end,
         })
     }
 }
 
-/// One optimizer step on some windows, cut into the recipe's micro-batches; also the number of scored tokens.
-fn step<B: AutodiffBackend>(
-    trainer: Trainer<B>,
-    windows: Vec<Window>,
-    recipe: &Recipe,
-    device: &B::Device,
-) -> (Trainer<B>, usize, StepReport<B>) {
-    let scored = windows.iter().map(Window::scored).sum();
-    let micro_batches = windows
-        .chunks(recipe.train.micro_batch)
-        .map(|part| to_device(part.to_vec(), device));
-    let (trainer, report) = trainer.step(micro_batches, scored);
-    (trainer, scored, report)
-}
-
-/// What a step reported, on the host.
-struct Reading {
-    loss: f64,
-    rate: f64,
-    grad_norm: f64,
-    gate_grad_norm: f64,
-    gates: Vec<f64>,
-}
-
-impl Reading {
-    /// Reads everything in one transfer, which waits for the step to finish.
-    fn of<B: AutodiffBackend>(model: &Llama<B>, report: StepReport<B>) -> Self {
-        let gates = model.layers.iter().flat_map(|layer| &layer.gates);
-        let scalars: Vec<Tensor<B::InnerBackend, 1>> = [report.loss, report.norms.global, report.norms.gates]
-            .into_iter()
-            .chain(gates.map(|gate| gate.gate.val().inner()))
-            .collect();
-        let mut values = Tensor::cat(scalars, 0)
-            .into_data()
-            .iter::<f64>()
-            .collect::<Vec<_>>()
-            .into_iter();
-        let mut next = || values.next().unwrap_or(f64::NAN);
-        Self {
-            loss: next(),
-            rate: report.rate,
-            grad_norm: next(),
-            gate_grad_norm: next(),
-            gates: values.collect(),
-        }
+/// Where a run stands after a step.
+fn after(state: RunState, report: &StepReport, scored: usize, updates: u64) -> RunState {
+    let (bad_steps, first_bad) = match &report.skipped {
+        None => (0, None),
+        Some(what) => (
+            state.bad_steps + 1,
+            state
+                .first_bad
+                .or_else(|| Some(format!("{what} at step {}", state.step + 1))),
+        ),
+    };
+    RunState {
+        step: state.step + 1,
+        updates,
+        tokens: state.tokens + scored as u64,
+        bad_steps,
+        first_bad,
+        evaluation: None,
+        ..state
     }
 }
 
-/// Where the records of a run go: the file and the person.
+fn train_record(state: &RunState, report: &StepReport, tokens_per_s: f64) -> TrainRecord {
+    let skipped = report.skipped.is_some();
+    TrainRecord {
+        step: state.step,
+        loss: if skipped { f64::NAN } else { report.loss },
+        lr: report.rate,
+        tokens: state.tokens,
+        tokens_per_s,
+        grad_norm: report.norms.global,
+        gate_grad_norm: report.norms.gates,
+        gates: GateRange::of(&report.gates),
+        skipped,
+    }
+}
+
+fn layers_record(step: u64, report: &StepReport, layers: Layers) -> LayersRecord {
+    let finite = |values: Vec<f64>| {
+        values
+            .into_iter()
+            .map(|value| Some(value).filter(|v| v.is_finite()))
+            .collect()
+    };
+    let mut squares = vec![0.0; layers.weight_norm.len()];
+    for (path, norm) in &report.parameter_norms {
+        let index = path.strip_prefix("layers.").and_then(|rest| rest.split('.').next());
+        if let Some(sum) = index.and_then(|index| squares.get_mut(index.parse::<usize>().ok()?)) {
+            *sum += norm * norm;
+        }
+    }
+    LayersRecord {
+        step,
+        variance: finite(layers.variance),
+        grad_norm: finite(squares.into_iter().map(f64::sqrt).collect()),
+        weight_norm: finite(layers.weight_norm),
+        gate: finite(report.gates.clone()),
+    }
+}
+
+/// What a step has for its owner to know: that it was skipped, and, once for each gate, that the scale has changed its sign.
+fn notices(state: &mut RunState, report: &StepReport) -> Vec<String> {
+    let mut messages = Vec::new();
+    if let Some(what) = &report.skipped {
+        messages.push(format!("no update: {what} is not finite"));
+    }
+    let act = state.recipe.model.gate.act;
+    for (index, gate) in report.gates.iter().enumerate() {
+        if 1.0 - act.value(*gate) <= 0.0 && !state.reported_gates.contains(&index) {
+            state.reported_gates.push(index);
+            let per_layer = if state.recipe.model.gate.per_sublayer { 2 } else { 1 };
+            messages.push(format!(
+                "the gate {gate:.4} of layer {} is past the zero of 1 − act(α): the stream changes its sign there",
+                index / per_layer
+            ));
+        }
+    }
+    messages
+}
+
+/// Where the records of a run go: the file, the person, and TensorBoard if asked.
 struct Records {
     path: PathBuf,
     file: MetricsFile,
     dashboard: Dashboard,
+    events: Option<EventFile>,
+    first: Option<EvalRecord>,
+    last: Option<EvalRecord>,
 }
 
 impl Records {
-    fn open(run: &RunDirectory, dashboard: Dashboard) -> Result<Self, TrainingError> {
+    /// Goes on with the records of a run that stands where `state` says.
+    fn open(
+        run: &RunDirectory,
+        dashboard: Dashboard,
+        state: &RunState,
+        tensorboard: bool,
+    ) -> Result<Self, TrainingError> {
         let path = run.metrics_path();
-        match MetricsFile::append_to(&path) {
-            Ok(file) => Ok(Self { path, file, dashboard }),
-            Err(cause) => Err(TrainingError::Metrics { path, cause }),
+        let failed = |path: PathBuf| move |cause| TrainingError::Metrics { path, cause };
+        let (file, history) =
+            MetricsFile::resume(&path, state.step, state.evaluation.is_some()).map_err(failed(path.clone()))?;
+        let mut evaluations = history.records.iter().filter_map(|record| match record {
+            Record::Eval(record) => Some(*record),
+            _ => None,
+        });
+        let (first, last) = (
+            evaluations.clone().find(|record| record.step == 0),
+            evaluations.next_back(),
+        );
+        let folder = run.tensorboard_path();
+        let events = tensorboard
+            .then(|| EventFile::create(&folder, &history.records).map_err(failed(folder.clone())))
+            .transpose()?;
+        let mut records = Self {
+            path,
+            file,
+            dashboard,
+            events,
+            first,
+            last,
+        };
+        if let (Some(from), Some(to)) = (history.missing.first(), history.missing.last()) {
+            let count = history.missing.len();
+            records.notice(
+                state.step,
+                format!("metrics.jsonl has lost the lines of {count} steps between {from} and {to}"),
+            )?;
         }
+        Ok(records)
     }
 
     fn write(&mut self, record: &Record) -> Result<(), TrainingError> {
-        self.file.write(record).map_err(|cause| TrainingError::Metrics {
+        let written = self.file.write(record).and_then(|()| match &mut self.events {
+            Some(events) => events.write(record),
+            None => Ok(()),
+        });
+        written.map_err(|cause| self.failed(cause))
+    }
+
+    fn sync(&self) -> Result<(), TrainingError> {
+        self.file.sync().map_err(|cause| self.failed(cause))
+    }
+
+    fn failed(&self, cause: std::io::Error) -> TrainingError {
+        TrainingError::Metrics {
             path: self.path.clone(),
             cause,
-        })
+        }
     }
 
     fn step(&mut self, record: &TrainRecord) -> Result<(), TrainingError> {
+        self.write(&Record::Train(record.clone()))?;
         self.dashboard.step(record);
-        self.write(&Record::Train(record.clone()))
+        Ok(())
     }
 
     fn evaluation(&mut self, record: &EvalRecord) -> Result<(), TrainingError> {
+        self.write(&Record::Eval(*record))?;
+        self.first = self.first.or(Some(*record).filter(|record| record.step == 0));
+        self.last = Some(*record);
         self.dashboard.evaluation(record);
-        self.write(&Record::Eval(*record))
+        Ok(())
+    }
+
+    fn layers(&mut self, record: &LayersRecord) -> Result<(), TrainingError> {
+        self.write(&Record::Layers(record.clone()))
+    }
+
+    fn notice(&mut self, step: u64, message: String) -> Result<(), TrainingError> {
+        let record = NoticeRecord { step, message };
+        self.dashboard.notice(&record);
+        self.write(&Record::Notice(record))
     }
 }

@@ -1,7 +1,7 @@
 //! `gpas eval`: loss and perplexity of a run's newest checkpoint.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
@@ -12,12 +12,12 @@ use gpas_model::LlamaConfig;
 
 use super::train::{data_directory, data_sha256};
 use crate::backend::{BackendChoice, BackendTask};
-use crate::checkpoint::{self, read_model};
+use crate::checkpoint::{Checkpoint, newest_valid};
 use crate::evaluate::evaluate;
 use crate::metrics::{EvalRecord, Record};
 use crate::recipe::Recipe;
 use crate::run::RunDirectory;
-use crate::training::{TrainingError, check_vocabulary, validation_windows};
+use crate::training::{TrainingError, check_precision, check_vocabulary, validation_windows};
 
 /// Evaluate a run's newest checkpoint on validation text
 #[derive(Debug, Args)]
@@ -64,13 +64,16 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
     }
     let config = recipe.llama(data.tokenizer().vocab_size())?;
     check_vocabulary(&recipe, &data, &config)?;
-    let checkpoint = checkpoint::newest(&run.checkpoints_path())?;
+    let found = newest_valid(&run.checkpoints_path())?;
+    for damage in &found.passed_over {
+        eprintln!("warning: {damage}; passed over");
+    }
     let windows = validation_windows(&recipe, &data)?;
     let tokens = args.tokens.unwrap_or(recipe.eval.tokens);
     let task = Evaluation {
         recipe,
         config,
-        checkpoint: &checkpoint,
+        checkpoint: found.checkpoint,
         windows,
         tokens,
     };
@@ -93,27 +96,23 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
     Ok(())
 }
 
-struct Evaluation<'a> {
+struct Evaluation {
     recipe: Recipe,
     config: LlamaConfig,
-    checkpoint: &'a Path,
+    checkpoint: Checkpoint,
     windows: Windows,
     tokens: u64,
 }
 
-impl BackendTask for Evaluation<'_> {
+impl BackendTask for Evaluation {
     type Output = Result<EvalRecord, TrainingError>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
-        let (model, state) = read_model::<B::InnerBackend>(self.checkpoint, &self.config, &device)?;
+        check_precision::<B>(&self.config, &device)?;
+        let model = self.checkpoint.model::<B::InnerBackend>(&self.config, &device)?;
         let tokens = Some(self.tokens as usize);
-        Ok(evaluate(
-            &model,
-            self.windows,
-            self.recipe.train.micro_batch,
-            tokens,
-            state.step,
-            &device,
-        )?)
+        let (micro_batch, step) = (self.recipe.train.micro_batch, self.checkpoint.state.step);
+        let record = evaluate(&model, self.windows, micro_batch, tokens, step, &device, || false)?;
+        Ok(record.expect("nothing asks an evaluation of its own to stop"))
     }
 }

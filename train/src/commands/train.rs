@@ -1,31 +1,43 @@
-//! `gpas train`: a run from a recipe, or the default run on the built-in corpus.
+//! `gpas train`: a run from a recipe, the default run on the built-in corpus, or a run that is gone on with.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use gpas_data::corpus::default_corpus;
 use gpas_data::store::PreparedData;
+use gpas_model::LlamaConfig;
 use indicatif::HumanDuration;
 use sha2::{Digest, Sha256};
 
 use crate::backend::{BackendChoice, Selected};
-use crate::recipe::{Recipe, RecipeArgs, resolve};
-use crate::run::{RunDirectory, RunError, RunInfo};
-use crate::training::{Outcome, TrainingRun, check_vocabulary};
+use crate::checkpoint::{self, CheckpointError, newest_valid};
+use crate::metrics::Record;
+use crate::recipe::{Recipe, RecipeArgs, RecipeError, resolve};
+use crate::run::{Resume, RunDirectory, RunError, RunInfo};
+use crate::signals::StopRequest;
+use crate::terminal::Terminal;
+use crate::training::{End, Outcome, Start, TrainingError, TrainingRun, check_vocabulary};
 
 /// Train a model; without arguments, a small one on the built-in corpus
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas train
   gpas train 71m --scheme sandwich_gpas --data c4 -o runs/sandwich
-  gpas train --preset 9m --data DIR --set train.steps=200 --set train.lr=5e-4 --plain")]
+  gpas train --preset 9m --data DIR --set train.steps=200 --set train.lr=5e-4 --plain
+  gpas train runs/sandwich --resume --set train.micro_batch=16
+
+Ctrl-C and SIGTERM finish the step, write a checkpoint and leave with 130 or 143; `--resume` goes on from there.")]
 pub struct TrainArgs {
-    /// A recipe file, or the name of a shipped one: nano, 9m, … 7b
-    #[arg(value_name = "RECIPE.toml")]
+    /// A recipe file, or the name of a shipped one: nano, 9m, … 7b; with --resume, a run directory
+    #[arg(value_name = "RECIPE.toml|RUN")]
     recipe: Option<PathBuf>,
+    /// Go on with a run directory, from its newest valid checkpoint
+    #[arg(long, requires = "recipe", conflicts_with = "out")]
+    resume: bool,
     #[command(flatten)]
     options: RecipeArgs,
     /// Directory of the run [default: runs/SCHEME-PRESET-NNN]
@@ -34,46 +46,168 @@ pub struct TrainArgs {
     /// Print lines rather than show the dashboard
     #[arg(long)]
     plain: bool,
+    /// Also write event files for TensorBoard, into RUN/tensorboard
+    #[arg(long)]
+    tensorboard: bool,
 }
 
-/// Runs the command.
+/// Runs the command; the code is that of a process stopped by a signal if one stopped the run.
 ///
 /// # Errors
 /// Anything wrong with the recipe, the data, the backend or the disk.
-pub fn run(args: TrainArgs, backend: BackendChoice) -> Result<()> {
-    let recipe = resolve(args.recipe.as_deref(), &args.options)?;
-    let selected = backend.select()?;
-    let out = args.out.unwrap_or_else(|| RunDirectory::default_path(&recipe));
-    if out.exists() {
-        return Err(RunError::Exists(out).into());
-    }
-    let directory = data_directory(&recipe)?;
-    let data = PreparedData::open(&directory)?;
-    let config = recipe.llama(data.tokenizer().vocab_size())?;
-    check_vocabulary(&recipe, &data, &config)?;
-    let recipe = recipe.with_vocab(config.vocab);
-
-    let parameters = config.parameters();
-    writeln!(
+pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
+    // Before the dashboard, for a second signal to put it back.
+    let terminal = Terminal::remember().filter(|_| !args.plain && std::io::stdout().is_terminal());
+    let stop = StopRequest::listen(move || {
+        if let Some(terminal) = &terminal {
+            terminal.restore();
+        }
+    })
+    .context("cannot listen to signals")?;
+    let prepared = match &args.recipe {
+        Some(run) if args.resume => go_on(run, &args.options, backend)?,
+        recipe => begin(recipe.as_deref(), &args, backend.unwrap_or_default())?,
+    };
+    let Prepared {
+        recipe,
+        config,
+        data,
+        selected,
+        start,
+    } = prepared;
+    let after = match &start {
+        Start::New { .. } => String::new(),
+        Start::Resume { checkpoint, .. } => {
+            let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
+            format!(", going on after step {step}")
+        }
+    };
+    // Whoever reads this may have gone; the run goes on.
+    let _ = writeln!(
         std::io::stdout(),
-        "{}: {parameters} parameters, {} steps of {} × {} tokens on {selected}, data {}",
+        "{}: {} parameters, {} steps of {} × {} tokens on {selected}, data {}{after}",
         config.scheme,
+        config.parameters(),
         recipe.train.steps,
         recipe.train.batch,
         recipe.data.seq_len,
-        directory.display(),
-    )?;
-    let info = facts(&recipe, &data, &config, selected)?;
+        data.directory().display(),
+    );
     let begin = Instant::now();
     let outcome = selected.run(TrainingRun {
         recipe,
         config,
         data,
-        info,
-        out,
+        start,
         plain: args.plain,
+        tensorboard: args.tensorboard,
+        stop,
     })??;
-    report(&outcome, begin)
+    let _ = report(&outcome, begin);
+    Ok(match outcome.end {
+        End::Complete => ExitCode::SUCCESS,
+        End::Stopped(stop) => stop.exit_code().into(),
+        End::Killed => crate::signals::Stop::Interrupt.exit_code().into(),
+    })
+}
+
+/// A run that can start.
+struct Prepared {
+    recipe: Recipe,
+    config: LlamaConfig,
+    data: PreparedData,
+    selected: Selected,
+    start: Start,
+}
+
+/// A new run.
+fn begin(recipe: Option<&Path>, args: &TrainArgs, backend: BackendChoice) -> Result<Prepared> {
+    let recipe = resolve(recipe, &args.options)?;
+    let selected = backend.select()?;
+    let out = args.out.clone().unwrap_or_else(|| RunDirectory::default_path(&recipe));
+    if out.exists() {
+        return Err(RunError::Exists(out).into());
+    }
+    let data = PreparedData::open(&data_directory(&recipe)?)?;
+    let config = recipe.llama(data.tokenizer().vocab_size())?;
+    check_vocabulary(&recipe, &data, &config)?;
+    let recipe = recipe.with_vocab(config.vocab);
+    let info = Box::new(facts(&recipe, &data, &config, selected)?);
+    Ok(Prepared {
+        recipe,
+        config,
+        data,
+        selected,
+        start: Start::New { out, info },
+    })
+}
+
+/// A run that is gone on with. Nothing is changed before everything has been found in order.
+fn go_on(path: &Path, options: &RecipeArgs, backend: Option<BackendChoice>) -> Result<Prepared> {
+    let run = RunDirectory::open(path)?;
+    let lock = run.lock()?;
+    let (written, mut info) = (run.recipe()?, run.info()?);
+    let recipe = resolve(Some(&run.recipe_path()), options)?;
+    // On the run's own backend, so that it computes what it would have computed.
+    let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
+
+    let (checkpoint, passed_over) = match newest_valid(&run.checkpoints_path()) {
+        Ok(found) => (Some(Box::new(found.checkpoint)), found.passed_over),
+        // Killed before the first one was complete; unless steps were made after it.
+        Err(CheckpointError::None(_)) if !has_steps(&run) => (None, Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    // The recipe that the checkpoint was computed by: the file beside it may have been edited.
+    let computed = checkpoint
+        .as_ref()
+        .map_or(&written, |checkpoint| &checkpoint.state.recipe);
+    let changes = computed.changes(&recipe);
+    if let Some((key, [before, after])) = changes.iter().find(|(key, _)| !Recipe::may_change(key)) {
+        return Err(RecipeError::Mathematics {
+            key: key.clone(),
+            before: before.to_string(),
+            after: after.to_string(),
+        }
+        .into());
+    }
+
+    let data = PreparedData::open(&data_directory(&recipe)?)?;
+    if data_sha256(&data)? != info.data_sha256 {
+        return Err(TrainingError::DataChanged(data.directory().to_path_buf()).into());
+    }
+    let config = recipe.llama(data.tokenizer().vocab_size())?;
+    check_vocabulary(&recipe, &data, &config)?;
+
+    for damage in &passed_over {
+        eprintln!("warning: {damage}; passed over");
+    }
+    let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
+    checkpoint::clear(&run.checkpoints_path(), step)?;
+    info.resumes.push(Resume {
+        step,
+        at: now(),
+        gpas: env!("CARGO_PKG_VERSION").into(),
+        commit: env!("GPAS_COMMIT").into(),
+        backend: selected.to_string(),
+        command: std::env::args().collect(),
+        changes,
+        passed_over: passed_over.iter().map(ToString::to_string).collect(),
+    });
+    run.write(&recipe, &info)?;
+    Ok(Prepared {
+        recipe,
+        config,
+        data,
+        selected,
+        start: Start::Resume { run, lock, checkpoint },
+    })
+}
+
+/// Whether a run's metrics have a step.
+fn has_steps(run: &RunDirectory) -> bool {
+    let text = std::fs::read_to_string(run.metrics_path()).unwrap_or_default();
+    text.lines()
+        .any(|line| matches!(serde_json::from_str(line), Ok(Record::Train(_))))
 }
 
 /// The prepared data of a recipe; the built-in corpus, made on first use, where it names none.
@@ -96,15 +230,7 @@ pub fn data_sha256(data: &PreparedData) -> Result<String> {
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn facts(
-    recipe: &Recipe,
-    data: &PreparedData,
-    config: &gpas_model::LlamaConfig,
-    selected: Selected,
-) -> Result<RunInfo> {
-    let started = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+fn facts(recipe: &Recipe, data: &PreparedData, config: &LlamaConfig, selected: Selected) -> Result<RunInfo> {
     Ok(RunInfo {
         gpas: env!("CARGO_PKG_VERSION").into(),
         commit: env!("GPAS_COMMIT").into(),
@@ -118,30 +244,44 @@ fn facts(
         parameters: config.parameters(),
         gates: config.gates(),
         seed: recipe.train.seed,
-        started,
+        started: now(),
+        resumes: Vec::new(),
     })
 }
 
-fn report(outcome: &Outcome, begin: Instant) -> Result<()> {
-    let Outcome {
-        run,
-        first,
-        last,
-        complete,
-    } = outcome;
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn report(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
+    let run = outcome.run.path().display();
     let mut out = std::io::stdout();
-    if !complete {
-        writeln!(out, "stopped after step {}", last.step)?;
+    match outcome.end {
+        End::Complete => {}
+        End::Stopped(_) => writeln!(
+            out,
+            "stopped after step {}; `gpas train {run} --resume` goes on from there",
+            outcome.step
+        )?,
+        End::Killed => writeln!(
+            out,
+            "left after step {}; `gpas train {run} --resume` goes on from the last checkpoint",
+            outcome.step
+        )?,
     }
-    writeln!(
-        out,
-        "validation perplexity {:.3} before, {:.3} after {} steps ({} tokens); {}",
-        first.perplexity,
-        last.perplexity,
-        last.step,
-        last.tokens,
-        HumanDuration(begin.elapsed()),
-    )?;
-    writeln!(out, "run directory {}", run.path().display())?;
-    Ok(())
+    if let (Some(first), Some(last)) = (outcome.first, outcome.last) {
+        writeln!(
+            out,
+            "validation perplexity {:.3} before, {:.3} after {} steps ({} tokens); {}",
+            first.perplexity,
+            last.perplexity,
+            last.step,
+            last.tokens,
+            HumanDuration(begin.elapsed()),
+        )?;
+    }
+    writeln!(out, "run directory {run}")
 }

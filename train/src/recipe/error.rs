@@ -45,8 +45,8 @@ pub enum RecipeError {
     Warmup { warmup: u64, steps: u64 },
     #[error(transparent)]
     Model(#[from] ConfigError),
-    #[error("`{0}` is not available yet in this version")]
-    Unsupported(&'static str),
+    #[error("a run cannot go on with `{key}` = {after}: it was begun with {before}")]
+    Mathematics { key: String, before: String, after: String },
     #[error("the recipe cannot be written as TOML: {0}")]
     Write(#[from] toml::ser::Error),
 }
@@ -56,7 +56,7 @@ impl RecipeError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             RecipeError::Read { path, .. } if std::path::Path::new(path).is_dir() => {
-                format!("a recipe is a file; that of a run is {path}/recipe.toml")
+                format!("a recipe is a file; `gpas train {path} --resume` goes on with a run")
             }
             RecipeError::Read { .. } | RecipeError::Write(_) => return None,
             RecipeError::Missing(name) => {
@@ -85,8 +85,8 @@ impl RecipeError {
             }
             RecipeError::Warmup { .. } => "a fraction follows the number of steps: `--set train.warmup=0.1`".into(),
             RecipeError::Model(error) => model_hint(error)?,
-            RecipeError::Unsupported(_) => {
-                "leave it out: `f32` without recomputation is what this version trains with".into()
+            RecipeError::Mathematics { .. } => {
+                "it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend; begin a new run for the rest".into()
             }
         };
         Some(hint)

@@ -7,13 +7,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::optimizer::OptimizerKind;
-use gpas_model::{GateActivation, GateSite, GpasConfig, Preset, Scheme};
+use gpas_model::{GateActivation, GateSite, GpasConfig, Precision, Preset, Scheme};
 use toml::{Table, Value};
 
 use super::keys::{self, ANY, Keys};
-use super::{
-    CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, Precision, Recipe, RecipeError, Shipped, TrainRecipe,
-};
+use super::{CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, Recipe, RecipeError, Shipped, TrainRecipe};
 
 /// The size of a run that names none.
 pub const DEFAULT_PRESET: &str = "nano";
@@ -141,20 +139,7 @@ impl Recipe {
             checkpoint,
         };
         recipe.llama(recipe.expected_vocab())?;
-        match recipe.unsupported() {
-            Some(error) => Err(error),
-            None => Ok(recipe),
-        }
-    }
-
-    /// What this version does not do yet.
-    fn unsupported(&self) -> Option<RecipeError> {
-        match (self.train.precision, self.train.recompute) {
-            (Precision::F32, false) => None,
-            (Precision::F32, true) => Some(RecipeError::Unsupported("train.recompute = true")),
-            (Precision::Bf16, _) => Some(RecipeError::Unsupported("train.precision = bf16")),
-            (Precision::Bf16Pure, _) => Some(RecipeError::Unsupported("train.precision = bf16_pure")),
-        }
+        Ok(recipe)
     }
 }
 
@@ -255,7 +240,7 @@ impl TrainRecipe {
             return Err(RecipeError::Warmup { warmup, steps });
         }
         let schedules = ["cosine", "linear", "cosine_restarts", "wsd", "constant"];
-        let precisions = ["f32", "bf16", "bf16_pure"];
+        let precisions = Precision::ALL.map(Precision::name);
         let optimizer = k
             .choice("train.optimizer", "train.optimizer", &["adam", "adamw"])?
             .unwrap_or_default();
@@ -639,21 +624,5 @@ mod tests {
         let (message, hint) = refused(resolve(Some(directory.path()), &args(&[])));
         assert!(message.starts_with("cannot read "), "{message}");
         assert!(hint.ends_with("/recipe.toml"), "{hint}");
-    }
-
-    #[test]
-    fn what_is_not_there_yet_is_refused() {
-        for key in [
-            "train.precision=bf16",
-            "train.precision=bf16_pure",
-            "train.recompute=true",
-        ] {
-            let key_and_value = key.replace('=', " = ");
-            assert_eq!(
-                bad(key).0,
-                format!("`{key_and_value}` is not available yet in this version")
-            );
-        }
-        assert_eq!(bad("train.precision=f16").0, "unknown train.precision `f16`");
     }
 }

@@ -1,0 +1,72 @@
+//! Number formats: which numbers are rounded to bfloat16, and which never are.
+//!
+//! | | parameters, optimizer | matrix products and what lies between them in a sub-layer | residual stream | norms, softmax, loss |
+//! |---|---|---|---|---|
+//! | `f32` | f32 | f32 | f32 | f32 |
+//! | `bf16` | f32 | bf16 | f32 | f32 |
+//! | `bf16_pure` | bf16 | bf16 | bf16 | f32 inside, rounded to bf16 |
+//!
+//! A gate has the number format of the stream that it scales. A sub-layer computes in the format of its input, so [`project`] casts the
+//! weight to that of `x`; in f32 no cast does anything.
+
+use burn::nn::Linear;
+use burn::tensor::{DType, Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
+
+/// Number format of the mathematics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Single precision throughout.
+    #[default]
+    F32,
+    /// Matrix products in bfloat16; parameters, optimizer, residual stream, norms, softmax, loss and gates in f32.
+    Bf16,
+    /// Everything in bfloat16, the optimizer's state included, as in the GPAS paper.
+    Bf16Pure,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Bf16Pure];
+
+    /// Name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+            Precision::Bf16Pure => "bf16_pure",
+        }
+    }
+
+    /// Of the parameters, their gradients and the optimizer's state.
+    pub fn parameters(self) -> DType {
+        match self {
+            Precision::F32 | Precision::Bf16 => DType::F32,
+            Precision::Bf16Pure => DType::BF16,
+        }
+    }
+
+    /// Of the matrix products.
+    pub fn products(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 | Precision::Bf16Pure => DType::BF16,
+        }
+    }
+
+    /// Whether a device computes with these numbers.
+    pub fn is_supported<B: Backend>(self, device: &B::Device) -> bool {
+        B::supports_dtype(device, self.parameters()) && B::supports_dtype(device, self.products())
+    }
+}
+
+/// `x · W` in the number format of `x`.
+///
+/// # Shapes
+/// - x: `[tokens, inputs]`
+/// - output: `[tokens, outputs]`
+pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>) -> Tensor<B, 2> {
+    let weight = linear.weight.val().cast(x.dtype());
+    x.matmul(weight)
+}
