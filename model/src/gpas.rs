@@ -7,7 +7,7 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::activation::{leaky_relu, relu, sigmoid, silu, tanh};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 /// Activation of the gate; the paper's ablation (its table 6) compares them.
@@ -147,13 +147,28 @@ impl<B: Backend> Gpas<B> {
     /// # Shapes
     /// - input and output: any
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let amount = self.act.forward(self.gate.val()).reshape([1; D]);
+        let amount = self.amount_per_row(x.dims(), &x.device()).cast(x.dtype());
         let scaled = if self.stop_gradient {
             x.clone().detach()
         } else {
             x.clone()
         };
         x - scaled * amount
+    }
+
+    /// `act(α)` once for every row of a tensor of shape `dims`.
+    ///
+    /// The gate's gradient is the sum of all entries of `∂L/∂y · x`, which nearly cancel. Through these rows the backward pass adds them up
+    /// row by row, and the rows in f64 where there is one, so that the sum neither loses its digits nor depends on how a batch is cut.
+    fn amount_per_row<const D: usize>(&self, mut dims: [usize; D], device: &B::Device) -> Tensor<B, D> {
+        let amount = self.act.forward(self.gate.val());
+        let amount = if B::supports_dtype(device, DType::F64) {
+            amount.cast(DType::F64)
+        } else {
+            amount
+        };
+        dims[D - 1] = 1;
+        amount.reshape([1; D]).expand(dims)
     }
 }
 

@@ -103,7 +103,7 @@ impl<B: Backend> ModuleMapper<B> for Initialiser<'_> {
         }
         // A cast is no leaf of the graph, so it is taken out of it.
         let trained = value.is_require_grad();
-        let value = value.detach().cast(format).set_require_grad(trained);
+        let value = value.set_require_grad(false).cast(format).set_require_grad(trained);
         Param::initialized(id, value)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
-use gpas_model::{Llama, LlamaConfig, TokenBatch};
+use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
 
 use crate::backend::{BackendTask, Selected};
@@ -95,11 +95,20 @@ impl BackendTask for Benchmark {
             batch,
             seq,
             vocab: config.vocab,
-            dtype: recipe.train.precision.name().into(),
+            dtype: peer_name(recipe.train.precision).into(),
             tokens_per_s: ((batch * seq) as f64 / step_s * 10.0).round() / 10.0,
             step_s: (step_s * 1e4).round() / 1e4,
             peak_bytes: selected.is_cpu().then(peak_memory),
         }
+    }
+}
+
+/// What the PyTorch peer calls a number format.
+fn peer_name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "float32",
+        Precision::Bf16 => "mixed",
+        Precision::Bf16Pure => "bfloat16",
     }
 }
 

@@ -568,11 +568,14 @@ mod tests {
     fn saved_moments_continue_the_same_path() {
         let mut straight = toy();
         let mut adam = ClippedAdam::new(config(OptimizerKind::Adam));
+        // Another gradient than the first, after which moments matter.
         let next = |adam: &mut ClippedAdam<B>, model: Toy<B>| {
-            let gradients = gradients(&model);
+            let mut gradients = gradients(&model);
+            gradients.register(model.matrix.id, Tensor::<Flex, 2>::ones([2, 2], &FlexDevice));
             step(adam, model, gradients)
         };
-        straight = next(&mut adam, straight);
+        let first = gradients(&straight);
+        straight = step(&mut adam, straight, first);
         let moments = adam.to_tensors(&straight);
         let fresh = || ClippedAdam::new(config(OptimizerKind::Adam));
         let mut resumed = fresh().with_tensors(&straight, moments.clone(), 1).unwrap();

@@ -341,7 +341,7 @@ mod tests {
         let changes = changed(&harmless);
         assert_eq!(changes.len(), harmless.len());
         assert!(changes.keys().all(|key| Recipe::may_change(key)), "{changes:?}");
-        assert_eq!(changes["train.micro_batch"], [Value::Integer(256), Value::Integer(3)]);
+        assert_eq!(changes["train.micro_batch"], [Value::Integer(64), Value::Integer(3)]);
 
         let changes = changed(&[
             "train.lr=2e-3",

@@ -293,7 +293,8 @@ impl BackendTask for TrainingRun {
                 writer.submit(Snapshot::of(&trainer, &config, state.clone()))?;
                 saved = Some(state.step);
             }
-            if ends {
+            // The first one is whole before the first step is made, so that there is always one to go on from.
+            if ends || state.step == 0 {
                 writer.finish()?;
             } else {
                 writer.poll()?;

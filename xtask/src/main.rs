@@ -1,10 +1,9 @@
 //! The developer's commands: `cargo xtask ci` is all that has to pass, on any machine.
 
-mod ci;
-
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::{ci, kill};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -17,11 +16,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Ci(ci::CiArgs),
+    Kill(kill::KillArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Ci(args) => ci::run(&args),
+        Command::Kill(args) => kill::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

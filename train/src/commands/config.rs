@@ -232,9 +232,9 @@ mod tests {
         assert_eq!(value["parameters"], 70_578_688);
         // 6 · 54,194,688 + 6 · 12 · 256 · 512
         assert_eq!(value["flops_per_token"], 334_605_312.0);
-        // Two moments per weight; and two gradients, since 64 of 512 sequences go through at a time.
+        // Two moments of two bytes per weight; and two gradients, since 64 of 512 sequences go through at a time.
         let memory = &value["training_memory"];
-        assert_eq!(memory["optimizer"], 8 * (70_578_688 + 12));
+        assert_eq!(memory["optimizer"], 4 * (70_578_688 + 12));
         assert_eq!(memory["gradients"], memory["optimizer"]);
     }
 

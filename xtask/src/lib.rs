@@ -1,0 +1,4 @@
+//! The developer's commands; a library so that tests can use them.
+
+pub mod ci;
+pub mod kill;
