@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::backend::{BackendTask, Selected};
 use crate::recipe::Recipe;
 use crate::trainer::Trainer;
+use crate::training::{TrainingError, check_precision};
 
 /// What to time.
 pub struct Benchmark {
@@ -51,9 +52,9 @@ pub struct BenchmarkReport {
 }
 
 impl BackendTask for Benchmark {
-    type Output = BenchmarkReport;
+    type Output = Result<BenchmarkReport, TrainingError>;
 
-    fn run<B: AutodiffBackend>(self, device: B::Device) -> BenchmarkReport {
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let Self {
             recipe,
             config,
@@ -61,6 +62,7 @@ impl BackendTask for Benchmark {
             warmup,
             selected,
         } = self;
+        check_precision::<B>(&config, &device)?;
         let (batch, seq) = (recipe.train.batch, recipe.data.seq_len);
         let model: Llama<B> = config.init(recipe.train.seed, &device);
         let mut trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule());
@@ -88,7 +90,7 @@ impl BackendTask for Benchmark {
         }
         times.sort_by(f64::total_cmp);
         let step_s = times[times.len() / 2];
-        BenchmarkReport {
+        Ok(BenchmarkReport {
             peer: format!("gpas-{selected}"),
             preset: recipe.model.preset,
             scheme: recipe.model.scheme.to_string(),
@@ -99,7 +101,7 @@ impl BackendTask for Benchmark {
             tokens_per_s: ((batch * seq) as f64 / step_s * 10.0).round() / 10.0,
             step_s: (step_s * 1e4).round() / 1e4,
             peak_bytes: selected.is_cpu().then(peak_memory),
-        }
+        })
     }
 }
 

@@ -1,26 +1,25 @@
-//! What a person sees of a run: burn-train's dashboard on a terminal, else one readable line now and then.
+//! What a person sees of a run: a dashboard on a terminal, else one readable line now and then.
 //!
 //! Both are [`MetricsRenderer`]s of burn-train, which the training loop drives itself: burn-train's own loop counts iterations rather
 //! than optimizer steps, and its event processor cannot be made outside it.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
-use std::panic::{AssertUnwindSafe, PanicHookInfo};
 use std::time::{Duration, Instant};
 
 use burn::data::dataloader::Progress;
+use burn_train::LearnerSummary;
 use burn_train::metric::{
     MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry, SerializedEntry,
 };
-use burn_train::renderer::tui::TuiMetricsRendererWrapper;
 use burn_train::renderer::{
     EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
-use burn_train::{Interrupter, LearnerSummary};
 
 use crate::metrics::{EvalRecord, NoticeRecord, TrainRecord};
-use crate::terminal::Terminal;
+use crate::screen::Screen;
+use crate::signals::StopRequest;
 
 const LOSS: &str = "Loss";
 const PERPLEXITY: &str = "Perplexity";
@@ -47,32 +46,24 @@ const METRICS: [(&str, &str, bool); 9] = [
 
 /// The display of a run in progress.
 pub struct Dashboard {
-    /// None once it was killed from within.
-    renderer: Option<Box<dyn MetricsRenderer>>,
-    interrupter: Interrupter,
+    renderer: Box<dyn MetricsRenderer>,
     total_steps: usize,
     /// What is said when the dashboard no longer covers the terminal; none where lines are printed.
     notices: Option<Vec<String>>,
 }
 
 impl Dashboard {
-    /// The dashboard if standard output is a terminal and `plain` is not asked for; else lines.
-    pub fn open(plain: bool, total_steps: u64) -> Self {
-        let interrupter = Interrupter::new();
-        let covers = !plain && std::io::stdout().is_terminal();
-        let mut renderer: Box<dyn MetricsRenderer> = if covers {
-            silence_kill();
-            let terminal = Terminal::remember();
-            let dashboard = in_background({
-                let interrupter = interrupter.clone();
-                move || TuiMetricsRendererWrapper::new(interrupter, None)
-            });
-            if let Some(terminal) = terminal {
-                terminal.allow_interrupt();
-            }
-            Box::new(dashboard)
+    /// The dashboard if standard output is a terminal and `plain` is not asked for; else lines. Its keys ask `stop`.
+    pub fn open(plain: bool, total_steps: u64, stop: &StopRequest) -> Self {
+        let screen = if covers_terminal(plain) {
+            Screen::open(stop.clone()).ok()
         } else {
-            Box::new(PlainLines::default())
+            None
+        };
+        let notices = screen.is_some().then(Vec::new);
+        let mut renderer: Box<dyn MetricsRenderer> = match screen {
+            Some(screen) => Box::new(screen),
+            None => Box::new(PlainLines::default()),
         };
         for (name, unit, higher_is_better) in METRICS {
             let unit = Some(unit.to_string()).filter(|unit| !unit.is_empty());
@@ -84,10 +75,9 @@ impl Dashboard {
             });
         }
         Self {
-            renderer: Some(renderer),
-            interrupter,
+            renderer,
             total_steps: total_steps as usize,
-            notices: covers.then(Vec::new),
+            notices,
         }
     }
 
@@ -113,33 +103,24 @@ impl Dashboard {
                 values.push((name, value, format!("{value:+.4}")));
             }
         }
-        // A plot has no place for what is not finite.
-        values.retain(|(_, value, _)| value.is_finite());
+        for (name, value, text) in values {
+            self.renderer.update_train(state(name, value, text));
+        }
         let (progress, indicators) = self.progress(record.step);
-        self.show(|renderer| {
-            for (name, value, text) in values {
-                renderer.update_train(state(name, value, text));
-            }
-            renderer.render_train(progress, indicators);
-        });
+        self.renderer.render_train(progress, indicators);
     }
 
     /// Shows an evaluation.
     pub fn evaluation(&mut self, record: &EvalRecord) {
-        let mut values = vec![
+        let values = [
             (LOSS, record.loss, format!("{:.4}", record.loss)),
             (PERPLEXITY, record.perplexity, format!("{:.3}", record.perplexity)),
         ];
-        if self.notices.is_some() {
-            values.retain(|(_, value, _)| value.is_finite());
+        for (name, value, text) in values {
+            self.renderer.update_valid(state(name, value, text));
         }
         let (progress, indicators) = self.progress(record.step);
-        self.show(|renderer| {
-            for (name, value, text) in values {
-                renderer.update_valid(state(name, value, text));
-            }
-            renderer.render_valid(progress, indicators);
-        });
+        self.renderer.render_valid(progress, indicators);
     }
 
     /// Says something: at once, or when the dashboard no longer covers the terminal.
@@ -148,29 +129,6 @@ impl Dashboard {
         match &mut self.notices {
             Some(notices) => notices.push(line),
             None => eprintln!("{line}"),
-        }
-    }
-
-    /// Whether the person in front of the dashboard asked to stop after the step.
-    pub fn should_stop(&self) -> bool {
-        self.interrupter.should_stop()
-    }
-
-    /// Whether that person asked to leave at once.
-    pub fn was_killed(&self) -> bool {
-        self.renderer.is_none()
-    }
-
-    /// Calls the dashboard, which ends with a panic if it was asked to kill the program.
-    fn show(&mut self, render: impl FnOnce(&mut dyn MetricsRenderer)) {
-        let Some(mut renderer) = self.renderer.take() else {
-            return;
-        };
-        let shown = std::panic::catch_unwind(AssertUnwindSafe(|| render(renderer.as_mut())));
-        match shown {
-            Ok(()) => self.renderer = Some(renderer),
-            Err(panic) if is_kill(panic.as_ref()) => {}
-            Err(panic) => std::panic::resume_unwind(panic),
         }
     }
 
@@ -190,29 +148,20 @@ impl Dashboard {
 
 impl Drop for Dashboard {
     fn drop(&mut self) {
-        drop(self.renderer.take());
-        for line in self.notices.take().unwrap_or_default() {
+        let Some(notices) = self.notices.take() else {
+            return;
+        };
+        // The screen goes first, so that the lines stay.
+        self.renderer = Box::new(PlainLines::default());
+        for line in notices {
             eprintln!("{line}");
         }
     }
 }
 
-/// What burn-train's dashboard panics with, on its own thread and on the caller's, when its user chooses to kill the program.
-const KILL: &str = "Killing training from user input.";
-
-fn is_kill(panic: &(dyn std::any::Any + Send)) -> bool {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)) == Some(KILL)
-}
-
-/// Keeps the message of that panic off the terminal: the program leaves in good order.
-fn silence_kill() {
-    let previous = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic: &PanicHookInfo<'_>| {
-        if panic.payload_as_str().is_none_or(|text| text != KILL) {
-            previous(panic);
-        }
-    }));
+/// Whether the dashboard covers the terminal.
+pub fn covers_terminal(plain: bool) -> bool {
+    !plain && std::io::stdout().is_terminal()
 }
 
 fn id(name: &str) -> MetricId {
@@ -222,33 +171,6 @@ fn id(name: &str) -> MetricId {
 fn state(name: &str, value: f64, text: String) -> MetricState {
     let entry = MetricEntry::new(id(name), SerializedEntry::new(text, value.to_string()));
     MetricState::Numeric(entry, NumericEntry::Value(value))
-}
-
-/// Makes something on a thread of idle priority, which the threads that it starts inherit: the dashboard's thread of burn-train 0.21
-/// never sleeps, and would otherwise take a core from training.
-fn in_background<T: Send>(make: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            lower_priority();
-            make()
-        });
-        match thread.join() {
-            Ok(made) => made,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-/// Gives this thread only the processor time that nobody else wants.
-fn lower_priority() {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: the call reads one struct of plain numbers, which outlives it, and concerns this thread alone. A refusal changes nothing.
-        unsafe {
-            let parameters: libc::sched_param = std::mem::zeroed();
-            libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters);
-        }
-    }
 }
 
 /// Lines for a log file or a pipe: the first step, then one every few seconds, and every evaluation.
@@ -341,20 +263,4 @@ impl MetricsRenderer for PlainLines {
     fn manual_close(&mut self) {}
 
     fn register_metric(&mut self, _definition: MetricDefinition) {}
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    /// The scheduling class of a thread that was started from within, and of this one.
-    #[test]
-    fn threads_of_the_dashboard_have_idle_priority() {
-        // SAFETY: asks for a number about the calling thread.
-        let class = || unsafe { libc::sched_getscheduler(0) };
-        let before = class();
-        let inner = in_background(|| std::thread::spawn(class).join().unwrap());
-        assert_eq!(inner, libc::SCHED_IDLE);
-        assert_eq!(class(), before);
-    }
 }

@@ -26,10 +26,22 @@ impl Stop {
 }
 
 /// Whether a stop was asked for, by a signal or by the dashboard.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct StopRequest {
     /// The exit code of the stop, or 0.
     code: Arc<AtomicI32>,
+    /// What is done before the process leaves at once.
+    on_leave: fn(),
+}
+
+impl Default for StopRequest {
+    /// One that no signal reaches.
+    fn default() -> Self {
+        Self {
+            code: Arc::default(),
+            on_leave: || (),
+        }
+    }
 }
 
 impl StopRequest {
@@ -37,8 +49,11 @@ impl StopRequest {
     ///
     /// # Errors
     /// If the system lets no handler be set.
-    pub fn listen(on_leave: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let request = Self::default();
+    pub fn listen(on_leave: fn()) -> io::Result<Self> {
+        let request = Self {
+            on_leave,
+            ..Self::default()
+        };
         #[cfg(unix)]
         {
             use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -48,22 +63,34 @@ impl StopRequest {
             let noted = request.clone();
             std::thread::Builder::new().name("signals".into()).spawn(move || {
                 for signal in signals.forever() {
-                    let stop = if signal == SIGINT {
+                    noted.arrive(if signal == SIGINT {
                         Stop::Interrupt
                     } else {
                         Stop::Terminate
-                    };
-                    if noted.requested().is_some() {
-                        on_leave();
-                        signal_hook::low_level::exit(stop.exit_code().into());
-                    }
-                    noted.request(stop);
+                    });
                 }
             })?;
         }
-        #[cfg(not(unix))]
-        drop(on_leave);
         Ok(request)
+    }
+
+    /// Asks for a stop the first time; the second time, leaves.
+    pub fn arrive(&self, stop: Stop) {
+        if self.requested().is_some() {
+            self.leave(stop);
+        }
+        self.request(stop);
+    }
+
+    /// Leaves the process at once.
+    pub fn leave(&self, stop: Stop) -> ! {
+        (self.on_leave)();
+        let code = stop.exit_code().into();
+        // Other threads are at work; what they would find torn down is left to the system.
+        #[cfg(unix)]
+        signal_hook::low_level::exit(code);
+        #[cfg(not(unix))]
+        std::process::exit(code)
     }
 
     /// Asks for a stop. The first request counts.

@@ -88,8 +88,6 @@ pub enum End {
     Complete,
     /// It was asked to stop, and wrote a checkpoint.
     Stopped(Stop),
-    /// It was asked to leave at once, and wrote none.
-    Killed,
 }
 
 /// Why a run stopped.
@@ -256,15 +254,12 @@ impl BackendTask for TrainingRun {
                 (trainer, state)
             }
         };
-        let dashboard = Dashboard::open(plain, steps);
+        let dashboard = Dashboard::open(plain, steps, &stop);
         let mut records = Records::open(&run, dashboard, &state, tensorboard)?;
         let mut writer = Writer::new(run.checkpoints_path(), recipe.checkpoint.keep as usize);
         let mut saved = checkpoint.map(|checkpoint| checkpoint.state.step);
 
         let end = loop {
-            if records.dashboard.should_stop() {
-                stop.request(Stop::Interrupt);
-            }
             let is_due = state.step == 0 || state.step == steps || state.step.is_multiple_of(recipe.eval.every);
             if is_due && state.evaluation.is_none() {
                 let model = trainer.model().valid();
@@ -336,9 +331,6 @@ impl BackendTask for TrainingRun {
             }
             for message in notices(&mut state, &report) {
                 records.notice(state.step, message)?;
-            }
-            if records.dashboard.was_killed() {
-                break End::Killed;
             }
         };
         let Records { first, last, .. } = records;

@@ -71,7 +71,7 @@ pub fn run(args: BenchArgs, backend: BackendChoice) -> Result<()> {
         warmup: args.warmup as usize,
         selected,
     };
-    let report = selected.run(benchmark)?;
+    let report = selected.run(benchmark)??;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;

@@ -1,6 +1,6 @@
 //! `gpas train`: a run from a recipe, the default run on the built-in corpus, or a run that is gone on with.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,11 +15,12 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::{BackendChoice, Selected};
 use crate::checkpoint::{self, CheckpointError, newest_valid};
+use crate::dashboard::covers_terminal;
 use crate::metrics::Record;
 use crate::recipe::{Recipe, RecipeArgs, RecipeError, resolve};
 use crate::run::{Resume, RunDirectory, RunError, RunInfo};
+use crate::screen::restore;
 use crate::signals::StopRequest;
-use crate::terminal::Terminal;
 use crate::training::{End, Outcome, Start, TrainingError, TrainingRun, check_vocabulary};
 
 /// Train a model; without arguments, a small one on the built-in corpus
@@ -56,14 +57,8 @@ pub struct TrainArgs {
 /// # Errors
 /// Anything wrong with the recipe, the data, the backend or the disk.
 pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
-    // Before the dashboard, for a second signal to put it back.
-    let terminal = Terminal::remember().filter(|_| !args.plain && std::io::stdout().is_terminal());
-    let stop = StopRequest::listen(move || {
-        if let Some(terminal) = &terminal {
-            terminal.restore();
-        }
-    })
-    .context("cannot listen to signals")?;
+    let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
+    let stop = StopRequest::listen(on_leave).context("cannot listen to signals")?;
     let prepared = match &args.recipe {
         Some(run) if args.resume => go_on(run, &args.options, backend)?,
         recipe => begin(recipe.as_deref(), &args, backend.unwrap_or_default())?,
@@ -107,7 +102,6 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
     Ok(match outcome.end {
         End::Complete => ExitCode::SUCCESS,
         End::Stopped(stop) => stop.exit_code().into(),
-        End::Killed => crate::signals::Stop::Interrupt.exit_code().into(),
     })
 }
 
@@ -266,13 +260,8 @@ fn report(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
             "stopped after step {}; `gpas train {run} --resume` goes on from there",
             outcome.step
         )?,
-        End::Killed => writeln!(
-            out,
-            "left after step {}; `gpas train {run} --resume` goes on from the last checkpoint",
-            outcome.step
-        )?,
     }
-    if let (Some(first), Some(last)) = (outcome.first, outcome.last) {
+    if let (Some(first), Some(last)) = (outcome.first, outcome.last.filter(|last| last.step > 0)) {
         writeln!(
             out,
             "validation perplexity {:.3} before, {:.3} after {} steps ({} tokens); {}",
