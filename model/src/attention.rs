@@ -1,10 +1,13 @@
 //! Causal self-attention with rotary positions and grouped key-value heads, as LLaMA has it.
 
+use std::cell::OnceCell;
+
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
+use crate::host;
 use crate::precision::project;
 use crate::rotary::Rotary;
 
@@ -55,29 +58,49 @@ impl<B: Backend> Attention<B> {
     ///
     /// # Shapes
     /// - x: `[batch, seq, hidden]`
-    /// - mask: `[1, seq · seq]`, see [`causal_mask`]
     /// - output: `[batch, seq, hidden]`
-    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: Tensor<B, 2>) -> Tensor<B, 3> {
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &CausalMask<B>) -> Tensor<B, 3> {
         let [batch, seq, hidden] = x.dims();
-        let head_dim = hidden / self.heads;
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
-        let split = |projection: &Linear<B>, heads: usize| {
-            project(x.clone(), projection).reshape([batch, seq, heads, head_dim])
+        let (query, key) = (project(x.clone(), &self.query), project(x.clone(), &self.key));
+        let value = project(x, &self.value);
+        let mixed = if host::runs(&query) {
+            let attention = host::CausalAttention {
+                seq,
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+            };
+            let [cos, sin] = rotary.tables(seq);
+            host::apply(attention, [query, key, value, cos, sin].map(host::primitive))
+        } else {
+            self.in_tensor_operations([query, key, value], seq, rotary, mask)
         };
-        let query = rotary.forward(split(&self.query, self.heads)).swap_dims(1, 2);
-        let key = self.repeat(rotary.forward(split(&self.key, self.kv_heads)).swap_dims(1, 2));
-        let value = self.repeat(split(&self.value, self.kv_heads).swap_dims(1, 2));
+        project(mixed, &self.output).reshape([batch, seq, hidden])
+    }
+
+    /// From queries, keys and values `[tokens, heads · head_dim]` to what the heads have mixed, `[tokens, hidden]`.
+    fn in_tensor_operations(
+        &self,
+        [query, key, value]: [Tensor<B, 2>; 3],
+        seq: usize,
+        rotary: &Rotary<B>,
+        mask: &CausalMask<B>,
+    ) -> Tensor<B, 2> {
+        let [tokens, hidden] = query.dims();
+        let (batch, head_dim) = (tokens / seq, hidden / self.heads);
+        let split = |x: Tensor<B, 2>, heads: usize| x.reshape([batch, seq, heads, head_dim]);
+        let query = rotary.forward(split(query, self.heads)).swap_dims(1, 2);
+        let key = self.repeat(rotary.forward(split(key, self.kv_heads)).swap_dims(1, 2));
+        let value = self.repeat(split(value, self.kv_heads).swap_dims(1, 2));
 
         let query = query.mul_scalar((head_dim as f64).sqrt().recip());
         let scores = query.matmul(key.swap_dims(2, 3));
         let dtype = scores.dtype();
-        let scores = scores.cast(DType::F32).reshape([batch * self.heads, seq * seq]) + mask;
+        let scores = scores.cast(DType::F32).reshape([batch * self.heads, seq * seq]) + mask.tensor();
         let weights = softmax(scores.reshape([batch * self.heads * seq, seq])).cast(dtype);
         let mixed = weights.reshape([batch, self.heads, seq, seq]).matmul(value);
-
-        let mixed = mixed.swap_dims(1, 2).reshape([batch * seq, hidden]);
-        project(mixed, &self.output).reshape([batch, seq, hidden])
+        mixed.swap_dims(1, 2).reshape([tokens, hidden])
     }
 
     /// Gives every query head its key or value head: `[batch, kv_heads, seq, head_dim]` to `[batch, heads, seq, head_dim]`.
@@ -93,13 +116,38 @@ impl<B: Backend> Attention<B> {
     }
 }
 
-/// The causal mask to be added to the scores: 0 where a query (row) may see a key (column), −∞ where the key comes later; `[1, seq · seq]`.
-pub fn causal_mask<B: Backend>(seq: usize, device: &B::Device) -> Tensor<B, 2> {
-    // `tril_mask` is false on and below the diagonal.
-    let later = Tensor::<B, 2, Bool>::tril_mask([seq, seq], 0, device);
-    Tensor::zeros([seq, seq], (device, DType::F32))
-        .mask_fill(later, f32::NEG_INFINITY)
-        .reshape([1, seq * seq])
+/// What hides later positions from earlier ones, for sequences of one length; made when it is first asked for, since fused attention never
+/// asks.
+#[derive(Debug)]
+pub struct CausalMask<B: Backend> {
+    seq: usize,
+    device: B::Device,
+    tensor: OnceCell<Tensor<B, 2>>,
+}
+
+impl<B: Backend> CausalMask<B> {
+    /// The mask for sequences of length `seq`.
+    pub fn new(seq: usize, device: B::Device) -> Self {
+        Self {
+            seq,
+            device,
+            tensor: OnceCell::new(),
+        }
+    }
+
+    /// To be added to the scores: 0 where a query (row) may see a key (column), −∞ where the key comes later; `[1, seq · seq]`.
+    fn tensor(&self) -> Tensor<B, 2> {
+        let make = || {
+            let shape = [self.seq, self.seq];
+            // `tril_mask` is false on and below the diagonal.
+            let later = Tensor::<B, 2, Bool>::tril_mask(shape, 0, &self.device);
+            let zeros = Tensor::<B, 2>::zeros(shape, (&self.device, DType::F32));
+            zeros
+                .mask_fill(later, f32::NEG_INFINITY)
+                .reshape([1, self.seq * self.seq])
+        };
+        self.tensor.get_or_init(make).clone()
+    }
 }
 
 /// Softmax over the last dimension. Burn's own divides by the sum, and the backward pass of a division is dear; this one multiplies by
@@ -119,7 +167,7 @@ mod tests {
     fn attend(attention: &Attention<Flex>, x: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
         let rotary = RotaryConfig::new(16, 4).init(&FlexDevice);
         let seq = x.dims()[1];
-        attention.forward(x, &rotary, causal_mask::<Flex>(seq, &FlexDevice))
+        attention.forward(x, &rotary, &CausalMask::new(seq, FlexDevice))
     }
 
     #[test]

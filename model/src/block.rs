@@ -9,7 +9,7 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::attention::{Attention, AttentionConfig};
+use crate::attention::{Attention, AttentionConfig, CausalMask};
 use crate::config::LlamaConfig;
 use crate::gpas::Gpas;
 use crate::mlp::{Mlp, MlpConfig};
@@ -121,11 +121,10 @@ impl<B: Backend> Block<B> {
 
     /// # Shapes
     /// - input and output: `[batch, seq, hidden]`
-    /// - mask: `[1, seq · seq]`, see [`causal_mask`](crate::causal_mask)
-    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &Tensor<B, 2>) -> Tensor<B, 3> {
-        let x = self.attention_residual.forward(x, self.gates.first(), |z| {
-            self.attention.forward(z, rotary, mask.clone())
-        });
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &CausalMask<B>) -> Tensor<B, 3> {
+        let x = self
+            .attention_residual
+            .forward(x, self.gates.first(), |z| self.attention.forward(z, rotary, mask));
         self.mlp_residual.forward(x, self.gates.last(), |z| self.mlp.forward(z))
     }
 }

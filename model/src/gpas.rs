@@ -6,9 +6,11 @@
 
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
-use burn::tensor::activation::{leaky_relu, relu, sigmoid, silu, tanh};
+use burn::tensor::activation::{relu, sigmoid, silu, tanh};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+
+use crate::host;
 
 /// Activation of the gate; the paper's ablation (its table 6) compares them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +39,8 @@ impl GateActivation {
             GateActivation::Identity => gate,
             GateActivation::Relu => relu(gate),
             GateActivation::Tanh => tanh(gate),
-            GateActivation::LeakyRelu => leaky_relu(gate, 0.01),
+            // As a sum, whose slope at 0, where a gate starts, is PyTorch's 0.01; that of Burn's `leaky_relu` is 1.
+            GateActivation::LeakyRelu => gate.clone().mul_scalar(0.01) + relu(gate).mul_scalar(0.99),
             GateActivation::ScaleSilu => sigmoid(gate.clone().mul_scalar(8.0)) * gate,
         }
     }
@@ -53,6 +56,21 @@ impl GateActivation {
             GateActivation::LeakyRelu if gate < 0.0 => 0.01 * gate,
             GateActivation::LeakyRelu => gate,
             GateActivation::ScaleSilu => gate * sigmoid(8.0 * gate),
+        }
+    }
+
+    /// The slope of the activation at one number; at a kink that of the left side, as in PyTorch.
+    pub fn derivative(self, gate: f64) -> f64 {
+        let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
+        match self {
+            GateActivation::Silu => sigmoid(gate) * (1.0 + gate * (1.0 - sigmoid(gate))),
+            GateActivation::Identity => 1.0,
+            GateActivation::Relu if gate > 0.0 => 1.0,
+            GateActivation::Relu => 0.0,
+            GateActivation::Tanh => 1.0 - gate.tanh().powi(2),
+            GateActivation::LeakyRelu if gate > 0.0 => 1.0,
+            GateActivation::LeakyRelu => 0.01,
+            GateActivation::ScaleSilu => sigmoid(8.0 * gate) * (1.0 + 8.0 * gate * (1.0 - sigmoid(8.0 * gate))),
         }
     }
 }
@@ -147,6 +165,17 @@ impl<B: Backend> Gpas<B> {
     /// # Shapes
     /// - input and output: any
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        if host::runs(&x) && host::runs(&self.gate.val()) {
+            let gate = host::Gate {
+                act: self.act,
+                stop_gradient: self.stop_gradient,
+            };
+            return host::apply(gate, [host::primitive(x), host::primitive(self.gate.val())]);
+        }
+        self.in_tensor_operations(x)
+    }
+
+    fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let amount = self.amount_per_row(x.dims(), &x.device()).cast(x.dtype());
         let scaled = if self.stop_gradient {
             x.clone().detach()

@@ -47,6 +47,7 @@ mod block;
 mod config;
 mod cost;
 mod gpas;
+pub mod host;
 mod init;
 mod llama;
 pub mod loss;
@@ -57,7 +58,7 @@ mod rotary;
 pub mod scheme;
 pub mod weights;
 
-pub use attention::{Attention, AttentionConfig, causal_mask};
+pub use attention::{Attention, AttentionConfig, CausalMask};
 pub use block::{Block, Residual};
 pub use config::{ConfigError, Initialisation, LlamaConfig, Preset};
 pub use cost::TrainingMemory;

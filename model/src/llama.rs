@@ -14,7 +14,7 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_train::metric::{Adaptor, ItemLazy, LossInput};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 
-use crate::attention::causal_mask;
+use crate::attention::CausalMask;
 use crate::block::Block;
 use crate::config::LlamaConfig;
 use crate::init::initialise;
@@ -105,7 +105,7 @@ impl<B: Backend> Llama<B> {
     /// Goes through the layers, showing the stream before each one, and returns it after the last.
     fn walk(&self, ids: Tensor<B, 2, Int>, mut before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
         let mut x = self.embedding.forward(ids);
-        let mask = causal_mask::<B>(x.dims()[1], &x.device());
+        let mask = CausalMask::new(x.dims()[1], x.device());
         for layer in &self.layers {
             before_layer(&x);
             x = layer.forward(x, &self.rotary, &mask);
@@ -188,7 +188,7 @@ impl<B: AutodiffBackend> Llama<B> {
         targets: Tensor<B::InnerBackend, 1, Int>,
         scored: usize,
     ) -> MicroBatch<B> {
-        let mask = causal_mask::<B>(ids.dims()[1], &ids.device());
+        let mask = CausalMask::new(ids.dims()[1], ids.device());
         let mut inputs = self.valid().residual_streams(ids.clone().inner());
         let mut gradients = GradientsAccumulator::<Self>::new();
         let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();

@@ -8,6 +8,7 @@
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
+use crate::host;
 use crate::precision::Precision;
 
 /// A target that is not scored, as in PyTorch.
@@ -47,6 +48,12 @@ pub fn loss_with_gradients<B: Backend>(
     scored: usize,
     precision: Precision,
 ) -> LossGradients<B> {
+    if host::runs(&hidden)
+        && precision.products() == DType::F32
+        && let Some(found) = host::loss_with_gradients(&hidden, &weight, &targets, scored)
+    {
+        return found;
+    }
     let rows = chunk_rows(weight.dims()[1]);
     loss_with_gradients_in_chunks(hidden, weight, targets, scored, precision, rows)
 }
@@ -103,8 +110,16 @@ pub fn token_losses<B: Backend>(
     targets: Tensor<B, 1, Int>,
     precision: Precision,
 ) -> Tensor<B, 1> {
-    let rows = chunk_rows(weight.dims()[1]);
     let products = precision.products();
+    // What this process's memory holds outside of autodiff needs no graph.
+    if host::runs(&hidden)
+        && !B::ad_enabled(&hidden.device())
+        && products == DType::F32
+        && let Some(found) = host::token_losses(&hidden, &weight, &targets)
+    {
+        return found;
+    }
+    let rows = chunk_rows(weight.dims()[1]);
     token_losses_in_chunks(hidden.cast(products), weight.cast(products), targets, rows)
 }
 

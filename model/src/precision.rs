@@ -13,6 +13,8 @@ use burn::nn::Linear;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
+use crate::host;
+
 /// Number format of the mathematics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -67,6 +69,10 @@ impl Precision {
 /// - x: `[tokens, inputs]`
 /// - output: `[tokens, outputs]`
 pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>) -> Tensor<B, 2> {
-    let weight = linear.weight.val().cast(x.dtype());
+    let weight = linear.weight.val();
+    if host::runs(&x) && host::runs(&weight) {
+        return host::apply(host::Linear, [host::primitive(x), host::primitive(weight)]);
+    }
+    let weight = weight.cast(x.dtype());
     x.matmul(weight)
 }

@@ -47,6 +47,14 @@ pub struct Rotary<B: Backend> {
 }
 
 impl<B: Backend> Rotary<B> {
+    /// The tables for `seq` positions, cosines and sines, each `[seq, head_dim]`.
+    ///
+    /// # Panics
+    /// If `seq` is longer than the tables.
+    pub(crate) fn tables(&self, seq: usize) -> [Tensor<B, 2>; 2] {
+        [&self.cos, &self.sin].map(|table| table.clone().narrow(0, 0, seq))
+    }
+
     /// Turns queries or keys by their positions, counted from 0: `x · cos θ + turn₉₀(x) · sin θ`.
     ///
     /// The two halves of a head change places in one copy, and the sign of that turn stands in the table of sines, so that every other
@@ -61,14 +69,14 @@ impl<B: Backend> Rotary<B> {
         let [batch, seq, heads, head_dim] = x.dims();
         let dtype = x.dtype();
         let half = head_dim / 2;
-        let table = |table: &Tensor<B, 2>| {
-            let rows = table.clone().narrow(0, 0, seq).reshape([seq, 1, head_dim]);
+        let [cos, sin] = self.tables(seq).map(|table| {
+            let rows = table.reshape([seq, 1, head_dim]);
             rows.repeat_dim(1, heads).reshape([1, seq * heads * head_dim])
-        };
+        });
         let x = x.cast(DType::F32).reshape([batch * seq * heads, head_dim]);
         let swapped = Tensor::cat(vec![x.clone().narrow(1, half, half), x.clone().narrow(1, 0, half)], 1);
         let flat = |x: Tensor<B, 2>| x.reshape([batch, seq * heads * head_dim]);
-        let sum = flat(x) * table(&self.cos) + flat(swapped) * table(&self.sin);
+        let sum = flat(x) * cos + flat(swapped) * sin;
         sum.reshape([batch, seq, heads, head_dim]).cast(dtype)
     }
 }

@@ -18,6 +18,7 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, P
 use burn::optim::{GradientsParams, LearningRate};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, ElementConversion, Tensor, TensorData};
+use gpas_model::host::{self, AdamStep, sum_of_squares};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use serde::{Deserialize, Serialize};
 
@@ -76,9 +77,12 @@ impl<B: Backend> SquaredNorms<B> {
         impl<A: AutodiffBackend> ModuleVisitor<A> for Squares<'_, A> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
                 if let Some(gradient) = self.gradients.get::<A::InnerBackend, D>(param.id) {
-                    let rows = gradient.cast(DType::F32).square().sum_dim(D - 1);
+                    let sum = match sum_of_squares(&gradient) {
+                        Some(sum) => Tensor::from_data(TensorData::from([sum as f32]), &gradient.device()),
+                        None => gradient.cast(DType::F32).square().sum_dim(D - 1).sum(),
+                    };
                     self.ids.push(param.id);
-                    self.sums.push(rows.sum());
+                    self.sums.push(sum);
                 }
             }
         }
@@ -374,6 +378,30 @@ impl AdamRule {
         }
     }
 
+    /// The same rule for tensors in the memory of this process.
+    fn on_host(&self, is_matrix: bool, factor: f64) -> AdamStep {
+        let OptimizerConfig {
+            kind,
+            betas,
+            weight_decay,
+            ..
+        } = self.config;
+        let (decay, keep) = match kind {
+            OptimizerKind::Adam => (weight_decay, 1.0),
+            OptimizerKind::AdamW if is_matrix => (0.0, 1.0 - self.rate * weight_decay),
+            OptimizerKind::AdamW => (0.0, 1.0),
+        };
+        AdamStep {
+            factor: factor as f32,
+            decay: decay as f32,
+            keep: keep as f32,
+            betas: [betas.0 as f32, betas.1 as f32],
+            rest: [(1.0 - betas.0) as f32, (1.0 - betas.1) as f32],
+            step_size: self.step_size as f32,
+            epsilon: self.eps as f32,
+        }
+    }
+
     /// The next weight and moments of one parameter; `factor` clips the gradient.
     fn step<B: Backend>(
         &self,
@@ -389,6 +417,24 @@ impl AdamRule {
             weight_decay,
             ..
         } = self.config;
+        if moments.is_none() && host::runs(&weight) {
+            let zeros = || weight.zeros_like();
+            let moments = Some(Moments {
+                first: zeros(),
+                second: zeros(),
+            });
+            return self.step(is_matrix, weight, gradient, factor, moments);
+        }
+        let (weight, moments) = match moments {
+            Some(Moments { first, second }) => match self
+                .on_host(is_matrix, factor)
+                .apply([weight, first, second], &gradient)
+            {
+                Ok([weight, first, second]) => return (weight, Moments { first, second }),
+                Err([weight, first, second]) => (weight, Some(Moments { first, second })),
+            },
+            None => (weight, None),
+        };
         let (weight, gradient, factor) = match kind {
             _ if weight_decay == 0.0 => (weight, gradient, factor),
             OptimizerKind::Adam => {

@@ -1,0 +1,328 @@
+//! The hot operations, fused, for backends whose tensors lie in the memory of this process: flex and ndarray.
+//!
+//! Every module says what it computes in tensor operations, which any backend runs and autodiff differentiates. On a processor those
+//! cost more between the matrix products than in them: each walks over memory once more, on one thread. So a module first asks
+//! [`runs`], and where the answer is yes it calls [`apply`] with an [`Operation`]: the same mathematics as one loop over slices, on all
+//! threads, with a backward pass of its own. Whether a tensor is in memory is seen from its type, so nothing of this shows in the bounds
+//! of a module: it takes any `B: Backend`, and one that this file does not know computes as its module says.
+//!
+//! Each operation is tested against the tensor operations that it stands for. Work is cut in ways that do not depend on the number of
+//! threads, and what is summed across a cut is summed in order, so the same numbers come out on every run.
+
+mod adam;
+mod attention;
+mod gate;
+mod head;
+mod linear;
+mod matrix;
+mod norm;
+mod swiglu;
+mod vector;
+
+pub use adam::{AdamStep, sum_of_squares};
+pub(crate) use attention::CausalAttention;
+pub(crate) use gate::Gate;
+pub(crate) use head::{loss_with_gradients, token_losses};
+pub(crate) use linear::Linear;
+pub(crate) use norm::Norm;
+pub(crate) use swiglu::SwiGlu;
+
+use std::any::Any;
+use std::fmt::Debug;
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape, Tensor, TensorData, TensorMetadata, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+#[cfg(feature = "ndarray")]
+use burn_ndarray::{NdArray, NdArrayTensor};
+
+use matrix::Matrix;
+
+/// A backend whose f32 tensors are slices.
+trait HostBackend: Backend {
+    /// The numbers of a tensor, row by row; none if they do not lie so.
+    fn floats(tensor: &FloatTensor<Self>) -> Option<&[f32]>;
+}
+
+impl HostBackend for Flex {
+    fn floats(tensor: &FlexTensor) -> Option<&[f32]> {
+        tensor.as_slice()
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl HostBackend for NdArray<f32> {
+    fn floats(tensor: &NdArrayTensor) -> Option<&[f32]> {
+        match tensor {
+            NdArrayTensor::F32(array) => array.view().to_slice(),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the fused operations run on tensors like this one: f32 in the memory of this process.
+pub fn runs<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> bool {
+    tensor.dtype() == DType::F32 && is_host::<B>()
+}
+
+/// Whether the tensors of a backend lie in the memory of this process.
+fn is_host<B: Backend>() -> bool {
+    fn is<B: Backend, I: Backend>() -> bool {
+        use std::any::TypeId;
+        let primitive = TypeId::of::<FloatTensor<B>>();
+        primitive == TypeId::of::<FloatTensor<I>>() || primitive == TypeId::of::<FloatTensor<Autodiff<I>>>()
+    }
+    #[cfg(feature = "ndarray")]
+    if is::<B, NdArray<f32>>() {
+        return true;
+    }
+    is::<B, Flex>()
+}
+
+/// An input of an operation.
+#[derive(Clone, Debug)]
+pub(crate) struct View<'a> {
+    /// Row by row.
+    values: &'a [f32],
+    shape: Shape,
+}
+
+impl View<'_> {
+    /// Size of the last dimension.
+    fn width(&self) -> usize {
+        self.shape.as_slice().last().copied().unwrap_or(1)
+    }
+}
+
+/// What an operation returns.
+pub(crate) struct Output<K> {
+    /// Row by row.
+    values: Vec<f32>,
+    shape: Shape,
+    /// What the backward pass needs besides the inputs.
+    kept: K,
+}
+
+/// What an operation sends back to one of its inputs.
+pub(crate) enum Gradient {
+    /// Nothing; nobody asked.
+    None,
+    /// What came from above, unchanged.
+    Upstream,
+    /// These numbers, in the shape of the input.
+    Values(Vec<f32>),
+}
+
+/// A differentiable operation over slices.
+pub(crate) trait Operation<const N: usize>: Debug + Send + 'static {
+    /// What the forward pass keeps for the backward pass besides the inputs.
+    type Kept: Clone + Debug + Send + 'static;
+
+    fn forward(&self, inputs: [View<'_>; N]) -> Output<Self::Kept>;
+
+    /// The gradients of the `wanted` inputs; `upstream` is that of the output.
+    fn backward(&self, inputs: [View<'_>; N], kept: &Self::Kept, upstream: &[f32], wanted: [bool; N]) -> [Gradient; N];
+}
+
+/// A tensor as [`apply`] takes it, its rank forgotten.
+pub(crate) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+/// Runs an operation on tensors for which [`runs`] has said yes, under autodiff if they are tracked.
+pub(crate) fn apply<B: Backend, O: Operation<N>, const N: usize, const D: usize>(
+    operation: O,
+    inputs: [FloatTensor<B>; N],
+) -> Tensor<B, D> {
+    macro_rules! on {
+        ($host:ty, $inputs:ident) => {{
+            let inputs = match cast::<_, [FloatTensor<$host>; N]>($inputs) {
+                Ok(inputs) => {
+                    return finish::<$host, B, D>(run::<$host, O, N>(&operation, &inputs.map(in_order::<$host>)).0);
+                }
+                Err(inputs) => inputs,
+            };
+            match cast::<_, [FloatTensor<Autodiff<$host>>; N]>(inputs) {
+                Ok(inputs) => return finish::<Autodiff<$host>, B, D>(run_tracked::<$host, O, N>(operation, inputs)),
+                Err(inputs) => inputs,
+            }
+        }};
+    }
+    let inputs = on!(Flex, inputs);
+    #[cfg(feature = "ndarray")]
+    let inputs = on!(NdArray<f32>, inputs);
+    drop(inputs);
+    unreachable!("`runs` knows the same backends")
+}
+
+/// A value as the type that it has.
+fn cast<T: 'static, U: 'static>(value: T) -> Result<U, T> {
+    let mut value = Some(value);
+    match (&mut value as &mut dyn Any).downcast_mut::<Option<U>>() {
+        Some(cast) => Ok(cast.take().expect("it was put there above")),
+        None => Err(value.expect("nobody took it")),
+    }
+}
+
+fn finish<T: Backend, B: Backend, const D: usize>(output: FloatTensor<T>) -> Tensor<B, D> {
+    match cast::<FloatTensor<T>, FloatTensor<B>>(output) {
+        Ok(output) => Tensor::from_primitive(TensorPrimitive::Float(output)),
+        Err(_) => unreachable!("the inputs had the same type"),
+    }
+}
+
+fn tensor<B: Backend>(values: Vec<f32>, shape: Shape) -> FloatTensor<B> {
+    B::float_from_data(TensorData::new(values, shape), &B::Device::default())
+}
+
+/// The tensor with its numbers row by row.
+fn in_order<B: HostBackend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
+    if B::floats(&tensor).is_some() {
+        return tensor;
+    }
+    let device = B::float_device(&tensor);
+    let data = burn::tensor::try_read_sync(B::float_into_data(tensor));
+    let data = data
+        .and_then(Result::ok)
+        .expect("the memory of this process can be read");
+    B::float_from_data(data, &device)
+}
+
+fn views<B: HostBackend, const N: usize>(inputs: &[FloatTensor<B>; N]) -> [View<'_>; N] {
+    inputs.each_ref().map(|input| View {
+        values: B::floats(input).expect("inputs are put in order first"),
+        shape: input.shape(),
+    })
+}
+
+fn run<B: HostBackend, O: Operation<N>, const N: usize>(
+    operation: &O,
+    inputs: &[FloatTensor<B>; N],
+) -> (FloatTensor<B>, O::Kept) {
+    let Output { values, shape, kept } = operation.forward(views::<B, N>(inputs));
+    (tensor::<B>(values, shape), kept)
+}
+
+fn run_tracked<B: HostBackend, O: Operation<N>, const N: usize>(
+    operation: O,
+    inputs: [FloatTensor<Autodiff<B>>; N],
+) -> FloatTensor<Autodiff<B>> {
+    let nodes = inputs.each_ref().map(|input| input.node.clone());
+    // The graph forgets a node that nobody counts, and another thread may make it look at any time: the inputs count until the output is
+    // part of it.
+    let _counts = inputs.each_ref().map(|input| input.rc.clone());
+    let inputs = inputs.map(|input| in_order::<B>(input.primitive));
+    let (output, kept) = run::<B, O, N>(&operation, &inputs);
+    let step = Step(operation);
+    // No checkpointing strategy of Burn's computes it again: it says itself what it keeps.
+    match step.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(Saved::<B, O, N> { inputs, kept }, output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    }
+}
+
+/// The backward step of an operation.
+#[derive(Debug)]
+struct Step<O>(O);
+
+struct Saved<B: Backend, O: Operation<N>, const N: usize> {
+    inputs: [FloatTensor<B>; N],
+    kept: O::Kept,
+}
+
+impl<B: Backend, O: Operation<N>, const N: usize> Clone for Saved<B, O, N> {
+    fn clone(&self) -> Self {
+        Self {
+            inputs: self.inputs.clone(),
+            kept: self.kept.clone(),
+        }
+    }
+}
+
+impl<B: Backend, O: Operation<N>, const N: usize> Debug for Saved<B, O, N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Saved")
+            .field("kept", &self.kept)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: HostBackend, O: Operation<N>, const N: usize> Backward<B, N> for Step<O> {
+    type State = Saved<B, O, N>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let upstream = in_order::<B>(grads.consume::<B>(&ops.node));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let Saved { inputs, kept } = ops.state;
+        let values = B::floats(&upstream).expect("it was put in order above");
+        let gradients = self.0.backward(views::<B, N>(&inputs), &kept, values, wanted);
+        for ((parent, gradient), input) in ops.parents.into_iter().zip(gradients).zip(&inputs) {
+            let gradient = match gradient {
+                Gradient::None => continue,
+                Gradient::Upstream => upstream.clone(),
+                Gradient::Values(values) => tensor::<B>(values, input.shape()),
+            };
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// A matrix in memory, in whichever order its numbers lie.
+fn matrix<B: Backend>(tensor: &FloatTensor<B>) -> Option<Matrix<'_>> {
+    let tensor = tensor as &dyn Any;
+    if let Some(tensor) = tensor.downcast_ref::<FlexTensor>() {
+        if tensor.dtype() != DType::F32 {
+            return None;
+        }
+        let layout = tensor.layout();
+        let ([rows, columns], [row_stride, column_stride]) = (layout.shape().as_slice(), layout.strides()) else {
+            return None;
+        };
+        let values = tensor.storage::<f32>().get(layout.start_offset()..)?;
+        return Matrix::with_strides(values, [*rows, *columns], [*row_stride, *column_stride]);
+    }
+    #[cfg(feature = "ndarray")]
+    if let Some(NdArrayTensor::F32(array)) = tensor.downcast_ref::<NdArrayTensor>() {
+        let view = array.view();
+        let ([rows, columns], [row_stride, column_stride]) = (array.shape(), view.strides()) else {
+            return None;
+        };
+        let sizes = ([*rows, *columns], [*row_stride, *column_stride]);
+        return Matrix::with_strides(view.to_slice_memory_order()?, sizes.0, sizes.1);
+    }
+    None
+}
+
+/// The numbers of a tensor in the memory of this process, row by row; none if they do not lie so.
+fn host_floats<B: Backend>(tensor: &FloatTensor<B>) -> Option<&[f32]> {
+    let tensor = tensor as &dyn Any;
+    #[cfg(feature = "ndarray")]
+    if let Some(tensor) = tensor.downcast_ref() {
+        return NdArray::<f32>::floats(tensor);
+    }
+    Flex::floats(tensor.downcast_ref()?)
+}
+
+/// The numbers of a tensor in the memory of this process, to be changed in place. A tensor that shares them gets its own first.
+fn floats_mut<B: Backend>(tensor: &mut FloatTensor<B>) -> Option<&mut [f32]> {
+    let tensor = tensor as &mut dyn Any;
+    // Asked twice, since a borrow that is returned from one branch lasts through the others.
+    if tensor.is::<FlexTensor>() {
+        let tensor = tensor.downcast_mut::<FlexTensor>()?;
+        let is_whole = tensor.as_slice::<f32>()?.len() == tensor.storage::<f32>().len();
+        return if is_whole { Some(tensor.storage_mut()) } else { None };
+    }
+    #[cfg(feature = "ndarray")]
+    if let Some(NdArrayTensor::F32(array)) = tensor.downcast_mut::<NdArrayTensor>() {
+        return array.ensure_owned().as_slice_mut();
+    }
+    None
+}

@@ -1,0 +1,90 @@
+//! GPAS: one scaled copy forward, `y = (1 − act(α))·x`; back, the identity, and `∂L/∂α = −act'(α)·Σ ∂L/∂y·x`.
+
+use burn::tensor::Shape;
+use rayon::prelude::*;
+
+use super::vector::{CHUNK, vectorised};
+use super::{Gradient, Operation, Output, View};
+use crate::gpas::GateActivation;
+
+/// GPAS of a stream and its gate `[1]`.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    pub(crate) act: GateActivation,
+    /// Whether the scaling is hidden from the gradient.
+    pub(crate) stop_gradient: bool,
+}
+
+impl Gate {
+    fn scale(&self, gate: &View<'_>) -> f32 {
+        1.0 - self.act.value(f64::from(gate.values[0])) as f32
+    }
+
+    fn scaled(values: &[f32], scale: f32) -> Vec<f32> {
+        let mut y = vec![0.0; values.len()];
+        let tasks = values.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
+        tasks.for_each(|(x, y)| multiply(x, scale, y));
+        y
+    }
+}
+
+impl Operation<2> for Gate {
+    type Kept = ();
+
+    fn forward(&self, [x, gate]: [View<'_>; 2]) -> Output<()> {
+        Output {
+            values: Self::scaled(x.values, self.scale(&gate)),
+            shape: Shape::clone(&x.shape),
+            kept: (),
+        }
+    }
+
+    fn backward(&self, [x, gate]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [bool; 2]) -> [Gradient; 2] {
+        let of_x = if !self.stop_gradient {
+            Gradient::Values(Self::scaled(upstream, self.scale(&gate)))
+        } else {
+            Gradient::Upstream
+        };
+        if !wanted[1] {
+            return [of_x, Gradient::None];
+        }
+        // The terms nearly cancel, hence f64 throughout; over chunks in their order.
+        let parts: Vec<f64> = x
+            .values
+            .par_chunks(CHUNK)
+            .zip(upstream.par_chunks(CHUNK))
+            .map(|(x, upstream)| wide_dot(x, upstream))
+            .collect();
+        let slope = self.act.derivative(f64::from(gate.values[0]));
+        let of_gate = -slope * parts.into_iter().sum::<f64>();
+        [of_x, Gradient::Values(vec![of_gate as f32])]
+    }
+}
+
+vectorised! {
+    fn multiply(x: &'a [f32], scale: f32, y: &'a mut [f32]) -> () {
+        for (x, y) in x.iter().zip(y) {
+            *y = *x * scale;
+        }
+    }
+
+    fn wide_dot(a: &'a [f32], b: &'a [f32]) -> f64 {
+        const WIDE: usize = 16;
+        let mut lanes = [0.0f64; WIDE];
+        let (a_blocks, a_rest) = a.as_chunks::<WIDE>();
+        let (b_blocks, b_rest) = b.as_chunks::<WIDE>();
+        for (a, b) in a_blocks.iter().zip(b_blocks) {
+            for i in 0..WIDE {
+                lanes[i] += a[i] as f64 * b[i] as f64;
+            }
+        }
+        let mut sum = 0.0;
+        for (a, b) in a_rest.iter().zip(b_rest) {
+            sum += *a as f64 * *b as f64;
+        }
+        for lane in lanes {
+            sum += lane;
+        }
+        sum
+    }
+}

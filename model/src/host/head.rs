@@ -1,0 +1,324 @@
+//! Head and cross-entropy at once, as [`crate::loss`] says, a chunk of rows and a block of the vocabulary at a time.
+//!
+//! 1. Each block of a chunk's logits is computed, and while it is in the cache turned into `exp(z − m)` with the block's own maximum `m` of
+//!    each row, and summed.
+//! 2. The maxima and sums of the blocks give those of the whole rows, and with them the losses.
+//! 3. Each block is scaled into `p − onehot(target)`, and while it is in the cache sent back to the hidden states and to the head.
+//!
+//! A logit is written once and read once; the gradient of the head is written in place.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use super::vector::{exp, exp_and_sum, max, vectorised};
+use super::{matrix, primitive, tensor};
+use crate::loss::{IGNORE_INDEX, LossGradients};
+
+/// Columns of a block, so many that a chunk's block of logits stays in a core's cache.
+const BLOCK: usize = 256;
+/// Most rows of a chunk.
+const ROWS: usize = 1024;
+/// Most numbers of a chunk's logits: 128 MiB.
+const NUMBERS: usize = 1 << 25;
+/// Tasks that a chunk's blocks are sent back in; each has a sum of its own of the hidden states' gradient.
+const TASKS: usize = 16;
+
+/// [`loss_with_gradients`](crate::loss::loss_with_gradients) in f32; none where the tensors are not in the memory of this process.
+pub(crate) fn loss_with_gradients<B: Backend>(
+    hidden: &Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    targets: &Tensor<B, 1, Int>,
+    scored: usize,
+) -> Option<LossGradients<B>> {
+    let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
+    let (hidden, weight) = (matrix::<B>(&hidden)?, matrix::<B>(&weight)?);
+    let result = Head { hidden, weight }.backward(&read(targets), 1.0 / scored.max(1) as f32);
+    let float = |values, shape: [usize; 2]| {
+        Tensor::from_primitive(burn::tensor::TensorPrimitive::Float(tensor::<B>(values, shape.into())))
+    };
+    let shape = [weight.rows(), weight.columns()];
+    let of_weight = if weight.is_by_rows() {
+        float(result.of_weight, shape)
+    } else {
+        float(result.of_weight, [shape[1], shape[0]]).transpose()
+    };
+    Some(LossGradients {
+        loss: Tensor::from_data(TensorData::from([result.loss as f32]), &Default::default()),
+        hidden: float(result.of_hidden, [hidden.rows(), hidden.columns()]),
+        weight: of_weight,
+    })
+}
+
+/// [`token_losses`](crate::loss::token_losses) in f32; none where the tensors are not in the memory of this process.
+pub(crate) fn token_losses<B: Backend>(
+    hidden: &Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    targets: &Tensor<B, 1, Int>,
+) -> Option<Tensor<B, 1>> {
+    let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
+    let (hidden, weight) = (matrix::<B>(&hidden)?, matrix::<B>(&weight)?);
+    let losses = Head { hidden, weight }.losses(&read(targets));
+    let count = losses.len();
+    Some(Tensor::from_data(TensorData::new(losses, [count]), &Default::default()))
+}
+
+fn read<B: Backend>(targets: &Tensor<B, 1, Int>) -> Vec<i64> {
+    targets.to_data().iter::<i64>().collect()
+}
+
+/// What [`Head::backward`] returns.
+struct Sent {
+    loss: f64,
+    /// `[tokens, hidden]`.
+    of_hidden: Vec<f32>,
+    /// In the order of the weight.
+    of_weight: Vec<f32>,
+}
+
+/// Hidden states `[tokens, hidden]` before a head `[hidden, vocab]`.
+struct Head<'a> {
+    hidden: Matrix<'a>,
+    weight: Matrix<'a>,
+}
+
+/// Of one row and one block of logits.
+#[derive(Clone, Copy, Default)]
+struct Part {
+    max: f32,
+    /// `Σ exp(z − max)`.
+    sum: f32,
+}
+
+impl Head<'_> {
+    /// Numbers of the first columns of the blocks.
+    fn starts(&self) -> Vec<usize> {
+        (0..self.weight.columns()).step_by(BLOCK).collect()
+    }
+
+    /// Rows of a chunk: what the logits and the tasks' sums leave room for.
+    fn rows(&self) -> usize {
+        let width = self.hidden.columns().max(1);
+        (NUMBERS / self.weight.columns())
+            .min(NUMBERS / 2 / TASKS / width)
+            .clamp(16, ROWS)
+    }
+
+    /// Logits of some hidden states and of the block that begins at column `start`, then [`exponentials`]; puts the logits of the targets
+    /// that lie in the block where they belong.
+    fn block(
+        &self,
+        hidden: Matrix<'_>,
+        start: usize,
+        out: &mut [f32],
+        targets: &[i64],
+        of_targets: &mut [f32],
+    ) -> Vec<Part> {
+        let width = out.len() / hidden.rows();
+        let weight = self.weight.column_range(start..start + width);
+        multiply(
+            &mut MatrixMut::new(out, hidden.rows(), width),
+            Into::Empty,
+            hidden,
+            weight,
+        );
+        for ((row, target), logit) in out.chunks_exact(width).zip(targets).zip(of_targets) {
+            if let Some(found) = column(*target, start, width) {
+                *logit = row[found];
+            }
+        }
+        let mut parts = vec![Part::default(); hidden.rows()];
+        exponentials(out, width, &mut parts);
+        parts
+    }
+
+    fn losses(&self, targets: &[i64]) -> Vec<f32> {
+        let tokens = self.hidden.rows();
+        let mut losses = vec![0.0; tokens];
+        // Rows enough that packing the head's blocks costs little beside the products.
+        const TASK: usize = 256;
+        losses.par_chunks_mut(TASK).enumerate().for_each_init(
+            || vec![0.0; TASK * BLOCK],
+            |scratch, (index, losses)| {
+                let rows = index * TASK..index * TASK + losses.len();
+                let (hidden, targets) = (self.hidden.row_range(rows.clone()), &targets[rows.clone()]);
+                let mut of_targets = vec![0.0; rows.len()];
+                let blocks: Vec<Vec<Part>> = self
+                    .starts()
+                    .into_iter()
+                    .map(|start| {
+                        let width = BLOCK.min(self.weight.columns() - start);
+                        self.block(
+                            hidden,
+                            start,
+                            &mut scratch[..rows.len() * width],
+                            targets,
+                            &mut of_targets,
+                        )
+                    })
+                    .collect();
+                for (row, loss) in losses.iter_mut().enumerate() {
+                    if targets[row] != IGNORE_INDEX {
+                        let whole = whole_row(&blocks, row);
+                        *loss = whole.max + whole.sum.ln() - of_targets[row];
+                    }
+                }
+            },
+        );
+        losses
+    }
+
+    fn backward(&self, targets: &[i64], share: f32) -> Sent {
+        let (tokens, width, vocab) = (self.hidden.rows(), self.hidden.columns(), self.weight.columns());
+        let (rows, starts) = (self.rows().min(tokens.max(1)), self.starts());
+        let mut of_hidden = vec![0.0; tokens * width];
+        let mut of_weight = vec![0.0; width * vocab];
+        let mut logits = vec![0.0; rows * vocab];
+        let mut sums = vec![0.0; TASKS * rows * width];
+        let mut loss = 0.0;
+        for first in (0..tokens).step_by(rows) {
+            let count = rows.min(tokens - first);
+            let (hidden, targets) = (
+                self.hidden.row_range(first..first + count),
+                &targets[first..first + count],
+            );
+            // One after the other, each row by row, so that a product writes into one piece.
+            let mut blocks: Vec<&mut [f32]> = logits[..count * vocab].chunks_mut(count * BLOCK).collect();
+
+            let computed: Vec<(Vec<Part>, Vec<f32>)> = blocks
+                .par_iter_mut()
+                .zip(&starts)
+                .map(|(block, start)| {
+                    let mut of_targets = vec![0.0; count];
+                    (self.block(hidden, *start, block, targets, &mut of_targets), of_targets)
+                })
+                .collect();
+            let (parts, of_targets): (Vec<_>, Vec<_>) = computed.into_iter().unzip();
+
+            let shares: Vec<Part> = (0..count)
+                .map(|row| {
+                    let target = targets[row];
+                    let whole = whole_row(&parts, row);
+                    if target == IGNORE_INDEX {
+                        return Part {
+                            max: whole.max,
+                            sum: 0.0,
+                        };
+                    }
+                    let of_target = of_targets
+                        .get(target as usize / BLOCK)
+                        .map_or(f32::NAN, |block| block[row]);
+                    let own = whole.max - of_target + whole.sum.ln();
+                    loss += f64::from(own) * f64::from(share);
+                    Part {
+                        max: whole.max,
+                        sum: share / whole.sum,
+                    }
+                })
+                .collect();
+
+            let by_columns = hidden.to_transposed();
+            let by_columns = Matrix::new(&by_columns, width, count);
+            let of_head = if self.weight.is_by_rows() {
+                MatrixMut::new(&mut of_weight, width, vocab)
+            } else {
+                MatrixMut::new(&mut of_weight, vocab, width).transposed()
+            };
+            let mut outs: Vec<_> = of_head
+                .column_blocks(BLOCK)
+                .into_iter()
+                .zip(blocks)
+                .zip(&starts)
+                .zip(&parts)
+                .collect();
+            let into = if first == 0 { Into::Empty } else { Into::Sum };
+            // Neighbouring blocks are one task's, the same ones whatever the number of threads.
+            let each = outs.len().div_ceil(TASKS);
+            let sums = &mut sums[..TASKS * count * width];
+            let used = outs.len().div_ceil(each);
+            outs.par_chunks_mut(each)
+                .zip(sums.par_chunks_mut(count * width))
+                .for_each(|(blocks, sum)| {
+                    for (index, (((out, block), start), parts)) in blocks.iter_mut().enumerate() {
+                        let columns = block.len() / count;
+                        scale(block, columns, parts, &shares);
+                        for (row, target) in targets.iter().enumerate() {
+                            if let Some(found) = column(*target, **start, columns) {
+                                block[row * columns + found] -= share;
+                            }
+                        }
+                        let of_logits = Matrix::new(block, count, columns);
+                        let weight = self.weight.column_range(**start..**start + columns);
+                        let before = if index == 0 { Into::Empty } else { Into::Sum };
+                        multiply(
+                            &mut MatrixMut::new(sum, count, width),
+                            before,
+                            of_logits,
+                            weight.transposed(),
+                        );
+                        multiply(out, into, by_columns, of_logits);
+                    }
+                });
+            let out = &mut of_hidden[first * width..(first + count) * width];
+            add_up(out, &sums[..used * count * width]);
+        }
+        Sent {
+            loss,
+            of_hidden,
+            of_weight,
+        }
+    }
+}
+
+/// Where a target stands in the block of `width` columns from `start`.
+fn column(target: i64, start: usize, width: usize) -> Option<usize> {
+    let column = usize::try_from(target).ok()?.checked_sub(start)?;
+    (column < width).then_some(column)
+}
+
+/// Maximum and sum of a row from those of its blocks.
+fn whole_row(blocks: &[Vec<Part>], row: usize) -> Part {
+    let max = blocks
+        .iter()
+        .map(|parts| parts[row].max)
+        .fold(f32::NEG_INFINITY, f32::max);
+    let sum = blocks
+        .iter()
+        .map(|parts| parts[row].sum * exp(parts[row].max - max))
+        .sum();
+    Part { max, sum }
+}
+
+/// Adds up the tasks' sums in their order.
+fn add_up(out: &mut [f32], sums: &[f32]) {
+    const PIECE: usize = 1 << 13;
+    let length = out.len();
+    out.par_chunks_mut(PIECE).enumerate().for_each(|(index, out)| {
+        for sum in sums.chunks_exact(length) {
+            for (out, value) in out.iter_mut().zip(&sum[index * PIECE..]) {
+                *out += value;
+            }
+        }
+    });
+}
+
+vectorised! {
+    /// `exp(z − max)` of each row in the place of the logits, with the maximum and the sum.
+    fn exponentials(logits: &'a mut [f32], columns: usize, parts: &'a mut [Part]) -> () {
+        for (row, part) in logits.chunks_exact_mut(columns).zip(parts) {
+            part.max = max(row);
+            part.sum = exp_and_sum(row, part.max);
+        }
+    }
+
+    /// The softmax of each row times its share of the loss: `exp(z − max)` was taken with the block's own maximum.
+    fn scale(block: &'a mut [f32], columns: usize, parts: &'a [Part], shares: &'a [Part]) -> () {
+        for ((row, part), share) in block.chunks_exact_mut(columns).zip(parts).zip(shares) {
+            let factor = exp(part.max - share.max) * share.sum;
+            for value in row {
+                *value *= factor;
+            }
+        }
+    }
+}
