@@ -8,7 +8,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
 use crate::host;
-use crate::precision::project;
+use crate::precision::{fused_projections, project};
 use crate::rotary::Rotary;
 
 /// Configuration of [`Attention`]; no projection has a bias.
@@ -63,18 +63,18 @@ impl<B: Backend> Attention<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
-        let (query, key) = (project(x.clone(), &self.query), project(x.clone(), &self.key));
-        let value = project(x, &self.value);
-        let mixed = if host::runs(&query) {
-            let attention = host::CausalAttention {
-                seq,
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-            };
-            let [cos, sin] = rotary.tables(seq);
-            host::apply(attention, [query, key, value, cos, sin].map(host::primitive))
-        } else {
-            self.in_tensor_operations([query, key, value], seq, rotary, mask)
+        let projections = [&self.query, &self.key, &self.value];
+        let mixed = match fused_projections(&x, projections) {
+            Some(projected) => {
+                let attention = host::CausalAttention {
+                    seq,
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                };
+                let [cos, sin] = rotary.tables(seq);
+                host::apply(attention, [projected, cos, sin].map(host::primitive))
+            }
+            None => self.in_tensor_operations(projections.map(|linear| project(x.clone(), linear)), seq, rotary, mask),
         };
         project(mixed, &self.output).reshape([batch, seq, hidden])
     }

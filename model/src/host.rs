@@ -11,19 +11,22 @@
 
 mod adam;
 mod attention;
+mod embedding;
 mod gate;
 mod head;
 mod linear;
 mod matrix;
+mod memory;
 mod norm;
 mod swiglu;
 mod vector;
 
 pub use adam::{AdamStep, sum_of_squares};
 pub(crate) use attention::CausalAttention;
+pub(crate) use embedding::Embed;
 pub(crate) use gate::Gate;
 pub(crate) use head::{loss_with_gradients, token_losses};
-pub(crate) use linear::Linear;
+use linear::Linear;
 pub(crate) use norm::Norm;
 pub(crate) use swiglu::SwiGlu;
 
@@ -159,6 +162,20 @@ pub(crate) fn apply<B: Backend, O: Operation<N>, const N: usize, const D: usize>
     let inputs = on!(NdArray<f32>, inputs);
     drop(inputs);
     unreachable!("`runs` knows the same backends")
+}
+
+/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights.
+pub(crate) fn linear<B: Backend, const N: usize>(x: FloatTensor<B>, weights: [FloatTensor<B>; N]) -> Tensor<B, 2> {
+    let inputs: Vec<_> = std::iter::once(x).chain(weights).collect();
+    // The number of inputs is part of an operation's type.
+    fn of<B: Backend, const N: usize>(inputs: Vec<FloatTensor<B>>) -> Result<Tensor<B, 2>, Vec<FloatTensor<B>>>
+    where
+        Linear: Operation<N>,
+    {
+        inputs.try_into().map(|inputs: [_; N]| apply(Linear, inputs))
+    }
+    let outputs = of::<B, 2>(inputs).or_else(of::<B, 3>).or_else(of::<B, 4>);
+    outputs.unwrap_or_else(|_| unreachable!("no module has more than three weights on one input"))
 }
 
 /// A value as the type that it has.

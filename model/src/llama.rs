@@ -17,6 +17,7 @@ use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use crate::attention::CausalMask;
 use crate::block::Block;
 use crate::config::LlamaConfig;
+use crate::host;
 use crate::init::initialise;
 use crate::loss::{IGNORE_INDEX, LossGradients, loss_with_gradients, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
@@ -102,9 +103,20 @@ impl<B: Backend> Llama<B> {
         self.norm.forward(self.walk(ids, |_| ()))
     }
 
+    /// The stream before the first layer, `[batch, seq, hidden]`.
+    fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let table = self.embedding.weight.val();
+        if !host::runs(&table) {
+            return self.embedding.forward(ids);
+        }
+        let shape = ids.dims();
+        let ids = ids.into_data().iter::<i64>().map(|id| id as usize).collect();
+        host::apply(host::Embed { ids, shape }, [host::primitive(table)])
+    }
+
     /// Goes through the layers, showing the stream before each one, and returns it after the last.
     fn walk(&self, ids: Tensor<B, 2, Int>, mut before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
-        let mut x = self.embedding.forward(ids);
+        let mut x = self.embed(ids);
         let mask = CausalMask::new(x.dims()[1], x.device());
         for layer in &self.layers {
             before_layer(&x);
@@ -207,7 +219,7 @@ impl<B: AutodiffBackend> Llama<B> {
             let y = layer.forward(x.clone(), &self.rotary, &mask);
             upstream = collect(&x, pull_back(y, upstream));
         }
-        let found = pull_back(self.embedding.forward(ids), upstream);
+        let found = pull_back(self.embed(ids), upstream);
         gradients.accumulate(self, GradientsParams::from_grads(found, self));
         self.micro_batch(head.loss, gradients.grads(), head.weight)
     }

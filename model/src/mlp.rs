@@ -7,7 +7,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::host;
-use crate::precision::project;
+use crate::precision::{fused_projections, project};
 
 /// Configuration of an [`Mlp`]; no projection has a bias.
 #[derive(Config, Debug)]
@@ -48,15 +48,10 @@ impl<B: Backend> Mlp<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: see `Attention::forward`.
         let x = x.reshape([batch * seq, hidden]);
-        let gated = swiglu(project(x.clone(), &self.gate), project(x, &self.up));
+        let gated = match fused_projections(&x, [&self.gate, &self.up]) {
+            Some(both) => host::apply(host::SwiGlu, [host::primitive(both)]),
+            None => silu(project(x.clone(), &self.gate)) * project(x, &self.up),
+        };
         project(gated, &self.down).reshape([batch, seq, hidden])
     }
-}
-
-/// `silu(a) ⊙ b`.
-fn swiglu<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
-    if host::runs(&a) {
-        return host::apply(host::SwiGlu, [host::primitive(a), host::primitive(b)]);
-    }
-    silu(a) * b
 }

@@ -69,10 +69,25 @@ impl Precision {
 /// - x: `[tokens, inputs]`
 /// - output: `[tokens, outputs]`
 pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>) -> Tensor<B, 2> {
-    let weight = linear.weight.val();
-    if host::runs(&x) && host::runs(&weight) {
-        return host::apply(host::Linear, [host::primitive(x), host::primitive(weight)]);
+    if let Some(y) = fused_projections(&x, [linear]) {
+        return y;
     }
-    let weight = weight.cast(x.dtype());
+    let weight = linear.weight.val().cast(x.dtype());
     x.matmul(weight)
+}
+
+/// `[x · W₁ | x · W₂ | …]`, the products of a token side by side; none where [`host`] does not run.
+///
+/// # Shapes
+/// - x: `[tokens, inputs]`
+/// - output: `[tokens, outputs₁ + outputs₂ + …]`
+pub(crate) fn fused_projections<B: Backend, const N: usize>(
+    x: &Tensor<B, 2>,
+    linears: [&Linear<B>; N],
+) -> Option<Tensor<B, 2>> {
+    let weights = linears.map(|linear| linear.weight.val());
+    if !host::runs(x) || !weights.iter().all(host::runs) {
+        return None;
+    }
+    Some(host::linear(host::primitive(x.clone()), weights.map(host::primitive)))
 }

@@ -8,6 +8,7 @@ use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
 
 use crate::backend::{BackendTask, Selected};
+use crate::memory::peak_memory;
 use crate::recipe::Recipe;
 use crate::trainer::Trainer;
 use crate::training::{TrainingError, check_precision};
@@ -138,39 +139,5 @@ impl RandomIds {
             ids: tensor(&ids[..batch * seq]),
             targets: tensor(&ids[1..]),
         }
-    }
-}
-
-/// The largest resident memory of this process so far, in bytes; 0 where the system does not tell.
-pub fn peak_memory() -> u64 {
-    #[cfg(unix)]
-    {
-        // SAFETY: the call fills a struct of plain numbers that outlives it.
-        let usage = unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-            usage
-        };
-        // Bytes on Apple's systems, KiB elsewhere.
-        let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
-        usage.ru_maxrss.unsigned_abs() * unit
-    }
-    #[cfg(not(unix))]
-    {
-        0
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn peak_memory_sees_an_allocation() {
-        let before = peak_memory();
-        let block = std::hint::black_box(vec![1u8; 256 << 20]);
-        let after = peak_memory();
-        drop(block);
-        assert!(after >= 256 << 20 && after >= before, "{before} then {after}");
     }
 }

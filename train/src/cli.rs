@@ -11,6 +11,7 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::checkpoint::CheckpointError;
 use crate::commands::{bench, config, data, eval, tokenizer, train};
+use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::run::RunError;
 use crate::training::TrainingError;
@@ -43,6 +44,7 @@ enum Command {
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
+    keep_freed_memory();
     let result = match Cli::try_parse() {
         Ok(cli) => run(cli),
         // What our own types refuse is told as everything else is.

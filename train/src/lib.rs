@@ -11,6 +11,7 @@ pub mod commands;
 pub mod dashboard;
 pub mod evaluate;
 pub mod inspect;
+pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod recipe;

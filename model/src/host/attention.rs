@@ -5,20 +5,23 @@
 //! each row's sum (as FlashAttention, arXiv 2205.14135). A block of rows meets the keys up to its last row only, so close to half of the
 //! products are never made.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
+use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply};
+use super::memory::{Blank, scratch, written};
 use super::vector::{dot, exp, exp_and_sum, max, vectorised};
 use super::{Gradient, Operation, Output, View};
 
 /// Rows of a block.
 const ROWS: usize = 64;
 
-/// Attention over the inputs queries `[batch · seq, heads · d]`, keys and values `[batch · seq, kv_heads · d]`, and the tables of cosines
-/// and of sines of [`Rotary`](crate::Rotary), `[positions, d]`.
+/// Attention over the inputs `[batch · seq, (heads + 2 · kv_heads) · d]`, the queries, keys and values of each token side by side, and the
+/// tables of cosines and of sines of [`Rotary`](crate::Rotary), `[seq, d]`.
 #[derive(Debug)]
 pub(crate) struct CausalAttention {
     pub(crate) seq: usize,
@@ -26,7 +29,7 @@ pub(crate) struct CausalAttention {
     pub(crate) kv_heads: usize,
 }
 
-/// Queries, or keys, or values of one head of one sequence.
+/// Numbers of one head of one sequence in the rows of its tokens.
 #[derive(Clone, Copy)]
 struct Head<'a> {
     /// Of the whole sequence, with all heads.
@@ -45,16 +48,12 @@ impl<'a> Head<'a> {
     }
 
     fn matrix(self) -> Matrix<'a> {
-        Matrix::new(self.values, self.values.len() / self.width, self.width)
-            .column_range(self.columns.0..self.columns.1)
-    }
-
-    fn row(self, index: usize) -> &'a [f32] {
-        &self.values[index * self.width..][self.columns.0..self.columns.1]
+        let (rows, (first, end)) = (self.values.len() / self.width, self.columns);
+        Matrix::new(self.values, rows, self.width).column_range(first..end)
     }
 }
 
-/// The tables of the rotation.
+/// The tables of the rotation, `[seq, d]`.
 #[derive(Clone, Copy)]
 struct Turn<'a> {
     cos: &'a [f32],
@@ -65,23 +64,54 @@ struct Turn<'a> {
 impl Turn<'_> {
     /// A head's rows, each turned by its position and scaled.
     fn forward(&self, head: Head<'_>, scale: f32, out: &mut [f32]) {
-        for (position, out) in out.chunks_exact_mut(self.head_dim).enumerate() {
-            let (cos, sin) = self.at(position);
-            turn(head.row(position), cos, sin, scale, out);
-        }
+        let first = head.columns.0;
+        turn(
+            &head.values[first..],
+            head.width,
+            self.cos,
+            self.sin,
+            self.head_dim,
+            scale,
+            out,
+        );
     }
 
     /// The other way round, into the rows of a gradient.
-    fn backward(&self, values: &[f32], scale: f32, out: &mut MatrixMut<'_>) {
-        for (position, values) in values.chunks_exact(self.head_dim).enumerate() {
-            let (cos, sin) = self.at(position);
-            turn_back(values, cos, sin, scale, out.row(position));
-        }
+    fn backward(&self, values: &[f32], scale: f32, out: MatrixMut<'_>) {
+        turn_back(values, self.cos, self.sin, self.head_dim, scale, out);
     }
+}
 
-    fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.head_dim..(position + 1) * self.head_dim;
-        (&self.cos[range.clone()], &self.sin[range])
+/// What a thread works in, all of it of one head.
+struct Scratch {
+    /// Turned and scaled queries, `[seq, d]`.
+    q: Vec<f32>,
+    /// Turned keys, `[seq, d]`.
+    k: Vec<f32>,
+    /// Room for the transpose of the keys.
+    turned_k: Vec<MaybeUninit<f32>>,
+    /// Room for that of the values.
+    turned_v: Vec<MaybeUninit<f32>>,
+    of_q: Vec<f32>,
+    of_k: Vec<f32>,
+    /// Scores and weights of a block of rows.
+    weights: Vec<f32>,
+    of_weights: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(seq: usize, head_dim: usize) -> Self {
+        let head = || vec![0.0; seq * head_dim];
+        Self {
+            q: head(),
+            k: head(),
+            turned_k: scratch(Transposed::room(seq, head_dim)),
+            turned_v: scratch(Transposed::room(seq, head_dim)),
+            of_q: head(),
+            of_k: head(),
+            weights: vec![0.0; ROWS * seq],
+            of_weights: vec![0.0; ROWS * seq],
+        }
     }
 }
 
@@ -90,119 +120,118 @@ impl CausalAttention {
         let seq = self.seq;
         (0..seq).step_by(ROWS).map(move |start| start..(start + ROWS).min(seq))
     }
+
+    /// `q·kᵀ` of a block of rows with the keys up to its last one.
+    fn scores(&self, out: &mut [f32], q: &[f32], turned_k: Matrix<'_>, rows: Range<usize>) {
+        let q = Matrix::new(q, self.seq, turned_k.rows()).row_range(rows.clone());
+        let k = turned_k.column_range(0..rows.end);
+        multiply(&mut MatrixMut::new(out, rows.len(), rows.end), Into::Empty, q, k);
+    }
 }
 
-impl Operation<5> for CausalAttention {
+impl Operation<3> for CausalAttention {
     /// `ln Σ exp` of each row of scores, `[batch, heads, seq]`.
     type Kept = Arc<Vec<f32>>;
 
-    fn forward(&self, [query, key, value, cos, sin]: [View<'_>; 5]) -> Output<Self::Kept> {
-        let (seq, heads, group) = (self.seq, self.heads, self.heads / self.kv_heads);
-        let (width, kv_width, head_dim) = (query.width(), key.width(), cos.width());
+    fn forward(&self, [x, cos, sin]: [View<'_>; 3]) -> Output<Self::Kept> {
+        let (seq, heads, kv_heads) = (self.seq, self.heads, self.kv_heads);
+        let (tokens, width, head_dim) = (x.shape[0], x.width(), cos.width());
         let turn = Turn {
             cos: cos.values,
             sin: sin.values,
             head_dim,
         };
         let scale = (head_dim as f32).sqrt().recip();
-        let mut mixed = vec![0.0; query.values.len()];
-        let mut log_sums = vec![0.0; query.values.len() / head_dim];
-        // One task for each head of each sequence; their results are columns of the sequence's rows.
-        let outs: Vec<MatrixMut<'_>> = mixed
-            .chunks_exact_mut(seq * width)
-            .flat_map(|sequence| MatrixMut::new(sequence, seq, width).column_blocks(head_dim))
-            .collect();
-        let tasks = outs.into_par_iter().zip(log_sums.par_chunks_exact_mut(seq));
-        let scratch = || {
-            [
-                vec![0.0; seq * head_dim],
-                vec![0.0; seq * head_dim],
-                vec![0.0; ROWS * seq],
-            ]
+        let mut log_sums = vec![0.0; tokens * heads];
+        let write = |mixed: &mut Blank| {
+            // One task for each head of each sequence; their results are columns of the sequence's rows.
+            let outs: Vec<MatrixMut<'_>> = mixed
+                .chunks_exact_mut(seq * heads * head_dim)
+                .flat_map(|sequence| MatrixMut::blank(sequence, seq, heads * head_dim).column_blocks(head_dim))
+                .collect();
+            let tasks = outs.into_par_iter().zip(log_sums.par_chunks_exact_mut(seq));
+            tasks.enumerate().for_each_init(
+                || Scratch::new(seq, head_dim),
+                |room, (task, (mut out, log_sums))| {
+                    let (sequence, head) = (task / heads, task % heads);
+                    let kv_head = head / (heads / kv_heads);
+                    let at = |head| Head::new(x.values, sequence, seq, width, head, head_dim);
+                    turn.forward(at(head), scale, &mut room.q);
+                    turn.forward(at(heads + kv_head), 1.0, &mut room.k);
+                    let turned_k = Matrix::new(&room.k, seq, head_dim).transpose_into(&mut room.turned_k);
+                    let value = at(heads + kv_heads + kv_head).matrix();
+                    for rows in self.blocks() {
+                        let seen = rows.end;
+                        let weights = &mut room.weights[..rows.len() * seen];
+                        self.scores(weights, &room.q, turned_k, rows.clone());
+                        softmax(weights, rows.start, &mut log_sums[rows.clone()]);
+                        let weights = Matrix::new(weights, rows.len(), seen);
+                        multiply(&mut out.row_range(rows), Into::Empty, weights, value.row_range(0..seen));
+                    }
+                },
+            );
         };
-        tasks
-            .enumerate()
-            .for_each_init(scratch, |[q, k, scores], (task, (mut out, log_sums))| {
-                let (sequence, head) = (task / heads, task % heads);
-                let kv_head = |values| Head::new(values, sequence, seq, kv_width, head / group, head_dim);
-                turn.forward(Head::new(query.values, sequence, seq, width, head, head_dim), scale, q);
-                turn.forward(kv_head(key.values), 1.0, k);
-                let value = kv_head(value.values).matrix();
-                for rows in self.blocks() {
-                    let seen = rows.end;
-                    let scores = &mut scores[..rows.len() * seen];
-                    similarities(scores, q, k, head_dim, rows.clone());
-                    softmax(scores, rows.start, &mut log_sums[rows.clone()]);
-                    let scores = Matrix::new(scores, rows.len(), seen);
-                    multiply(&mut out.row_range(rows), Into::Empty, scores, value.row_range(0..seen));
-                }
-            });
+        // SAFETY: the tasks are all columns of all sequences, the blocks all rows, and a product writes all of its entries.
+        let mixed = unsafe { written(tokens * heads * head_dim, write) };
         Output {
             values: mixed,
-            shape: query.shape,
+            shape: Shape::from([tokens, heads * head_dim]),
             kept: Arc::new(log_sums),
         }
     }
 
     fn backward(
         &self,
-        [query, key, value, cos, sin]: [View<'_>; 5],
+        [x, cos, sin]: [View<'_>; 3],
         log_sums: &Self::Kept,
         upstream: &[f32],
-        _wanted: [bool; 5],
-    ) -> [Gradient; 5] {
-        let (seq, group) = (self.seq, self.heads / self.kv_heads);
-        let (width, kv_width, head_dim) = (query.width(), key.width(), cos.width());
+        _wanted: [bool; 3],
+    ) -> [Gradient; 3] {
+        let (seq, heads, kv_heads) = (self.seq, self.heads, self.kv_heads);
+        let (width, head_dim, group) = (x.width(), cos.width(), heads / kv_heads);
         let turn = Turn {
             cos: cos.values,
             sin: sin.values,
             head_dim,
         };
         let scale = (head_dim as f32).sqrt().recip();
-        let mut of_query = vec![0.0; query.values.len()];
-        let mut of_key = vec![0.0; key.values.len()];
-        let mut of_value = vec![0.0; value.values.len()];
-        // One task for each key head of each sequence, which goes through the query heads that share it.
-        fn split(values: &mut [f32], seq: usize, width: usize, columns: usize) -> Vec<MatrixMut<'_>> {
-            values
-                .chunks_exact_mut(seq * width)
-                .flat_map(|sequence| MatrixMut::new(sequence, seq, width).column_blocks(columns))
-                .collect()
+        let mut of_x = vec![0.0; x.values.len()];
+        // One task for each key head of each sequence, which goes through the query heads that share it: their gradients, then the key's,
+        // then the value's.
+        let mut outs = Vec::new();
+        for sequence in of_x.chunks_exact_mut(seq * width) {
+            let mut columns = MatrixMut::new(sequence, seq, width).column_blocks(head_dim);
+            let mut of_values = columns.split_off(heads + kv_heads).into_iter();
+            let mut of_keys = columns.split_off(heads).into_iter();
+            let mut of_queries = columns.into_iter();
+            while let (Some(of_key), Some(of_value)) = (of_keys.next(), of_values.next()) {
+                let of_queries: Vec<_> = of_queries.by_ref().take(group).collect();
+                outs.push((of_queries, of_key, of_value));
+            }
         }
-        let outs = split(&mut of_query, seq, width, group * head_dim).into_par_iter();
-        let outs = outs.zip(split(&mut of_key, seq, kv_width, head_dim));
-        let outs = outs.zip(split(&mut of_value, seq, kv_width, head_dim));
-        let scratch = || {
-            let head = || vec![0.0; seq * head_dim];
-            (
-                [head(), head(), head(), head()],
-                [vec![0.0; ROWS * seq], vec![0.0; ROWS * seq]],
-            )
-        };
-        outs.enumerate()
-            .for_each_init(scratch, |([q, k, of_q, of_k], [weights, of_weights]), (task, outs)| {
-                let ((of_query, mut of_key), mut of_value) = outs;
-                let (sequence, kv_head) = (task / self.kv_heads, task % self.kv_heads);
-                let shared = |values| Head::new(values, sequence, seq, kv_width, kv_head, head_dim);
-                turn.forward(shared(key.values), 1.0, k);
-                let value = shared(value.values).matrix();
-                of_k.fill(0.0);
-                for row in 0..seq {
-                    of_value.row(row).fill(0.0);
-                }
-                for (member, mut of_query) in of_query.column_blocks(head_dim).into_iter().enumerate() {
+        outs.into_par_iter().enumerate().for_each_init(
+            || Scratch::new(seq, head_dim),
+            |room, (task, (of_queries, of_key, mut of_value))| {
+                let (sequence, kv_head) = (task / kv_heads, task % kv_heads);
+                let at = |head| Head::new(x.values, sequence, seq, width, head, head_dim);
+                turn.forward(at(heads + kv_head), 1.0, &mut room.k);
+                let turned_k = Matrix::new(&room.k, seq, head_dim).transpose_into(&mut room.turned_k);
+                let value = at(heads + kv_heads + kv_head).matrix();
+                let turned_v = value.transpose_into(&mut room.turned_v);
+                room.of_k.fill(0.0);
+                for (member, of_query) in of_queries.into_iter().enumerate() {
                     let head = kv_head * group + member;
-                    turn.forward(Head::new(query.values, sequence, seq, width, head, head_dim), scale, q);
-                    let upstream = Head::new(upstream, sequence, seq, width, head, head_dim).matrix();
-                    let log_sums = &log_sums[(sequence * self.heads + head) * seq..][..seq];
+                    turn.forward(at(head), scale, &mut room.q);
+                    let upstream = Head::new(upstream, sequence, seq, heads * head_dim, head, head_dim).matrix();
+                    let log_sums = &log_sums[(sequence * heads + head) * seq..][..seq];
                     for rows in self.blocks() {
                         let seen = rows.end;
-                        let (weights, of_weights) =
-                            (&mut weights[..rows.len() * seen], &mut of_weights[..rows.len() * seen]);
+                        let weights = &mut room.weights[..rows.len() * seen];
+                        let of_weights = &mut room.of_weights[..rows.len() * seen];
                         let upstream = upstream.row_range(rows.clone());
-                        similarities(weights, q, k, head_dim, rows.clone());
+                        self.scores(weights, &room.q, turned_k, rows.clone());
                         let mut block = MatrixMut::new(of_weights, rows.len(), seen);
-                        multiply(&mut block, Into::Empty, upstream, value.row_range(0..seen).transposed());
+                        multiply(&mut block, Into::Empty, upstream, turned_v.column_range(0..seen));
                         softmax_backward(weights, of_weights, rows.start, &log_sums[rows.clone()]);
 
                         let weights = Matrix::new(weights, rows.len(), seen);
@@ -213,46 +242,21 @@ impl Operation<5> for CausalAttention {
                             weights.transposed(),
                             upstream,
                         );
-                        let mut of_q = MatrixMut::new(
-                            &mut of_q[rows.start * head_dim..rows.end * head_dim],
-                            rows.len(),
-                            head_dim,
-                        );
-                        multiply(
-                            &mut of_q,
-                            Into::Empty,
-                            of_scores,
-                            Matrix::new(k, seq, head_dim).row_range(0..seen),
-                        );
-                        let mut of_k = MatrixMut::new(&mut of_k[..seen * head_dim], seen, head_dim);
-                        let q = Matrix::new(q, seq, head_dim).row_range(rows);
-                        multiply(&mut of_k, Into::Sum, of_scores.transposed(), q);
+                        let mut of_q = MatrixMut::new(&mut room.of_q, seq, head_dim);
+                        let k = Matrix::new(&room.k, seq, head_dim).row_range(0..seen);
+                        multiply(&mut of_q.row_range(rows.clone()), Into::Empty, of_scores, k);
+                        let mut of_k = MatrixMut::new(&mut room.of_k, seq, head_dim);
+                        let q = Matrix::new(&room.q, seq, head_dim).row_range(rows);
+                        multiply(&mut of_k.row_range(0..seen), Into::Sum, of_scores.transposed(), q);
                     }
-                    turn.backward(of_q, scale, &mut of_query);
+                    turn.backward(&room.of_q, scale, of_query);
                 }
                 // The queries were scaled already.
-                turn.backward(of_k, 1.0, &mut of_key);
-            });
-        [
-            Gradient::Values(of_query),
-            Gradient::Values(of_key),
-            Gradient::Values(of_value),
-            Gradient::None,
-            Gradient::None,
-        ]
+                turn.backward(&room.of_k, 1.0, of_key);
+            },
+        );
+        [Gradient::Values(of_x), Gradient::None, Gradient::None]
     }
-}
-
-/// `q·kᵀ` of a block of rows with the keys up to its last one.
-fn similarities(out: &mut [f32], q: &[f32], k: &[f32], head_dim: usize, rows: Range<usize>) {
-    let q = Matrix::new(&q[rows.start * head_dim..rows.end * head_dim], rows.len(), head_dim);
-    let k = Matrix::new(&k[..rows.end * head_dim], rows.end, head_dim);
-    multiply(
-        &mut MatrixMut::new(out, rows.len(), rows.end),
-        Into::Empty,
-        q,
-        k.transposed(),
-    );
 }
 
 vectorised! {
@@ -262,14 +266,15 @@ vectorised! {
         let mut seen = first;
         for (row, log_sum) in scores.chunks_exact_mut(columns).zip(log_sums) {
             seen += 1;
-            let (row, later) = row.split_at_mut(seen);
-            later.fill(0.0);
+            // The whole row, so that it is whole vectors: what comes later adds nothing.
+            row[seen..].fill(f32::NEG_INFINITY);
             let largest = max(row);
             let sum = exp_and_sum(row, largest);
             let inverse = 1.0 / sum;
-            for weight in row {
+            for weight in row.iter_mut() {
                 *weight *= inverse;
             }
+            row[seen..].fill(0.0);
             *log_sum = largest + sum.ln();
         }
     }
@@ -281,13 +286,11 @@ vectorised! {
         let rows = scores.chunks_exact_mut(columns).zip(gradients.chunks_exact_mut(columns));
         for ((weights, gradients), log_sum) in rows.zip(log_sums) {
             seen += 1;
-            let (weights, later) = weights.split_at_mut(seen);
-            later.fill(0.0);
-            let (gradients, later) = gradients.split_at_mut(seen);
-            later.fill(0.0);
             for weight in weights.iter_mut() {
                 *weight = exp(*weight - *log_sum);
             }
+            weights[seen..].fill(0.0);
+            gradients[seen..].fill(0.0);
             let mean = dot(weights, gradients);
             for (gradient, weight) in gradients.iter_mut().zip(weights.iter()) {
                 *gradient = *weight * (*gradient - mean);
@@ -295,29 +298,51 @@ vectorised! {
         }
     }
 
-    /// `(x · cos + swapped(x) · sin) · scale`, where the halves of `swapped(x)` have changed places.
-    fn turn(x: &'a [f32], cos: &'a [f32], sin: &'a [f32], scale: f32, out: &'a mut [f32]) -> () {
-        let half = x.len() / 2;
-        let (left, right) = x.split_at(half);
-        let (out_left, out_right) = out.split_at_mut(half);
-        for i in 0..half {
-            out_left[i] = (left[i] * cos[i] + right[i] * sin[i]) * scale;
-        }
-        for i in 0..half {
-            out_right[i] = (right[i] * cos[half + i] + left[i] * sin[half + i]) * scale;
+    /// `(x · cos + swapped(x) · sin) · scale` of each row, where the halves of `swapped(x)` have changed places. The rows of `x` are `width`
+    /// apart.
+    fn turn(x: &'a [f32], width: usize, cos: &'a [f32], sin: &'a [f32], head_dim: usize, scale: f32, out: &'a mut [f32]) -> () {
+        let half = head_dim / 2;
+        let tables = cos.chunks_exact(head_dim).zip(sin.chunks_exact(head_dim));
+        for ((x, (cos, sin)), out) in x.chunks(width).zip(tables).zip(out.chunks_exact_mut(head_dim)) {
+            let (left, right) = x[..head_dim].split_at(half);
+            let (out_left, out_right) = out.split_at_mut(half);
+            let ((cos_left, cos_right), (sin_left, sin_right)) = (cos.split_at(half), sin.split_at(half));
+            weigh(left, cos_left, right, sin_left, scale, out_left);
+            weigh(right, cos_right, left, sin_right, scale, out_right);
         }
     }
 
-    /// The gradient of [`turn`].
-    fn turn_back(g: &'a [f32], cos: &'a [f32], sin: &'a [f32], scale: f32, out: &'a mut [f32]) -> () {
-        let half = g.len() / 2;
-        let (left, right) = g.split_at(half);
-        let (out_left, out_right) = out.split_at_mut(half);
-        for i in 0..half {
-            out_left[i] = (left[i] * cos[i] + right[i] * sin[half + i]) * scale;
+    /// The gradient of [`turn`], row after row.
+    fn turn_back(g: &'a [f32], cos: &'a [f32], sin: &'a [f32], head_dim: usize, scale: f32, out: MatrixMut<'a>) -> () {
+        let mut out = out;
+        let half = head_dim / 2;
+        let tables = cos.chunks_exact(head_dim).zip(sin.chunks_exact(head_dim));
+        for (position, (g, (cos, sin))) in g.chunks_exact(head_dim).zip(tables).enumerate() {
+            let (left, right) = g.split_at(half);
+            let (out_left, out_right) = out.row(position).split_at_mut(half);
+            let ((cos_left, cos_right), (sin_left, sin_right)) = (cos.split_at(half), sin.split_at(half));
+            weigh(left, cos_left, right, sin_right, scale, out_left);
+            weigh(right, cos_right, left, sin_left, scale, out_right);
         }
-        for i in 0..half {
-            out_right[i] = (right[i] * cos[half + i] + left[i] * sin[i]) * scale;
+    }
+}
+
+/// `out = (a·b + c·d) · scale`, in blocks of their own: the slices are too short for a check that they do not overlap.
+#[inline(always)]
+fn weigh(a: &[f32], b: &[f32], c: &[f32], d: &[f32], scale: f32, out: &mut [f32]) {
+    const SIDE: usize = 8;
+    let (blocks, rest) = out.as_chunks_mut::<SIDE>();
+    let done = blocks.len() * SIDE;
+    let pairs = a.as_chunks::<SIDE>().0.iter().zip(b.as_chunks::<SIDE>().0);
+    let pairs = pairs.zip(c.as_chunks::<SIDE>().0.iter().zip(d.as_chunks::<SIDE>().0));
+    for (((a, b), (c, d)), out) in pairs.zip(blocks) {
+        let mut sums = [0.0; SIDE];
+        for i in 0..SIDE {
+            sums[i] = (a[i] * b[i] + c[i] * d[i]) * scale;
         }
+        *out = sums;
+    }
+    for (i, out) in (done..).zip(rest) {
+        *out = (a[i] * b[i] + c[i] * d[i]) * scale;
     }
 }

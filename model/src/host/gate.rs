@@ -3,6 +3,7 @@
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
+use super::memory::{Blank, written};
 use super::vector::{CHUNK, vectorised};
 use super::{Gradient, Operation, Output, View};
 use crate::gpas::GateActivation;
@@ -21,10 +22,12 @@ impl Gate {
     }
 
     fn scaled(values: &[f32], scale: f32) -> Vec<f32> {
-        let mut y = vec![0.0; values.len()];
-        let tasks = values.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
-        tasks.for_each(|(x, y)| multiply(x, scale, y));
-        y
+        let write = |y: &mut Blank| {
+            let tasks = values.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
+            tasks.for_each(|(x, y)| multiply(x, scale, y));
+        };
+        // SAFETY: the tasks are all of it.
+        unsafe { written(values.len(), write) }
     }
 }
 
@@ -62,9 +65,9 @@ impl Operation<2> for Gate {
 }
 
 vectorised! {
-    fn multiply(x: &'a [f32], scale: f32, y: &'a mut [f32]) -> () {
+    fn multiply(x: &'a [f32], scale: f32, y: &'a mut Blank) -> () {
         for (x, y) in x.iter().zip(y) {
-            *y = *x * scale;
+            y.write(*x * scale);
         }
     }
 

@@ -7,11 +7,14 @@
 //!
 //! A logit is written once and read once; the gradient of the head is written in place.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply};
+use super::memory::{Blank, assume_written, scratch, written};
 use super::vector::{exp, exp_and_sum, max, vectorised};
 use super::{matrix, primitive, tensor};
 use crate::loss::{IGNORE_INDEX, LossGradients};
@@ -83,6 +86,13 @@ struct Head<'a> {
     weight: Matrix<'a>,
 }
 
+/// Some rows with their targets; each scored row has the same share of the loss.
+struct Chunk<'a> {
+    hidden: Matrix<'a>,
+    targets: &'a [i64],
+    share: f32,
+}
+
 /// Of one row and one block of logits.
 #[derive(Clone, Copy, Default)]
 struct Part {
@@ -111,18 +121,20 @@ impl Head<'_> {
         &self,
         hidden: Matrix<'_>,
         start: usize,
-        out: &mut [f32],
+        out: &mut Blank,
         targets: &[i64],
         of_targets: &mut [f32],
     ) -> Vec<Part> {
         let width = out.len() / hidden.rows();
         let weight = self.weight.column_range(start..start + width);
         multiply(
-            &mut MatrixMut::new(out, hidden.rows(), width),
+            &mut MatrixMut::blank(out, hidden.rows(), width),
             Into::Empty,
             hidden,
             weight,
         );
+        // SAFETY: a product writes all of its entries.
+        let out = unsafe { assume_written(out) };
         for ((row, target), logit) in out.chunks_exact(width).zip(targets).zip(of_targets) {
             if let Some(found) = column(*target, start, width) {
                 *logit = row[found];
@@ -139,8 +151,8 @@ impl Head<'_> {
         // Rows enough that packing the head's blocks costs little beside the products.
         const TASK: usize = 256;
         losses.par_chunks_mut(TASK).enumerate().for_each_init(
-            || vec![0.0; TASK * BLOCK],
-            |scratch, (index, losses)| {
+            || scratch(TASK * BLOCK),
+            |block, (index, losses)| {
                 let rows = index * TASK..index * TASK + losses.len();
                 let (hidden, targets) = (self.hidden.row_range(rows.clone()), &targets[rows.clone()]);
                 let mut of_targets = vec![0.0; rows.len()];
@@ -152,7 +164,7 @@ impl Head<'_> {
                         self.block(
                             hidden,
                             start,
-                            &mut scratch[..rows.len() * width],
+                            &mut block[..rows.len() * width],
                             targets,
                             &mut of_targets,
                         )
@@ -161,7 +173,7 @@ impl Head<'_> {
                 for (row, loss) in losses.iter_mut().enumerate() {
                     if targets[row] != IGNORE_INDEX {
                         let whole = whole_row(&blocks, row);
-                        *loss = whole.max + whole.sum.ln() - of_targets[row];
+                        *loss = whole.max - of_targets[row] + whole.sum.ln();
                     }
                 }
             },
@@ -171,103 +183,133 @@ impl Head<'_> {
 
     fn backward(&self, targets: &[i64], share: f32) -> Sent {
         let (tokens, width, vocab) = (self.hidden.rows(), self.hidden.columns(), self.weight.columns());
-        let (rows, starts) = (self.rows().min(tokens.max(1)), self.starts());
         let mut of_hidden = vec![0.0; tokens * width];
-        let mut of_weight = vec![0.0; width * vocab];
-        let mut logits = vec![0.0; rows * vocab];
-        let mut sums = vec![0.0; TASKS * rows * width];
         let mut loss = 0.0;
-        for first in (0..tokens).step_by(rows) {
-            let count = rows.min(tokens - first);
-            let (hidden, targets) = (
-                self.hidden.row_range(first..first + count),
-                &targets[first..first + count],
-            );
-            // One after the other, each row by row, so that a product writes into one piece.
-            let mut blocks: Vec<&mut [f32]> = logits[..count * vocab].chunks_mut(count * BLOCK).collect();
-
-            let computed: Vec<(Vec<Part>, Vec<f32>)> = blocks
-                .par_iter_mut()
-                .zip(&starts)
-                .map(|(block, start)| {
-                    let mut of_targets = vec![0.0; count];
-                    (self.block(hidden, *start, block, targets, &mut of_targets), of_targets)
-                })
-                .collect();
-            let (parts, of_targets): (Vec<_>, Vec<_>) = computed.into_iter().unzip();
-
-            let shares: Vec<Part> = (0..count)
-                .map(|row| {
-                    let target = targets[row];
-                    let whole = whole_row(&parts, row);
-                    if target == IGNORE_INDEX {
-                        return Part {
-                            max: whole.max,
-                            sum: 0.0,
-                        };
-                    }
-                    let of_target = of_targets
-                        .get(target as usize / BLOCK)
-                        .map_or(f32::NAN, |block| block[row]);
-                    let own = whole.max - of_target + whole.sum.ln();
-                    loss += f64::from(own) * f64::from(share);
-                    Part {
-                        max: whole.max,
-                        sum: share / whole.sum,
-                    }
-                })
-                .collect();
-
-            let by_columns = hidden.to_transposed();
-            let by_columns = Matrix::new(&by_columns, width, count);
-            let of_head = if self.weight.is_by_rows() {
-                MatrixMut::new(&mut of_weight, width, vocab)
-            } else {
-                MatrixMut::new(&mut of_weight, vocab, width).transposed()
-            };
-            let mut outs: Vec<_> = of_head
-                .column_blocks(BLOCK)
-                .into_iter()
-                .zip(blocks)
-                .zip(&starts)
-                .zip(&parts)
-                .collect();
-            let into = if first == 0 { Into::Empty } else { Into::Sum };
-            // Neighbouring blocks are one task's, the same ones whatever the number of threads.
-            let each = outs.len().div_ceil(TASKS);
-            let sums = &mut sums[..TASKS * count * width];
-            let used = outs.len().div_ceil(each);
-            outs.par_chunks_mut(each)
-                .zip(sums.par_chunks_mut(count * width))
-                .for_each(|(blocks, sum)| {
-                    for (index, (((out, block), start), parts)) in blocks.iter_mut().enumerate() {
-                        let columns = block.len() / count;
-                        scale(block, columns, parts, &shares);
-                        for (row, target) in targets.iter().enumerate() {
-                            if let Some(found) = column(*target, **start, columns) {
-                                block[row * columns + found] -= share;
-                            }
-                        }
-                        let of_logits = Matrix::new(block, count, columns);
-                        let weight = self.weight.column_range(**start..**start + columns);
-                        let before = if index == 0 { Into::Empty } else { Into::Sum };
-                        multiply(
-                            &mut MatrixMut::new(sum, count, width),
-                            before,
-                            of_logits,
-                            weight.transposed(),
-                        );
-                        multiply(out, into, by_columns, of_logits);
-                    }
-                });
-            let out = &mut of_hidden[first * width..(first + count) * width];
-            add_up(out, &sums[..used * count * width]);
-        }
+        let write = |of_weight: &mut Blank| {
+            let rows = self.rows().min(tokens);
+            if rows == 0 {
+                of_weight.fill(MaybeUninit::new(0.0));
+                return;
+            }
+            let mut logits = scratch(rows * vocab);
+            let mut sums = scratch(TASKS * rows * width);
+            for first in (0..tokens).step_by(rows) {
+                let range = first..(first + rows).min(tokens);
+                let chunk = Chunk {
+                    hidden: self.hidden.row_range(range.clone()),
+                    targets: &targets[range.clone()],
+                    share,
+                };
+                let of_weight = if self.weight.is_by_rows() {
+                    MatrixMut::blank(of_weight, width, vocab)
+                } else {
+                    MatrixMut::blank(of_weight, vocab, width).transposed()
+                };
+                let into = if first == 0 { Into::Empty } else { Into::Sum };
+                let of_hidden = &mut of_hidden[range.start * width..range.end * width];
+                loss += self.chunk(&chunk, &mut logits, &mut sums, of_hidden, of_weight, into);
+            }
+        };
+        // SAFETY: the blocks of a chunk are all columns, and the first chunk writes into every entry of theirs.
+        let of_weight = unsafe { written(width * vocab, write) };
         Sent {
             loss,
             of_hidden,
             of_weight,
         }
+    }
+
+    /// The loss of a chunk, whose gradients go to `of_hidden` and, [`Into`] what is there, to `of_weight`.
+    fn chunk(
+        &self,
+        chunk: &Chunk<'_>,
+        logits: &mut Blank,
+        sums: &mut Blank,
+        of_hidden: &mut [f32],
+        of_weight: MatrixMut<'_>,
+        into: Into,
+    ) -> f64 {
+        let Chunk { hidden, targets, share } = *chunk;
+        let (count, width, vocab) = (hidden.rows(), hidden.columns(), self.weight.columns());
+        let starts = self.starts();
+        // One after the other, each row by row, so that a product writes into one piece.
+        let mut blocks: Vec<&mut Blank> = logits[..count * vocab].chunks_mut(count * BLOCK).collect();
+        let computed: Vec<(Vec<Part>, Vec<f32>)> = blocks
+            .par_iter_mut()
+            .zip(&starts)
+            .map(|(block, start)| {
+                let mut of_targets = vec![0.0; count];
+                (self.block(hidden, *start, block, targets, &mut of_targets), of_targets)
+            })
+            .collect();
+        let (parts, of_targets): (Vec<_>, Vec<_>) = computed.into_iter().unzip();
+
+        let mut loss = 0.0;
+        let shares: Vec<Part> = (0..count)
+            .map(|row| {
+                let whole = whole_row(&parts, row);
+                let target = targets[row];
+                if target == IGNORE_INDEX {
+                    return Part {
+                        max: whole.max,
+                        sum: 0.0,
+                    };
+                }
+                let of_target = match usize::try_from(target) {
+                    Ok(target) if target < vocab => of_targets[target / BLOCK][row],
+                    _ => f32::NAN,
+                };
+                loss += f64::from(whole.max - of_target + whole.sum.ln()) * f64::from(share);
+                Part {
+                    max: whole.max,
+                    sum: share / whole.sum,
+                }
+            })
+            .collect();
+
+        let by_columns = hidden.to_transposed();
+        let by_columns = by_columns.matrix();
+        let outs = of_weight.column_blocks(BLOCK).into_iter();
+        let mut work: Vec<_> = outs.zip(blocks).zip(&starts).zip(&parts).collect();
+        // Neighbouring blocks are one task's, the same ones whatever the number of threads.
+        let each = work.len().div_ceil(TASKS);
+        let used = work.len().div_ceil(each);
+        let sums = &mut sums[..used * count * width];
+        let tasks = work.par_chunks_mut(each).zip(sums.par_chunks_mut(count * width));
+        tasks.for_each_init(
+            || scratch(Transposed::room(width, BLOCK)),
+            |turned, (blocks, sum)| {
+                for (index, (((out, block), start), parts)) in blocks.iter_mut().enumerate() {
+                    // SAFETY: `Self::block` has written all of it.
+                    let block = unsafe { assume_written(block) };
+                    let columns = block.len() / count;
+                    scale(block, columns, parts, &shares);
+                    for (row, target) in targets.iter().enumerate() {
+                        if let Some(found) = column(*target, **start, columns) {
+                            block[row * columns + found] -= share;
+                        }
+                    }
+                    let of_logits = Matrix::new(block, count, columns);
+                    let weight = self.weight.column_range(**start..**start + columns);
+                    let turned = turned_round(weight, turned);
+                    let before = if index == 0 { Into::Empty } else { Into::Sum };
+                    multiply(&mut MatrixMut::blank(sum, count, width), before, of_logits, turned);
+                    multiply(out, into, by_columns, of_logits);
+                }
+            },
+        );
+        // SAFETY: so many tasks there were, and each wrote its sum.
+        add_up(of_hidden, unsafe { assume_written(sums) });
+        loss
+    }
+}
+
+/// The transpose of a block of the head, the numbers of its rows side by side.
+fn turned_round<'a>(weight: Matrix<'a>, room: &'a mut Blank) -> Matrix<'a> {
+    if weight.is_by_rows() {
+        weight.transpose_into(room)
+    } else {
+        weight.transposed()
     }
 }
 

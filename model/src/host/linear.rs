@@ -1,47 +1,131 @@
-//! `x·W`: with the gradient `g` of the output, `∂L/∂x = g·Wᵀ` and `∂L/∂W = xᵀ·g`.
+//! One input times several weights, `[x·W₁ | x·W₂ | …]`: with the gradients `gᵢ` of the outputs, `∂L/∂x = Σ gᵢ·Wᵢᵀ` and
+//! `∂L/∂Wᵢ = xᵀ·gᵢ`.
+//!
+//! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place, and `x` is
+//! turned round once for all weights.
 
 use burn::tensor::Shape;
+use rayon::prelude::*;
 
-use super::matrix::{Matrix, product};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, threads_for};
+use super::memory::{Blank, written};
 use super::{Gradient, Operation, Output, View};
 
-/// `[tokens, inputs]` times `[inputs, outputs]`.
+/// `[tokens, inputs]` times each of the weights `[inputs, outputsᵢ]`.
 #[derive(Debug)]
 pub(crate) struct Linear;
 
-impl Linear {
-    fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
-        Matrix::new(view.values, view.shape[0], view.shape[1])
-    }
+fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
+    Matrix::new(view.values, view.shape[0], view.shape[1])
 }
 
-impl Operation<2> for Linear {
+impl<const N: usize> Operation<N> for Linear {
     type Kept = ();
 
-    fn forward(&self, [x, weight]: [View<'_>; 2]) -> Output<()> {
+    fn forward(&self, inputs: [View<'_>; N]) -> Output<()> {
+        let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
+        let outputs: usize = weights.iter().map(View::width).sum();
+        let parts: Vec<_> = weights.iter().map(|weight| (x, matrix(weight))).collect();
         Output {
-            values: product(Self::matrix(&x), Self::matrix(&weight)),
-            shape: Shape::from([x.shape[0], weight.shape[1]]),
+            values: side_by_side(x.rows(), outputs, &parts),
+            shape: Shape::from([x.rows(), outputs]),
             kept: (),
         }
     }
 
-    fn backward(&self, [x, weight]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [bool; 2]) -> [Gradient; 2] {
-        let ([tokens, inputs], outputs) = ([x.shape[0], x.shape[1]], weight.shape[1]);
-        let upstream = Matrix::new(upstream, tokens, outputs);
-        let of_x = || product(upstream, Self::matrix(&weight).transposed());
-        let of_weight = || product(Matrix::new(&Self::matrix(&x).to_transposed(), inputs, tokens), upstream);
-        [
-            if wanted[0] {
-                Gradient::Values(of_x())
-            } else {
-                Gradient::None
-            },
-            if wanted[1] {
-                Gradient::Values(of_weight())
-            } else {
-                Gradient::None
-            },
-        ]
+    fn backward(&self, inputs: [View<'_>; N], (): &(), upstream: &[f32], wanted: [bool; N]) -> [Gradient; N] {
+        let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
+        let outputs: usize = weights.iter().map(View::width).sum();
+        let upstream = Matrix::new(upstream, x.rows(), outputs);
+        let mut start = 0;
+        let parts: Vec<Matrix<'_>> = weights
+            .iter()
+            .map(|weight| {
+                start += weight.width();
+                upstream.column_range(start - weight.width()..start)
+            })
+            .collect();
+        let turned_x = x.to_transposed();
+        std::array::from_fn(|index| match index {
+            _ if !wanted[index] => Gradient::None,
+            0 => Gradient::Values(sum_of_products(&parts, weights)),
+            _ => Gradient::Values(by_columns(turned_x.matrix(), parts[index - 1])),
+        })
+    }
+}
+
+/// `[a₁·b₁ | a₂·b₂ | …]`, row by row: each thread has some of the rows.
+fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)]) -> Vec<f32> {
+    if rows * columns == 0 {
+        return Vec::new();
+    }
+    let inner = parts[0].0.columns();
+    let strip = rows.div_ceil(threads_for(rows * columns * inner));
+    let one = |(index, out): (usize, &mut Blank)| {
+        let range = index * strip..(index * strip + out.len() / columns);
+        let mut out = MatrixMut::blank(out, range.len(), columns);
+        let mut start = 0;
+        for (a, b) in parts {
+            let mut out = out.column_range(start..start + b.columns());
+            start += b.columns();
+            multiply(&mut out, Into::Empty, a.row_range(range.clone()), *b);
+        }
+    };
+    // SAFETY: the strips are all the rows, the parts all the columns, and a product writes all of its entries.
+    unsafe {
+        written(rows * columns, |out| {
+            out.par_chunks_mut(strip * columns).enumerate().for_each(one);
+        })
+    }
+}
+
+/// `a·b`, row by row: each thread has some of the columns, since it is those of `b` that a product puts in order first.
+fn by_columns(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+    let (rows, columns) = (a.rows(), b.columns());
+    if rows * columns == 0 {
+        return Vec::new();
+    }
+    let threads = threads_for(rows * columns * a.columns());
+    // Whole vectors of the widest kind.
+    let width = columns.div_ceil(threads).next_multiple_of(16);
+    let write = |out: &mut Blank| {
+        let blocks = MatrixMut::blank(out, rows, columns).column_blocks(width);
+        blocks.into_par_iter().enumerate().for_each(|(index, mut out)| {
+            let start = index * width;
+            multiply(
+                &mut out,
+                Into::Empty,
+                a,
+                b.column_range(start..(start + width).min(columns)),
+            );
+        });
+    };
+    // SAFETY: the blocks are all the columns, and a product writes all of its entries.
+    unsafe { written(rows * columns, write) }
+}
+
+/// `Σ gᵢ·Wᵢᵀ`.
+fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
+    let (rows, columns) = (upstream[0].rows(), weights[0].shape[0]);
+    if rows * columns == 0 {
+        return Vec::new();
+    }
+    // Turned round once rather than by every thread.
+    let turned: Vec<Transposed> = weights.iter().map(|weight| matrix(weight).to_transposed()).collect();
+    let outputs: usize = weights.iter().map(View::width).sum();
+    let strip = rows.div_ceil(threads_for(rows * columns * outputs));
+    let one = |(index, out): (usize, &mut Blank)| {
+        let range = index * strip..(index * strip + out.len() / columns);
+        let mut out = MatrixMut::blank(out, range.len(), columns);
+        for (part, (upstream, turned)) in upstream.iter().zip(&turned).enumerate() {
+            let into = if part == 0 { Into::Empty } else { Into::Sum };
+            multiply(&mut out, into, upstream.row_range(range.clone()), turned.matrix());
+        }
+    };
+    // SAFETY: the strips are all the rows, and the first product writes all of its entries.
+    unsafe {
+        written(rows * columns, |out| {
+            out.par_chunks_mut(strip * columns).enumerate().for_each(one);
+        })
     }
 }

@@ -8,6 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::memory::{Blank, assume_written, written};
+use super::vector::vectorised;
+
 /// A matrix to be read, its numbers any distance apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matrix<'a> {
@@ -69,26 +72,40 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The transpose, row by row. A product that sums over the rows of a matrix is faster where they lie side by side.
-    pub(super) fn to_transposed(self) -> Vec<f32> {
-        /// Columns that a task turns into rows: a cache line of each row.
-        const STRIP: usize = 16;
-        let mut out = vec![0.0; self.rows * self.columns];
-        if out.is_empty() {
-            return out;
+    /// The transpose, for a product that is faster where the numbers of its rows lie side by side.
+    ///
+    /// # Panics
+    /// Unless the numbers of a row do now.
+    pub(super) fn to_transposed(self) -> Transposed {
+        assert!(self.is_by_rows());
+        let stride = Transposed::stride(self.rows);
+        let write = |out: &mut Blank| {
+            let blocks = MatrixMut::blank(out, self.columns, stride).column_blocks(STRIP);
+            blocks
+                .into_par_iter()
+                .enumerate()
+                .for_each(|(index, block)| transpose(self, index * STRIP, block));
+        };
+        // SAFETY: the strips are all rows, the last one to the end of the stride.
+        let values = unsafe { written(stride * self.columns, write) };
+        Transposed {
+            values,
+            rows: self.columns,
+            columns: self.rows,
         }
-        let (row_stride, column_stride) = (self.row_stride as usize, self.column_stride as usize);
-        out.par_chunks_mut(self.rows * STRIP)
-            .enumerate()
-            .for_each(|(strip, out)| {
-                for row in 0..self.rows {
-                    let values = &self.values[row * row_stride..];
-                    for (column, out) in (strip * STRIP..).zip(out.chunks_exact_mut(self.rows)) {
-                        out[row] = values[column * column_stride];
-                    }
-                }
-            });
-        out
+    }
+
+    /// [`to_transposed`](Self::to_transposed) into a buffer of [`Transposed::room`], on this thread.
+    pub(super) fn transpose_into(self, out: &mut Blank) -> Matrix<'_> {
+        assert!(self.is_by_rows());
+        let stride = Transposed::stride(self.rows);
+        let out = &mut out[..stride * self.columns];
+        let blocks = MatrixMut::blank(out, self.columns, stride).column_blocks(STRIP);
+        for (index, block) in blocks.into_iter().enumerate() {
+            transpose(self, index * STRIP, block);
+        }
+        // SAFETY: the strips are all rows, the last one to the end of the stride.
+        Transposed::view(unsafe { assume_written(out) }, self.columns, self.rows)
     }
 
     /// Some of the rows.
@@ -104,6 +121,40 @@ impl<'a> Matrix<'a> {
     /// Some of the columns.
     pub(super) fn column_range(self, range: Range<usize>) -> Self {
         self.transposed().row_range(range).transposed()
+    }
+}
+
+/// A matrix turned round, its rows an odd number of cache lines apart: a power of two would put them all into the same places of a cache.
+#[derive(Debug)]
+pub(super) struct Transposed {
+    values: Vec<f32>,
+    rows: usize,
+    columns: usize,
+}
+
+impl Transposed {
+    fn stride(columns: usize) -> usize {
+        columns.next_multiple_of(16) | 16
+    }
+
+    /// Numbers that the transpose of a matrix of that shape takes.
+    pub(super) fn room(rows: usize, columns: usize) -> usize {
+        Self::stride(rows) * columns
+    }
+
+    pub(super) fn matrix(&self) -> Matrix<'_> {
+        Self::view(&self.values, self.rows, self.columns)
+    }
+
+    fn view(values: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
+        assert_eq!(values.len(), Self::room(columns, rows));
+        Matrix {
+            values,
+            rows,
+            columns,
+            row_stride: Self::stride(columns) as isize,
+            column_stride: 1,
+        }
     }
 }
 
@@ -135,6 +186,19 @@ impl<'a> MatrixMut<'a> {
         }
     }
 
+    /// Row by row, the numbers yet to be written: by a product [`Into::Empty`], before anything reads them.
+    pub(super) fn blank(values: &'a mut Blank, rows: usize, columns: usize) -> Self {
+        assert_eq!(values.len(), rows * columns);
+        Self {
+            values: values.as_mut_ptr().cast(),
+            rows,
+            columns,
+            row_stride: columns as isize,
+            column_stride: 1,
+            lifetime: PhantomData,
+        }
+    }
+
     pub(super) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -158,7 +222,31 @@ impl<'a> MatrixMut<'a> {
             .collect()
     }
 
+    /// Some of the columns.
+    pub(super) fn column_range(&mut self, range: Range<usize>) -> MatrixMut<'_> {
+        assert!(range.start < range.end && range.end <= self.columns);
+        MatrixMut {
+            // SAFETY: the first entry of a column of the matrix.
+            values: unsafe { self.values.offset(range.start as isize * self.column_stride) },
+            columns: range.len(),
+            lifetime: PhantomData,
+            ..*self
+        }
+    }
+
+    /// Writes some numbers of a row, which must lie side by side.
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, row: usize, column: usize, numbers: [f32; N]) {
+        assert!(row < self.rows && column + N <= self.columns && self.column_stride == 1);
+        // SAFETY: the numbers are within the matrix, whose entries this has to itself.
+        unsafe {
+            let to = self.values.offset(row as isize * self.row_stride).add(column);
+            to.cast::<[f32; N]>().write_unaligned(numbers);
+        }
+    }
+
     /// One row, whose numbers must lie side by side.
+    #[inline(always)]
     pub(super) fn row(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.rows && self.column_stride == 1);
         // SAFETY: the row is within the matrix, whose entries this has to itself.
@@ -216,35 +304,66 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
     }
 }
 
-/// Multiplications that are worth a thread.
-const WORTH_A_THREAD: usize = 1 << 20;
+/// The number of threads that so many multiplications are worth.
+pub(super) fn threads_for(multiplications: usize) -> usize {
+    (multiplications >> 20).clamp(1, rayon::current_num_threads())
+}
 
-/// `a·b`, row by row, on all threads: each has some of the rows.
-pub(super) fn product(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
-    let (rows, columns) = (a.rows, b.columns);
-    let mut out = vec![0.0; rows * columns];
-    if out.is_empty() {
-        return out;
+/// Rows that are turned into columns together: whole cache lines of the result, from rows that are read once from end to end.
+const STRIP: usize = 64;
+
+vectorised! {
+    /// The rows of a matrix from `first` on as the columns of `out`, as many as it has; those beyond the last row are 0.
+    fn transpose(matrix: Matrix<'a>, first: usize, out: MatrixMut<'a>) -> () {
+        /// Side of a tile.
+        const SIDE: usize = 8;
+        let mut out = out;
+        let rows = out.columns.min(matrix.rows - matrix.rows.min(first));
+        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, matrix.columns / SIDE * SIDE);
+        let stride = matrix.row_stride as usize;
+        let values = &matrix.values[first.min(matrix.rows - 1) * stride..];
+        for row in (0..whole_rows).step_by(SIDE) {
+            for column in (0..whole_columns).step_by(SIDE) {
+                let mut tile = [[0.0; SIDE]; SIDE];
+                for i in 0..SIDE {
+                    let from = (row + i) * stride + column;
+                    tile[i].copy_from_slice(&values[from..from + SIDE]);
+                }
+                for i in 0..SIDE {
+                    let mut turned = [0.0; SIDE];
+                    for j in 0..SIDE {
+                        turned[j] = tile[j][i];
+                    }
+                    out.put(column + i, row, turned);
+                }
+            }
+            for column in whole_columns..matrix.columns {
+                for i in row..row + SIDE {
+                    out.put(column, i, [values[i * stride + column]]);
+                }
+            }
+        }
+        for column in 0..matrix.columns {
+            for row in whole_rows..rows {
+                out.put(column, row, [values[row * stride + column]]);
+            }
+            for row in rows..out.columns {
+                out.put(column, row, [0.0]);
+            }
+        }
     }
-    let threads = (rows * columns * a.columns / WORTH_A_THREAD).clamp(1, rayon::current_num_threads());
-    let strip = rows.div_ceil(threads);
-    let one = |(index, out): (usize, &mut [f32])| {
-        let start = index * strip;
-        let length = out.len() / columns;
-        let mut out = MatrixMut::new(out, length, columns);
-        multiply(&mut out, Into::Empty, a.row_range(start..start + length), b);
-    };
-    if threads == 1 {
-        one((0, &mut out));
-    } else {
-        out.par_chunks_mut(strip * columns).enumerate().for_each(one);
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::scratch;
     use super::*;
+
+    impl Matrix<'_> {
+        fn entry(&self, row: usize, column: usize) -> f32 {
+            self.values[row * self.row_stride as usize + column * self.column_stride as usize]
+        }
+    }
 
     fn numbers(count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect()
@@ -261,13 +380,6 @@ mod tests {
             .collect()
     }
 
-    fn assert_close(found: &[f32], expected: &[f64]) {
-        assert_eq!(found.len(), expected.len());
-        for (found, expected) in found.iter().zip(expected) {
-            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} and {expected}");
-        }
-    }
-
     #[test]
     fn products_in_every_orientation() {
         for (rows, inner, columns) in [(1, 1, 1), (3, 5, 7), (70, 33, 41), (130, 128, 140)] {
@@ -276,41 +388,44 @@ mod tests {
             let a_turned = Matrix::new(&a, rows, inner).to_transposed();
             let b_turned = Matrix::new(&b, inner, columns).to_transposed();
             let by_rows = Matrix::new(&a, rows, inner);
-            let by_columns = Matrix::new(&a_turned, inner, rows).transposed();
+            let by_columns = a_turned.matrix().transposed();
             for a in [by_rows, by_columns] {
-                for b in [
-                    Matrix::new(&b, inner, columns),
-                    Matrix::new(&b_turned, columns, inner).transposed(),
-                ] {
-                    assert_close(&product(a, b), &expected);
-                    // Into the columns of a larger matrix, twice.
+                for b in [Matrix::new(&b, inner, columns), b_turned.matrix().transposed()] {
+                    // Block by block, twice.
                     let mut sum = vec![0.0; rows * columns];
-                    for into in [Into::Empty, Into::Sum] {
+                    for (into, times) in [(Into::Empty, 1.0), (Into::Sum, 2.0)] {
                         let blocks = MatrixMut::new(&mut sum, rows, columns).column_blocks(3);
                         blocks.into_par_iter().enumerate().for_each(|(index, mut block)| {
                             let range = index * 3..index * 3 + block.columns;
                             multiply(&mut block, into, a, b.column_range(range));
                         });
+                        for (found, expected) in sum.iter().zip(&expected) {
+                            let difference = (f64::from(*found) - times * expected).abs();
+                            assert!(difference < 1e-4, "{rows} × {inner} × {columns}: {difference}");
+                        }
                     }
-                    let doubled: Vec<f64> = expected.iter().map(|value| 2.0 * value).collect();
-                    assert_close(&sum, &doubled);
                 }
             }
         }
     }
 
-    /// However many threads there are, an entry is the same sum.
     #[test]
-    fn a_product_does_not_depend_on_the_threads() {
-        let (rows, inner, columns) = (203, 150, 170);
-        let (a, b) = (numbers(rows * inner), numbers(inner * columns));
-        let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| product(Matrix::new(&a, rows, inner), Matrix::new(&b, inner, columns)))
-        };
-        let expected = on(1);
-        for threads in [2, 3, 5] {
-            assert!(on(threads) == expected, "{threads} threads");
+    fn a_transpose_has_rows_for_columns() {
+        for (rows, columns) in [(1, 1), (3, 40), (8, 16), (9, 17), (40, 3), (100, 50)] {
+            let values = numbers(rows * columns);
+            // A part of a wider matrix.
+            let width = columns.div_ceil(2);
+            let matrix = Matrix::new(&values, rows, columns).column_range(columns - width..columns);
+            let turned = matrix.to_transposed();
+            let mut room = scratch(Transposed::room(rows, width));
+            let again = matrix.transpose_into(&mut room);
+            for row in 0..rows {
+                for column in 0..width {
+                    let expected = values[row * columns + columns - width + column];
+                    assert_eq!(turned.matrix().entry(column, row), expected);
+                    assert_eq!(again.entry(column, row), expected);
+                }
+            }
         }
     }
 

@@ -1,53 +1,111 @@
-//! `silu(a) ⊙ b`: with the gradient `g` of the output and `s = 1/(1 + e⁻ᵃ)`, `∂L/∂a = g·b·s·(1 + a·(1 − s))` and `∂L/∂b = g·a·s`.
+//! `silu(a) ⊙ b` of rows `[a | b]`: with the gradient `g` of the output and `s = 1/(1 + e⁻ᵃ)`, `∂L/∂a = g·b·s·(1 + a·(1 − s))` and
+//! `∂L/∂b = g·a·s`.
 
+use std::mem::MaybeUninit;
+
+use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::vector::{CHUNK, sigmoid, vectorised};
+use super::memory::{Blank, written};
+use super::vector::{sigmoid, vectorised};
 use super::{Gradient, Operation, Output, View};
 
-/// `silu(a) ⊙ b` of two tensors of one shape.
+/// Rows of one task.
+const ROWS: usize = 16;
+
+/// `[tokens, 2 · width]` to `[tokens, width]`.
 #[derive(Debug)]
 pub(crate) struct SwiGlu;
 
-impl Operation<2> for SwiGlu {
+impl Operation<1> for SwiGlu {
     type Kept = ();
 
-    fn forward(&self, [a, b]: [View<'_>; 2]) -> Output<()> {
-        let mut y = vec![0.0; a.values.len()];
-        let tasks = a.values.par_chunks(CHUNK).zip(b.values.par_chunks(CHUNK));
-        tasks
-            .zip(y.par_chunks_mut(CHUNK))
-            .for_each(|((a, b), y)| gated(a, b, y));
+    fn forward(&self, [x]: [View<'_>; 1]) -> Output<()> {
+        let (tokens, width) = (x.shape[0], x.width() / 2);
+        let write = |y: &mut Blank| {
+            let tasks = x
+                .values
+                .par_chunks(ROWS * 2 * width)
+                .zip(y.par_chunks_mut(ROWS * width));
+            tasks.for_each(|(x, y)| gated(x, width, y));
+        };
         Output {
-            values: y,
-            shape: a.shape,
+            // SAFETY: the tasks are all the rows.
+            values: unsafe { written(tokens * width, write) },
+            shape: Shape::from([tokens, width]),
             kept: (),
         }
     }
 
-    fn backward(&self, [a, b]: [View<'_>; 2], (): &(), upstream: &[f32], _wanted: [bool; 2]) -> [Gradient; 2] {
-        let (mut of_a, mut of_b) = (vec![0.0; a.values.len()], vec![0.0; b.values.len()]);
-        let tasks = a.values.par_chunks(CHUNK).zip(b.values.par_chunks(CHUNK));
-        let tasks = tasks.zip(upstream.par_chunks(CHUNK)).zip(of_a.par_chunks_mut(CHUNK));
-        tasks
-            .zip(of_b.par_chunks_mut(CHUNK))
-            .for_each(|((((a, b), upstream), of_a), of_b)| pull_back(a, b, upstream, of_a, of_b));
-        [Gradient::Values(of_a), Gradient::Values(of_b)]
+    fn backward(&self, [x]: [View<'_>; 1], (): &(), upstream: &[f32], _wanted: [bool; 1]) -> [Gradient; 1] {
+        let width = x.width() / 2;
+        let write = |of_x: &mut Blank| {
+            let tasks = x
+                .values
+                .par_chunks(ROWS * 2 * width)
+                .zip(upstream.par_chunks(ROWS * width));
+            tasks
+                .zip(of_x.par_chunks_mut(ROWS * 2 * width))
+                .for_each(|((x, upstream), of_x)| pull_back(x, upstream, width, of_x));
+        };
+        // SAFETY: the tasks are all the rows.
+        [Gradient::Values(unsafe { written(x.values.len(), write) })]
     }
 }
 
+/// Numbers that are handled at once. Blocks of their own need no check that the halves of a row do not overlap, without which there is one
+/// number at a time.
+const BLOCK: usize = 16;
+
 vectorised! {
-    fn gated(a: &'a [f32], b: &'a [f32], y: &'a mut [f32]) -> () {
-        for ((a, b), y) in a.iter().zip(b).zip(y) {
-            *y = *a * sigmoid(*a) * *b;
+    fn gated(x: &'a [f32], width: usize, y: &'a mut Blank) -> () {
+        for (x, y) in x.chunks_exact(2 * width).zip(y.chunks_exact_mut(width)) {
+            let (a, b) = x.split_at(width);
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<BLOCK>(), b.as_chunks::<BLOCK>());
+            let (y, y_rest) = y.as_chunks_mut::<BLOCK>();
+            for ((a, b), y) in a.iter().zip(b).zip(y) {
+                let mut products = [MaybeUninit::new(0.0); BLOCK];
+                for i in 0..BLOCK {
+                    products[i] = MaybeUninit::new(a[i] * sigmoid(a[i]) * b[i]);
+                }
+                *y = products;
+            }
+            for ((a, b), y) in a_rest.iter().zip(b_rest).zip(y_rest) {
+                y.write(*a * sigmoid(*a) * *b);
+            }
         }
     }
 
-    fn pull_back(a: &'a [f32], b: &'a [f32], upstream: &'a [f32], of_a: &'a mut [f32], of_b: &'a mut [f32]) -> () {
-        for ((((a, b), upstream), of_a), of_b) in a.iter().zip(b).zip(upstream).zip(of_a).zip(of_b) {
-            let s = sigmoid(*a);
-            *of_a = *upstream * *b * s * (1.0 + *a * (1.0 - s));
-            *of_b = *upstream * *a * s;
+    fn pull_back(x: &'a [f32], upstream: &'a [f32], width: usize, of_x: &'a mut Blank) -> () {
+        let rows = x.chunks_exact(2 * width).zip(upstream.chunks_exact(width));
+        for ((x, upstream), of_x) in rows.zip(of_x.chunks_exact_mut(2 * width)) {
+            let (a, b) = x.split_at(width);
+            let (of_a, of_b) = of_x.split_at_mut(width);
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<BLOCK>(), b.as_chunks::<BLOCK>());
+            let (upstream, upstream_rest) = upstream.as_chunks::<BLOCK>();
+            let ((of_a, of_a_rest), (of_b, of_b_rest)) = (of_a.as_chunks_mut::<BLOCK>(), of_b.as_chunks_mut::<BLOCK>());
+            for ((((a, b), upstream), of_a), of_b) in a.iter().zip(b).zip(upstream).zip(of_a).zip(of_b) {
+                let mut products = [[MaybeUninit::new(0.0); BLOCK]; 2];
+                for i in 0..BLOCK {
+                    let (to_a, to_b) = slopes(a[i], b[i]);
+                    products[0][i] = MaybeUninit::new(upstream[i] * to_a);
+                    products[1][i] = MaybeUninit::new(upstream[i] * to_b);
+                }
+                [*of_a, *of_b] = products;
+            }
+            let rest = a_rest.iter().zip(b_rest).zip(upstream_rest).zip(of_a_rest).zip(of_b_rest);
+            for ((((a, b), upstream), of_a), of_b) in rest {
+                let (to_a, to_b) = slopes(*a, *b);
+                of_a.write(*upstream * to_a);
+                of_b.write(*upstream * to_b);
+            }
         }
     }
+}
+
+/// Slopes of `silu(a)·b` in `a` and in `b`.
+#[inline(always)]
+fn slopes(a: f32, b: f32) -> (f32, f32) {
+    let s = sigmoid(a);
+    (b * s * (1.0 + a * (1.0 - s)), a * s)
 }

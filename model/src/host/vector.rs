@@ -133,6 +133,25 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes) + sum
 }
 
+/// `Σ a·b·c`.
+#[inline(always)]
+pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    let (c_blocks, c_rest) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a_blocks.iter().zip(b_blocks).zip(c_blocks) {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i] * c[i];
+        }
+    }
+    let mut sum = 0.0;
+    for ((a, b), c) in a_rest.iter().zip(b_rest).zip(c_rest) {
+        sum += a * b * c;
+    }
+    sum_lanes(lanes) + sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +176,10 @@ mod tests {
             let ones = vec![1.0; length];
             let expected: f64 = values.iter().map(|value| f64::from(*value)).sum();
             assert!((f64::from(dot(&values, &ones)) - expected).abs() < 1e-5, "{length}");
+            assert!(
+                (f64::from(dot3(&values, &ones, &ones)) - expected).abs() < 1e-5,
+                "{length}"
+            );
             assert_eq!(max(&values), values.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             let mut exponentials = values.clone();
             let sum = exp_and_sum(&mut exponentials, 0.5);

@@ -1,0 +1,54 @@
+//! Buffers that are written before they are read, without first being filled with zeros: a tenth of a step went into those.
+
+use std::mem::MaybeUninit;
+
+/// Numbers that are yet to be written.
+pub(super) type Blank = [MaybeUninit<f32>];
+
+/// A buffer of `length` numbers, each of which `write` must write.
+///
+/// # Safety
+/// `write` leaves no number unwritten.
+pub(super) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> Vec<f32> {
+    let mut values: Vec<f32> = Vec::with_capacity(length);
+    write(&mut values.spare_capacity_mut()[..length]);
+    // SAFETY: as many were written, as the caller promises.
+    unsafe { values.set_len(length) };
+    values
+}
+
+/// The numbers of a buffer, all of which have been written.
+///
+/// # Safety
+/// They have.
+pub(super) unsafe fn assume_written(blank: &mut Blank) -> &mut [f32] {
+    // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and every one has been written, as the caller promises.
+    unsafe { &mut *(std::ptr::from_mut(blank) as *mut [f32]) }
+}
+
+/// A buffer of `length` numbers to write into and read from again and again.
+pub(super) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
+    vec![MaybeUninit::uninit(); length]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        // SAFETY: every number is written.
+        let values = unsafe {
+            written(1000, |out| {
+                out.iter_mut().enumerate().for_each(|(i, out)| {
+                    out.write(i as f32);
+                })
+            })
+        };
+        assert!(values.iter().enumerate().all(|(i, value)| *value == i as f32));
+        let mut scratch = scratch(3);
+        scratch.fill(MaybeUninit::new(2.0));
+        // SAFETY: filled above.
+        assert_eq!(unsafe { assume_written(&mut scratch) }, [2.0; 3]);
+    }
+}
