@@ -160,6 +160,7 @@ fn softmax<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::check::{Tracked, assert_close, gradients, random};
     use crate::rotary::RotaryConfig;
     use burn::tensor::{Distribution, Tolerance};
     use burn_flex::{Flex, FlexDevice};
@@ -168,6 +169,31 @@ mod tests {
         let rotary = RotaryConfig::new(16, 4).init(&FlexDevice);
         let seq = x.dims()[1];
         attention.forward(x, &rotary, &CausalMask::new(seq, FlexDevice))
+    }
+
+    /// With grouped heads, over sequences of more than one block of rows, one of which is short.
+    #[test]
+    fn fused_and_plain_agree() {
+        let (batch, seq, hidden) = (2, 70, 24);
+        for (heads, kv_heads) in [(4, 2), (2, 2), (3, 1)] {
+            let attention = AttentionConfig::new(hidden, heads, kv_heads).init::<Tracked>(&FlexDevice);
+            let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
+            let mask = CausalMask::new(seq, FlexDevice);
+            let x = random([batch, seq, hidden]);
+            let flat = x.clone().reshape([batch * seq, hidden]);
+            let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
+            let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
+            let mixed = attention.in_tensor_operations(projected, seq, &rotary, &mask);
+            let plain = mixed
+                .matmul(attention.output.weight.val())
+                .reshape([batch, seq, hidden]);
+            let [fused, plain] = gradients(attention.forward(x.clone(), &rotary, &mask), plain);
+            assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+            for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
+                let weight = linear.weight.val();
+                assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+            }
+        }
     }
 
     #[test]

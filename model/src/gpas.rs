@@ -217,6 +217,7 @@ impl<B: Backend> ModuleDisplay for Gpas<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::check::{assert_close, gradients, random};
     use burn::tensor::{Distribution, TensorData, Tolerance};
     use burn_flex::{Flex, FlexDevice};
 
@@ -293,6 +294,28 @@ mod tests {
                 "{act:?}: {gradient} against {difference}"
             );
         }
+    }
+
+    #[test]
+    fn fused_and_plain_agree() {
+        for act in ACTIVATIONS {
+            for (stop, init) in [(true, 0.7), (false, -0.4), (true, 0.0)] {
+                let config = GpasConfig::new().with_act(act).with_init(init).with_stop_gradient(stop);
+                let gpas = config.init::<Autodiff>(&FlexDevice);
+                let x = random([3, 5, 7]);
+                let [fused, plain] = gradients(gpas.forward(x.clone()), gpas.in_tensor_operations(x.clone()));
+                assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+                let gate = gpas.gate.val();
+                assert_close(gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
+            }
+        }
+    }
+
+    /// PyTorch's slopes at 0, where gates start.
+    #[test]
+    fn kinks_have_the_slope_of_their_left_side() {
+        assert_eq!(GateActivation::Relu.derivative(0.0), 0.0);
+        assert_eq!(GateActivation::LeakyRelu.derivative(0.0), 0.01);
     }
 
     #[test]

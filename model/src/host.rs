@@ -343,3 +343,40 @@ fn floats_mut<B: Backend>(tensor: &mut FloatTensor<B>) -> Option<&mut [f32]> {
     }
     None
 }
+
+#[cfg(test)]
+pub(crate) mod check {
+    //! Fused operations against the tensor operations that they stand for.
+
+    use super::*;
+    use burn_flex::FlexDevice;
+
+    pub(crate) type Tracked = Autodiff<Flex>;
+
+    pub(crate) fn random<const D: usize>(shape: [usize; D]) -> Tensor<Tracked, D> {
+        let normal = burn::tensor::Distribution::Normal(0.0, 1.0);
+        Tensor::<Tracked, D>::random(shape, normal, &FlexDevice).require_grad()
+    }
+
+    /// The largest difference is at most 1e-5 of the largest expected entry.
+    pub(crate) fn assert_close<B: Backend, const D: usize>(found: Tensor<B, D>, expected: Tensor<B, D>, what: &str) {
+        use burn::tensor::ElementConversion;
+        assert_eq!(found.dims(), expected.dims(), "{what}");
+        let peak: f32 = expected.clone().abs().max().into_scalar().elem();
+        let difference: f32 = (found - expected).abs().max().into_scalar().elem();
+        assert!(
+            difference <= 1e-5 * peak,
+            "{what}: {difference} where the peak is {peak}"
+        );
+    }
+
+    /// What two ways of computing the same send back through random numbers.
+    pub(crate) fn gradients<const D: usize>(
+        fused: Tensor<Tracked, D>,
+        plain: Tensor<Tracked, D>,
+    ) -> [<Tracked as burn::tensor::backend::AutodiffBackend>::Gradients; 2] {
+        assert_close(fused.clone().inner(), plain.clone().inner(), "output");
+        let upstream = random(plain.dims()).detach();
+        [fused, plain].map(|y| (y * upstream.clone()).sum().backward())
+    }
+}

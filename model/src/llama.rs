@@ -330,3 +330,20 @@ fn count_scored<B: Backend>(targets: Tensor<B, 2, Int>) -> usize {
     let scored: i64 = targets.not_equal_elem(IGNORE_INDEX).int().sum().into_scalar().elem();
     scored as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::check::{Tracked, assert_close, gradients};
+    use burn_flex::FlexDevice;
+
+    /// Over rows of more than one task, some of which come more than once.
+    #[test]
+    fn fused_and_plain_embeddings_agree() {
+        let model = LlamaConfig::new(600, 8, 16, 2, 1).init::<Tracked>(1, &FlexDevice);
+        let ids = Tensor::from_ints([[5, 599, 5], [0, 520, 599]], &FlexDevice);
+        let [fused, plain] = gradients(model.embed(ids.clone()), model.embedding.forward(ids));
+        let table = model.embedding.weight.val();
+        assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
+    }
+}

@@ -194,21 +194,12 @@ impl<B: Backend> Softmax<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::check::assert_close;
     use burn::nn::loss::CrossEntropyLossConfig;
     use burn::tensor::Distribution;
     use burn_flex::{Flex, FlexDevice};
 
     type Autodiff = burn::backend::Autodiff<Flex>;
-
-    /// The largest difference is at most 1e-5 of the largest expected entry.
-    fn assert_close(found: Tensor<Flex, 2>, expected: Tensor<Flex, 2>, what: &str) {
-        let peak = expected.clone().abs().max().into_scalar();
-        let difference = (found - expected).abs().max().into_scalar();
-        assert!(
-            difference <= 1e-5 * peak,
-            "{what}: {difference} where the peak is {peak}"
-        );
-    }
 
     /// Against Burn's loss on whole logits and Burn's autodiff, over several chunks and with ignored rows.
     #[test]
@@ -256,6 +247,45 @@ mod tests {
         }
         let mean = losses.iter().sum::<f32>() / rows.len() as f32;
         assert!((mean / loss - 1.0).abs() < 1e-5, "{mean} against {loss}");
+    }
+
+    /// Over more than one chunk of rows and block of the vocabulary, with a head of its own and one that is the embedding's transpose.
+    #[test]
+    fn fused_and_plain_agree() {
+        let (tokens, width, vocab) = (1100, 10, 600);
+        let random = |shape: [usize; 2]| Tensor::<Flex, 2>::random(shape, Distribution::Normal(0.0, 1.0), &FlexDevice);
+        let hidden = random([tokens, width]);
+        let ids: Vec<i32> = (0..tokens as i32)
+            .map(|row| if row % 7 == 3 { -100 } else { row * 7 % vocab as i32 })
+            .collect();
+        let targets = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice);
+        for weight in [random([width, vocab]), random([vocab, width]).transpose()] {
+            let fused = host::loss_with_gradients(&hidden, &weight, &targets, 900).unwrap();
+            let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
+            let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
+            assert_close(fused.loss, plain.loss, "loss");
+            assert_close(fused.hidden, plain.hidden, "hidden");
+            assert_close(fused.weight, plain.weight, "weight");
+            let fused = host::token_losses(&hidden, &weight, &targets).unwrap();
+            assert_close(
+                fused,
+                token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),
+                "losses",
+            );
+        }
+    }
+
+    /// A number that is none must reach the loss and the gradients, or the step that made it would be taken.
+    #[test]
+    fn what_is_not_finite_is_not_hidden() {
+        let weight = Tensor::<Flex, 2>::ones([3, 300], &FlexDevice);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let hidden = Tensor::<Flex, 2>::from_floats([[bad, 0.0, 0.0]], &FlexDevice);
+            let target = Tensor::<Flex, 1, Int>::from_ints([0], &FlexDevice);
+            let fused = loss_with_gradients(hidden, weight.clone(), target, 1, Precision::F32);
+            assert!(!fused.loss.into_scalar().is_finite(), "{bad}");
+            assert!(!fused.weight.is_finite().all().into_scalar(), "{bad}");
+        }
     }
 
     /// As many rows as fit the numbers of a chunk, and at least 16.

@@ -55,3 +55,25 @@ impl<B: Backend> Mlp<B> {
         project(gated, &self.down).reshape([batch, seq, hidden])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::check::{Tracked, assert_close, gradients, random};
+    use burn_flex::FlexDevice;
+
+    #[test]
+    fn fused_and_plain_agree() {
+        let mlp = MlpConfig::new(24, 37).init::<Tracked>(&FlexDevice);
+        let x = random([2, 35, 24]);
+        let flat = x.clone().reshape([70, 24]);
+        let gated = silu(flat.clone().matmul(mlp.gate.weight.val())) * flat.matmul(mlp.up.weight.val());
+        let plain = gated.matmul(mlp.down.weight.val()).reshape([2, 35, 24]);
+        let [fused, plain] = gradients(mlp.forward(x.clone()), plain);
+        assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        for (name, linear) in [("gate", &mlp.gate), ("up", &mlp.up), ("down", &mlp.down)] {
+            let weight = linear.weight.val();
+            assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+        }
+    }
+}

@@ -91,8 +91,25 @@ impl<B: Backend> ModuleDisplay for RmsNorm<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::check::{Tracked, assert_close, gradients, random};
     use burn::tensor::{TensorData, Tolerance};
     use burn_flex::{Flex, FlexDevice};
+
+    /// Over rows enough for two tasks and a length that is no whole number of vectors.
+    #[test]
+    fn fused_and_plain_agree() {
+        let start = NormStart {
+            weight: 1.0,
+            factor: 0.5,
+        };
+        let mut norm = RmsNormConfig::new(70).init::<Tracked>(start, &FlexDevice);
+        norm.weight = Param::from_tensor(random([70]));
+        let x = random([3, 30, 70]);
+        let [fused, plain] = gradients(norm.forward(x.clone()), norm.in_tensor_operations(x.clone()));
+        assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        let weight = norm.weight.val();
+        assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "weight");
+    }
 
     #[test]
     fn divides_by_the_root_mean_square() {

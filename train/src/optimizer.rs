@@ -18,7 +18,7 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, P
 use burn::optim::{GradientsParams, LearningRate};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, ElementConversion, Tensor, TensorData};
-use gpas_model::host::{self, AdamStep, sum_of_squares};
+use gpas_model::host::{AdamStep, sum_of_squares};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use serde::{Deserialize, Serialize};
 
@@ -218,13 +218,14 @@ impl<B: AutodiffBackend> ClippedAdam<B> {
                 } else {
                     self.factor
                 };
-                let (weight, moments) = self.rule.step(
-                    D >= 2,
-                    weight.inner().reshape([length]),
-                    gradient.reshape([length]),
-                    factor,
-                    self.moments.remove(&id),
-                );
+                let weight = weight.inner().reshape([length]);
+                let moments = self.moments.remove(&id).unwrap_or_else(|| Moments {
+                    first: weight.zeros_like(),
+                    second: weight.zeros_like(),
+                });
+                let (weight, moments) = self
+                    .rule
+                    .step(D >= 2, weight, gradient.reshape([length]), factor, moments);
                 self.moments.insert(id, moments);
                 let weight = Tensor::from_inner(weight.reshape(shape)).set_require_grad(trained);
                 Param::from_mapped_value(id, weight, mapper)
@@ -409,7 +410,24 @@ impl AdamRule {
         weight: Tensor<B, 1>,
         gradient: Tensor<B, 1>,
         factor: f64,
-        moments: Option<Moments<B>>,
+        Moments { first, second }: Moments<B>,
+    ) -> (Tensor<B, 1>, Moments<B>) {
+        let fused = self.on_host(is_matrix, factor);
+        match fused.apply([weight, first, second], &gradient) {
+            Ok([weight, first, second]) => (weight, Moments { first, second }),
+            Err([weight, first, second]) => {
+                self.in_tensor_operations(is_matrix, weight, gradient, factor, Moments { first, second })
+            }
+        }
+    }
+
+    fn in_tensor_operations<B: Backend>(
+        &self,
+        is_matrix: bool,
+        weight: Tensor<B, 1>,
+        gradient: Tensor<B, 1>,
+        factor: f64,
+        moments: Moments<B>,
     ) -> (Tensor<B, 1>, Moments<B>) {
         let OptimizerConfig {
             kind,
@@ -417,24 +435,6 @@ impl AdamRule {
             weight_decay,
             ..
         } = self.config;
-        if moments.is_none() && host::runs(&weight) {
-            let zeros = || weight.zeros_like();
-            let moments = Some(Moments {
-                first: zeros(),
-                second: zeros(),
-            });
-            return self.step(is_matrix, weight, gradient, factor, moments);
-        }
-        let (weight, moments) = match moments {
-            Some(Moments { first, second }) => match self
-                .on_host(is_matrix, factor)
-                .apply([weight, first, second], &gradient)
-            {
-                Ok([weight, first, second]) => return (weight, Moments { first, second }),
-                Err([weight, first, second]) => (weight, Some(Moments { first, second })),
-            },
-            None => (weight, None),
-        };
         let (weight, gradient, factor) = match kind {
             _ if weight_decay == 0.0 => (weight, gradient, factor),
             OptimizerKind::Adam => {
@@ -446,12 +446,9 @@ impl AdamRule {
         };
         let first = gradient.clone().mul_scalar((1.0 - beta1) * factor);
         let second = gradient.square().mul_scalar((1.0 - beta2) * factor * factor);
-        let moments = match moments {
-            Some(old) => Moments {
-                first: old.first.mul_scalar(beta1) + first,
-                second: old.second.mul_scalar(beta2) + second,
-            },
-            None => Moments { first, second },
+        let moments = Moments {
+            first: moments.first.mul_scalar(beta1) + first,
+            second: moments.second.mul_scalar(beta2) + second,
         };
         let denominator = moments.second.clone().sqrt().add_scalar(self.eps);
         let update = moments.first.clone().mul_scalar(self.step_size) / denominator;
@@ -590,6 +587,50 @@ mod tests {
             .into_data()
             .assert_approx_eq::<f32>(&expected, Tolerance::absolute(1e-6));
         assert_eq!(model.norm.val().into_data(), TensorData::from([1.0f32, 1.0]));
+    }
+
+    /// Over more numbers than one task has, with every kind of decay.
+    #[test]
+    fn fused_and_plain_agree() {
+        let random = |scale: f32| {
+            let values = (0..40_000).map(|i| scale * ((i * 7919 % 10_007) as f32 / 5000.0 - 1.0));
+            Tensor::<Flex, 1>::from_data(TensorData::new(values.collect::<Vec<f32>>(), [40_000]), &FlexDevice)
+        };
+        let moments = || Moments {
+            first: random(0.1),
+            second: random(0.2).abs(),
+        };
+        for (kind, is_matrix) in [
+            (OptimizerKind::Adam, true),
+            (OptimizerKind::AdamW, true),
+            (OptimizerKind::AdamW, false),
+        ] {
+            for weight_decay in [0.0, 0.1] {
+                let config = OptimizerConfig {
+                    weight_decay,
+                    ..config(kind)
+                };
+                let rule = AdamRule::new(&config, 0.01, 7);
+                let (weight, gradient) = (random(1.0), random(3.0).neg());
+                let fused = rule.step(is_matrix, weight.clone(), gradient.clone(), 0.3, moments());
+                let plain = rule.in_tensor_operations(is_matrix, weight, gradient, 0.3, moments());
+                for (found, expected) in [
+                    (fused.0, plain.0),
+                    (fused.1.first, plain.1.first),
+                    (fused.1.second, plain.1.second),
+                ] {
+                    let difference = (found - expected).abs().max().into_scalar();
+                    assert!(difference < 3e-7, "{kind:?} {weight_decay}: {difference}");
+                }
+            }
+        }
+        let values = random(3.0);
+        let expected = values.clone().square().sum().into_scalar();
+        let found = sum_of_squares(&values).unwrap();
+        assert!(
+            (found / f64::from(expected) - 1.0).abs() < 1e-5,
+            "{found} against {expected}"
+        );
     }
 
     /// Adam's decay is part of the gradient, so its first update has the size of the rate whatever the decay.

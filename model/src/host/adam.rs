@@ -26,7 +26,11 @@ pub struct AdamStep {
 }
 
 impl AdamStep {
-    /// The next weight, m and v, in the place of those that are given; none where they are not f32 in the memory of this process.
+    /// The next weight, m and v, in the place of those that are given.
+    ///
+    /// # Errors
+    /// The tensors as they were, where they are not f32 in the memory of this process.
+    #[allow(clippy::type_complexity, reason = "weight, m and v")]
     pub fn apply<B: Backend>(
         &self,
         tensors: [Tensor<B, 1>; 3],

@@ -129,3 +129,40 @@ fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many threads there are, every entry is the same sum: a run on other hardware of the same kind is the same run.
+    #[test]
+    fn products_do_not_depend_on_the_threads() {
+        let numbers = |count: usize| -> Vec<f32> { (0..count).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect() };
+        let (tokens, inputs, outputs) = (203, 150, 170);
+        let (x, weight, upstream) = (
+            numbers(tokens * inputs),
+            numbers(inputs * outputs),
+            numbers(tokens * outputs),
+        );
+        let view = |values, shape: [usize; 2]| View {
+            values,
+            shape: shape.into(),
+        };
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
+                let forward = Linear.forward(inputs()).values;
+                let gradients = Operation::<2>::backward(&Linear, inputs(), &(), &upstream, [true; 2]);
+                let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
+                    panic!("both were wanted");
+                };
+                [forward, of_x, of_weight]
+            })
+        };
+        let expected = on(1);
+        for threads in [2, 3, 5] {
+            assert!(on(threads) == expected, "{threads} threads");
+        }
+    }
+}
