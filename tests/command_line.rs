@@ -208,9 +208,13 @@ fn bench_prints_the_keys_of_its_peers() {
     let line: Value = serde_json::from_str(&line).unwrap();
     let mut keys = keys(&line);
     keys.sort_unstable();
+    // The peer's, and how the step compares with bare matrix products.
     let expected = [
         "batch",
         "dtype",
+        "flops_per_s",
+        "matmul_flops_per_s",
+        "matmul_share",
         "peak_bytes",
         "peer",
         "preset",
@@ -221,6 +225,18 @@ fn bench_prints_the_keys_of_its_peers() {
         "vocab",
     ];
     assert_eq!(keys, expected);
+    let line = place.does("bench --preset nano --batch 1 --seq 8 --steps 3 --warmup 0 --vocab 64 --json --vs pre");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let [low, ratio, high] = ["low", "ratio", "high"].map(|key| line["versus"][key].as_f64().unwrap());
+    assert!(0.0 < low && low <= ratio && ratio <= high, "{line}");
+    assert_eq!(line["versus"]["scheme"], "pre");
+    if !cfg!(feature = "profile") {
+        place.refuses(
+            "bench --preset nano --batch 1 --seq 8 --steps 1 --warmup 0 --vocab 64 --profile",
+            "this program was built without the profiler",
+            "build with `--features profile`, on Unix",
+        );
+    }
 }
 
 #[test]

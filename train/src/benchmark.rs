@@ -1,33 +1,50 @@
 //! How fast a model trains here: timed optimizer steps on random tokens, through the step function of training.
+//!
+//! The floating-point operations of a step are set against what the same backend makes of bare matrix products, the best of the step's own
+//! shapes and of a cube, so that the share says how much of a step is lost between them. Two schemes are compared within one process, a
+//! step of one and a step of the other in turn, since a machine's speed drifts by more than schemes differ.
 
+use std::hint::black_box;
 use std::time::Instant;
 
-use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
+use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::backend::{BackendTask, Selected};
 use crate::memory::peak_memory;
+use crate::profile::{ProfileError, Profiler, Share};
 use crate::recipe::Recipe;
 use crate::trainer::Trainer;
 use crate::training::{TrainingError, check_precision};
 
 /// What to time.
 pub struct Benchmark {
-    /// The recipe, for the sizes of model and batch and for the optimizer.
-    pub recipe: Recipe,
     /// The model.
-    pub config: LlamaConfig,
+    pub model: Candidate,
+    /// Another one, of which a step is made after each step of the first.
+    pub versus: Option<Candidate>,
     /// Steps that are timed.
     pub steps: usize,
     /// Steps before them.
     pub warmup: usize,
+    /// Whether to tell where the time of the steps goes.
+    pub profile: bool,
     /// Where it runs, for the report.
     pub selected: Selected,
 }
 
-/// The result, with the keys of the PyTorch peer.
+/// A model to be timed.
+pub struct Candidate {
+    /// The recipe, for the sizes of model and batch and for the optimizer.
+    pub recipe: Recipe,
+    /// The model.
+    pub config: LlamaConfig,
+}
+
+/// The result, with the keys of the PyTorch peer and more.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchmarkReport {
     /// This program and its backend.
@@ -50,47 +67,176 @@ pub struct BenchmarkReport {
     pub step_s: f64,
     /// Largest resident memory of the process in bytes on a CPU; none on a GPU, whose memory is not the process's.
     pub peak_bytes: Option<u64>,
+    /// Floating-point operations per second of the median step: [`LlamaConfig::flops_per_token`] times `tokens_per_s`.
+    pub flops_per_s: f64,
+    /// Those of the fastest matrix product.
+    pub matmul_flops_per_s: f64,
+    /// The first over the second.
+    pub matmul_share: f64,
+    /// Against another scheme, if asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub versus: Option<Versus>,
+    /// Where the time of the timed steps goes, if asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<Share>,
+}
+
+/// The time of a step over that of another scheme.
+#[derive(Clone, Debug, Serialize)]
+pub struct Versus {
+    /// The other scheme.
+    pub scheme: String,
+    /// Geometric mean of the ratios of neighbouring steps.
+    pub ratio: f64,
+    /// Lower end of its 95 % interval, by Student's t on the logarithms.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Versus {
+    /// From the times of neighbouring steps; the interval is unbounded for a single pair.
+    fn of(scheme: String, times: &[f64], others: &[f64]) -> Self {
+        let logs: Vec<f64> = times
+            .iter()
+            .zip(others)
+            .map(|(time, other)| (time / other).ln())
+            .collect();
+        let count = logs.len() as f64;
+        let mean = logs.iter().sum::<f64>() / count;
+        let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        let half = match StudentsT::new(0.0, 1.0, count - 1.0) {
+            Ok(student) => student.inverse_cdf(0.975) * (variance / count).sqrt(),
+            Err(_) => f64::INFINITY,
+        };
+        Self {
+            scheme,
+            ratio: mean.exp(),
+            low: (mean - half).exp(),
+            high: (mean + half).exp(),
+        }
+    }
+}
+
+/// Why nothing was timed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages are the documentation")]
+pub enum BenchmarkError {
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+impl BenchmarkError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            BenchmarkError::Training(error) => error.hint(),
+            BenchmarkError::Profile(error) => error.hint(),
+        }
+    }
+}
+
+/// One of the models being timed.
+struct Runner<B: AutodiffBackend> {
+    trainer: Trainer<B>,
+    ids: RandomIds,
+    batch: usize,
+    micro_batch: usize,
+    seq: usize,
+    times: Vec<f64>,
+}
+
+impl<B: AutodiffBackend> Runner<B> {
+    fn new(candidate: &Candidate, device: &B::Device) -> Self {
+        let Candidate { recipe, config } = candidate;
+        let model: Llama<B> = config.init(recipe.train.seed, device);
+        Self {
+            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule()),
+            ids: RandomIds {
+                state: recipe.train.seed,
+                vocab: config.vocab as u64,
+            },
+            batch: recipe.train.batch,
+            micro_batch: recipe.train.micro_batch,
+            seq: recipe.data.seq_len,
+            times: Vec::new(),
+        }
+    }
+
+    /// Makes one step and notes its time.
+    fn step(mut self, device: &B::Device) -> Self {
+        let micro_batches: Vec<TokenBatch<B>> = (0..self.batch)
+            .step_by(self.micro_batch)
+            .map(|start| {
+                self.ids
+                    .batch(self.micro_batch.min(self.batch - start), self.seq, device)
+            })
+            .collect();
+        let begin = Instant::now();
+        let (trainer, report) = self.trainer.step(micro_batches, self.batch * self.seq);
+        self.trainer = trainer;
+        black_box(report);
+        wait_for::<B>(device);
+        self.times.push(begin.elapsed().as_secs_f64());
+        self
+    }
+}
+
+/// Waits for what is still on its way on a device that works by itself.
+fn wait_for<B: Backend>(device: &B::Device) {
+    if let Err(error) = B::sync(device) {
+        panic!("the device failed: {error:?}");
+    }
 }
 
 impl BackendTask for Benchmark {
-    type Output = Result<BenchmarkReport, TrainingError>;
+    type Output = Result<BenchmarkReport, BenchmarkError>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let Self {
-            recipe,
-            config,
+            model,
+            versus,
             steps,
             warmup,
+            profile,
             selected,
         } = self;
-        check_precision::<B>(&config, &device)?;
-        let (batch, seq) = (recipe.train.batch, recipe.data.seq_len);
-        let model: Llama<B> = config.init(recipe.train.seed, &device);
-        let mut trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule());
-        let mut ids = RandomIds {
-            state: recipe.train.seed,
-            vocab: config.vocab as u64,
-        };
-        let mut times = Vec::with_capacity(steps);
+        check_precision::<B>(&model.config, &device)?;
+        let mut runner = Runner::<B>::new(&model, &device);
+        let mut other = versus.as_ref().map(|versus| Runner::<B>::new(versus, &device));
+        let mut profiler = None;
         for index in 0..warmup + steps {
-            let micro_batches: Vec<TokenBatch<B>> = (0..batch)
-                .step_by(recipe.train.micro_batch)
-                .map(|start| ids.batch(recipe.train.micro_batch.min(batch - start), seq, &device))
-                .collect();
-            let begin = Instant::now();
-            let (next, report) = trainer.step(micro_batches, batch * seq);
-            trainer = next;
-            std::hint::black_box(report);
-            // The update is still on its way on a device that works by itself.
-            if let Err(error) = B::sync(&device) {
-                panic!("the device failed: {error:?}");
+            if profile && index == warmup {
+                profiler = Some(Profiler::start()?);
             }
-            if index >= warmup {
-                times.push(begin.elapsed().as_secs_f64());
+            // Whoever comes second finds the caches of the other: each does so every other time.
+            if index % 2 == 1 {
+                other = other.map(|other| other.step(&device));
+            }
+            runner = runner.step(&device);
+            if index % 2 == 0 {
+                other = other.map(|other| other.step(&device));
             }
         }
-        times.sort_by(f64::total_cmp);
-        let step_s = times[times.len() / 2];
+        let profile = match profiler {
+            Some(profiler) => profiler.shares()?,
+            None => Vec::new(),
+        };
+        let peak_bytes = selected.is_cpu().then(peak_memory);
+        let times = runner.times.split_off(warmup);
+        let versus = other.zip(versus).map(|(mut other, versus)| {
+            let others = other.times.split_off(warmup);
+            Versus::of(versus.recipe.model.scheme.to_string(), &times, &others)
+        });
+        let Candidate { recipe, config } = model;
+        let (batch, seq) = (recipe.train.batch, recipe.data.seq_len);
+        let step_s = median(times);
+        let tokens_per_s = (batch * seq) as f64 / step_s;
+        let flops_per_s = config.flops_per_token(seq) * tokens_per_s;
+        let tokens = recipe.train.micro_batch.min(batch) * seq;
+        let matmul_flops_per_s = fastest_product::<B::InnerBackend>(&config, tokens, &device);
         Ok(BenchmarkReport {
             peer: format!("gpas-{selected}"),
             preset: recipe.model.preset,
@@ -99,11 +245,52 @@ impl BackendTask for Benchmark {
             seq,
             vocab: config.vocab,
             dtype: peer_name(recipe.train.precision).into(),
-            tokens_per_s: ((batch * seq) as f64 / step_s * 10.0).round() / 10.0,
+            tokens_per_s: (tokens_per_s * 10.0).round() / 10.0,
             step_s: (step_s * 1e4).round() / 1e4,
-            peak_bytes: selected.is_cpu().then(peak_memory),
+            peak_bytes,
+            flops_per_s: flops_per_s.round(),
+            matmul_flops_per_s: matmul_flops_per_s.round(),
+            matmul_share: (flops_per_s / matmul_flops_per_s * 1e4).round() / 1e4,
+            versus,
+            profile,
         })
     }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Floating-point operations per second of the fastest matrix product, of the shapes that a step multiplies and of a cube, each at its
+/// best of several.
+fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, device: &B::Device) -> f64 {
+    const TRIES: usize = 7;
+    let (hidden, intermediate) = (config.hidden, config.intermediate);
+    // The logits of a part of the tokens, as the loss computes them.
+    let rows = tokens.min(1024);
+    let format = config.precision.products();
+    let shapes = [
+        [tokens, hidden, hidden],
+        [tokens, hidden, intermediate],
+        [tokens, intermediate, hidden],
+        [hidden, tokens, intermediate],
+        [rows, hidden, config.vocab],
+        [2048, 2048, 2048],
+    ];
+    let rate = |[rows, inner, columns]: [usize; 3]| {
+        let ones = |shape: [usize; 2]| Tensor::<B, 2>::ones(shape, (device, DType::F32)).cast(format);
+        let (a, b) = (ones([rows, inner]), ones([inner, columns]));
+        let seconds = (0..TRIES).map(|_| {
+            wait_for::<B>(device);
+            let begin = Instant::now();
+            black_box(a.clone().matmul(b.clone()));
+            wait_for::<B>(device);
+            begin.elapsed().as_secs_f64()
+        });
+        2.0 * (rows * inner * columns) as f64 / seconds.fold(f64::INFINITY, f64::min)
+    };
+    shapes.into_iter().map(rate).fold(0.0, f64::max)
 }
 
 /// What the PyTorch peer calls a number format.
@@ -139,5 +326,27 @@ impl RandomIds {
             ids: tensor(&ids[..batch * seq]),
             targets: tensor(&ids[1..]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ratios e^0.1, e^0.2 and e^0.3: mean 0.2, standard error 0.1/√3, t of two degrees of freedom 4.3027.
+    #[test]
+    fn a_ratio_comes_with_its_interval() {
+        let others = [1.0, 2.0, 4.0];
+        let times: Vec<f64> = others
+            .iter()
+            .zip([0.1f64, 0.2, 0.3])
+            .map(|(other, log)| other * log.exp())
+            .collect();
+        let versus = Versus::of("pre".into(), &times, &others);
+        let half = 4.302_65 * 0.1 / 3f64.sqrt();
+        assert!((versus.ratio.ln() - 0.2).abs() < 1e-12);
+        assert!((versus.low.ln() - (0.2 - half)).abs() < 1e-5, "{versus:?}");
+        assert!((versus.high.ln() - (0.2 + half)).abs() < 1e-5, "{versus:?}");
+        assert_eq!(Versus::of("pre".into(), &times[..1], &others[..1]).high, f64::INFINITY);
     }
 }

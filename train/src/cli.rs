@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use gpas_data::DataError;
 
 use crate::backend::{BackendChoice, BackendError};
+use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
 use crate::commands::{bench, config, data, eval, tokenizer, train};
 use crate::memory::keep_freed_memory;
@@ -92,6 +93,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let backend = || cause.downcast_ref::<BackendError>().map(BackendError::hint);
     let run = || cause.downcast_ref::<RunError>().and_then(RunError::hint);
     let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
+    let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
     recipe()
         .or_else(data)
@@ -99,6 +101,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         .or_else(run)
         .or_else(checkpoint)
         .or_else(training)
+        .or_else(benchmark)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
+pub mod profile;
 pub mod recipe;
 pub mod run;
 pub mod schedule;

@@ -1,4 +1,5 @@
 //! The developer's commands; a library so that tests can use them.
 
+pub mod bench;
 pub mod ci;
 pub mod kill;

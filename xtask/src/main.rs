@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{ci, kill};
+use xtask::{bench, ci, kill};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -15,12 +15,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::BenchArgs),
     Ci(ci::CiArgs),
     Kill(kill::KillArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Kill(args) => kill::run(&args),
     };

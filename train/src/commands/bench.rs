@@ -9,14 +9,15 @@ use gpas_data::store::PreparedData;
 use indicatif::HumanBytes;
 
 use crate::backend::BackendChoice;
-use crate::benchmark::Benchmark;
+use crate::benchmark::{Benchmark, Candidate};
 use crate::recipe::{RecipeArgs, resolve};
 
 /// Time optimizer steps on random tokens
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas bench
-  gpas bench --preset 60m --scheme sandwich_gpas --batch 4 --json")]
+  gpas bench --preset 60m --scheme sandwich_gpas --batch 4 --json
+  gpas bench --vs pre --steps 20")]
 pub struct BenchArgs {
     #[command(flatten)]
     options: RecipeArgs,
@@ -35,6 +36,12 @@ pub struct BenchArgs {
     /// Number of token ids, where no data decides it
     #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
     vocab: u64,
+    /// Also time this scheme, a step of each in turn, and tell the ratio with its 95 % interval
+    #[arg(long, value_name = "SCHEME")]
+    vs: Option<String>,
+    /// Also tell where the time of the steps goes, by kind of work; needs a build with `--features profile`
+    #[arg(long)]
+    profile: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -61,14 +68,26 @@ pub fn run(args: BenchArgs, backend: BackendChoice) -> Result<()> {
     ];
     // The user's own `--set` come later and win.
     options.set.splice(0..0, own);
-    let recipe = resolve(None, &options)?;
-    let config = recipe.llama(vocab as usize)?;
+    let candidate = |options: &RecipeArgs| -> Result<Candidate> {
+        let recipe = resolve(None, options)?;
+        let config = recipe.llama(vocab as usize)?;
+        Ok(Candidate { recipe, config })
+    };
+    let model = candidate(&options)?;
+    let versus = match args.vs {
+        Some(scheme) => {
+            options.scheme = Some(scheme);
+            Some(candidate(&options)?)
+        }
+        None => None,
+    };
     let selected = backend.select()?;
     let benchmark = Benchmark {
-        recipe,
-        config,
+        model,
+        versus,
         steps: args.steps as usize,
         warmup: args.warmup as usize,
+        profile: args.profile,
         selected,
     };
     let report = selected.run(benchmark)??;
@@ -91,6 +110,23 @@ pub fn run(args: BenchArgs, backend: BackendChoice) -> Result<()> {
             report.seq,
             memory,
         )?;
+        writeln!(
+            out,
+            "{:.1} GFLOP/s, {:.1} % of the {:.1} that the fastest matrix product makes",
+            report.flops_per_s / 1e9,
+            report.matmul_share * 1e2,
+            report.matmul_flops_per_s / 1e9,
+        )?;
+        for share in &report.profile {
+            writeln!(out, "{:>6.1} %  {}", share.share * 1e2, share.kind)?;
+        }
+        if let Some(versus) = &report.versus {
+            writeln!(
+                out,
+                "a step takes {:.4} times that of {}, 95 % interval {:.4} to {:.4} over {} pairs",
+                versus.ratio, versus.scheme, versus.low, versus.high, args.steps,
+            )?;
+        }
     }
     Ok(())
 }
