@@ -12,6 +12,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::attention::{Attention, AttentionConfig, CausalMask};
 use crate::config::LlamaConfig;
 use crate::gpas::Gpas;
+use crate::host;
 use crate::mlp::{Mlp, MlpConfig};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
@@ -76,8 +77,19 @@ impl<B: Backend> Residual<B> {
         } else {
             residual.mul_scalar(self.residual_scale)
         };
-        gated(GatePlace::Stream, normed(&self.post_norm, residual + branch))
+        match (&self.post_norm, gate) {
+            (None, Some(gate)) if self.gate_place == GatePlace::Stream => gate.forward_sum(residual, branch),
+            (post_norm, _) => gated(GatePlace::Stream, normed(post_norm, sum(residual, branch))),
+        }
     }
+}
+
+/// `x + branch`.
+fn sum<B: Backend>(x: Tensor<B, 3>, branch: Tensor<B, 3>) -> Tensor<B, 3> {
+    if host::runs(&x) && host::runs(&branch) {
+        return host::apply(host::Sum, [host::primitive(x), host::primitive(branch)]);
+    }
+    x + branch
 }
 
 /// One layer: attention, then MLP.

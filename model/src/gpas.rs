@@ -175,6 +175,22 @@ impl<B: Backend> Gpas<B> {
         self.in_tensor_operations(x)
     }
 
+    /// GPAS of a sum, for which one walk over memory is enough where both are there.
+    ///
+    /// # Shapes
+    /// - inputs and output: any, the same
+    pub(crate) fn forward_sum<const D: usize>(&self, x: Tensor<B, D>, branch: Tensor<B, D>) -> Tensor<B, D> {
+        let gate = self.gate.val();
+        if self.stop_gradient && host::runs(&x) && host::runs(&branch) && host::runs(&gate) {
+            let sum = host::GatedSum { act: self.act };
+            return host::apply(
+                sum,
+                [host::primitive(x), host::primitive(branch), host::primitive(gate)],
+            );
+        }
+        self.forward(x + branch)
+    }
+
     fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let amount = self.amount_per_row(x.dims(), &x.device()).cast(x.dtype());
         let scaled = if self.stop_gradient {
@@ -307,6 +323,18 @@ mod tests {
                 assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
                 let gate = gpas.gate.val();
                 assert_close(gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
+
+                let branch = random([3, 5, 7]);
+                let plain = gpas.in_tensor_operations(x.clone() + branch.clone());
+                let [fused, plain] = gradients(gpas.forward_sum(x.clone(), branch.clone()), plain);
+                for (name, input) in [("x", &x), ("branch", &branch)] {
+                    assert_close(input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
+                }
+                assert_close(
+                    gate.grad(&fused).unwrap(),
+                    gate.grad(&plain).unwrap(),
+                    "gate of the sum",
+                );
             }
         }
     }

@@ -24,7 +24,7 @@ mod vector;
 pub use adam::{AdamStep, sum_of_squares};
 pub(crate) use attention::CausalAttention;
 pub(crate) use embedding::Embed;
-pub(crate) use gate::Gate;
+pub(crate) use gate::{Gate, GatedSum, Sum};
 pub(crate) use head::{loss_with_gradients, token_losses};
 use linear::Linear;
 pub(crate) use norm::Norm;

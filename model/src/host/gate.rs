@@ -64,7 +64,106 @@ impl Operation<2> for Gate {
     }
 }
 
+/// The sum of the residual and the branch of a sub-layer.
+#[derive(Debug)]
+pub(crate) struct Sum;
+
+impl Operation<2> for Sum {
+    type Kept = ();
+
+    fn forward(&self, [x, branch]: [View<'_>; 2]) -> Output<()> {
+        Output {
+            values: scaled_sum(x.values, branch.values, 1.0),
+            shape: x.shape,
+            kept: (),
+        }
+    }
+
+    fn backward(&self, _inputs: [View<'_>; 2], (): &(), _upstream: &[f32], _wanted: [bool; 2]) -> [Gradient; 2] {
+        [Gradient::Upstream, Gradient::Upstream]
+    }
+}
+
+/// GPAS of that sum, in one walk over memory: the residual, the branch and the gate `[1]`. The stop-gradient hides the scaling.
+#[derive(Debug)]
+pub(crate) struct GatedSum {
+    pub(crate) act: GateActivation,
+}
+
+impl Operation<3> for GatedSum {
+    type Kept = ();
+
+    fn forward(&self, [x, branch, gate]: [View<'_>; 3]) -> Output<()> {
+        let scale = 1.0 - self.act.value(f64::from(gate.values[0])) as f32;
+        Output {
+            values: scaled_sum(x.values, branch.values, scale),
+            shape: x.shape,
+            kept: (),
+        }
+    }
+
+    fn backward(
+        &self,
+        [x, branch, gate]: [View<'_>; 3],
+        (): &(),
+        upstream: &[f32],
+        wanted: [bool; 3],
+    ) -> [Gradient; 3] {
+        let of_gate = if wanted[2] {
+            let tasks = x.values.par_chunks(CHUNK).zip(branch.values.par_chunks(CHUNK));
+            let parts: Vec<f64> = tasks
+                .zip(upstream.par_chunks(CHUNK))
+                .map(|((x, branch), upstream)| wide_dot_of_sum(x, branch, upstream))
+                .collect();
+            let slope = self.act.derivative(f64::from(gate.values[0]));
+            Gradient::Values(vec![(-slope * parts.into_iter().sum::<f64>()) as f32])
+        } else {
+            Gradient::None
+        };
+        [Gradient::Upstream, Gradient::Upstream, of_gate]
+    }
+}
+
+/// `(a + b) · scale`.
+fn scaled_sum(a: &[f32], b: &[f32], scale: f32) -> Vec<f32> {
+    let write = |y: &mut Blank| {
+        let tasks = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
+        tasks
+            .zip(y.par_chunks_mut(CHUNK))
+            .for_each(|((a, b), y)| add_and_multiply(a, b, scale, y));
+    };
+    // SAFETY: the tasks are all of it.
+    unsafe { written(a.len(), write) }
+}
+
 vectorised! {
+    fn add_and_multiply(a: &'a [f32], b: &'a [f32], scale: f32, y: &'a mut Blank) -> () {
+        for ((a, b), y) in a.iter().zip(b).zip(y) {
+            y.write((*a + *b) * scale);
+        }
+    }
+
+    fn wide_dot_of_sum(x: &'a [f32], branch: &'a [f32], upstream: &'a [f32]) -> f64 {
+        const WIDE: usize = 16;
+        let mut lanes = [0.0f64; WIDE];
+        let (x_blocks, x_rest) = x.as_chunks::<WIDE>();
+        let (branch_blocks, branch_rest) = branch.as_chunks::<WIDE>();
+        let (upstream_blocks, upstream_rest) = upstream.as_chunks::<WIDE>();
+        for ((x, branch), upstream) in x_blocks.iter().zip(branch_blocks).zip(upstream_blocks) {
+            for i in 0..WIDE {
+                lanes[i] += (x[i] + branch[i]) as f64 * upstream[i] as f64;
+            }
+        }
+        let mut sum = 0.0;
+        for ((x, branch), upstream) in x_rest.iter().zip(branch_rest).zip(upstream_rest) {
+            sum += (*x + *branch) as f64 * *upstream as f64;
+        }
+        for lane in lanes {
+            sum += lane;
+        }
+        sum
+    }
+
     fn multiply(x: &'a [f32], scale: f32, y: &'a mut Blank) -> () {
         for (x, y) in x.iter().zip(y) {
             y.write(*x * scale);

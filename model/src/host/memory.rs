@@ -11,6 +11,7 @@ pub(super) type Blank = [MaybeUninit<f32>];
 /// `write` leaves no number unwritten.
 pub(super) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> Vec<f32> {
     let mut values: Vec<f32> = Vec::with_capacity(length);
+    prefer_large_pages(values.spare_capacity_mut());
     write(&mut values.spare_capacity_mut()[..length]);
     // SAFETY: as many were written, as the caller promises.
     unsafe { values.set_len(length) };
@@ -28,7 +29,30 @@ pub(super) unsafe fn assume_written(blank: &mut Blank) -> &mut [f32] {
 
 /// A buffer of `length` numbers to write into and read from again and again.
 pub(super) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
-    vec![MaybeUninit::uninit(); length]
+    let mut values = vec![MaybeUninit::uninit(); length];
+    prefer_large_pages(&mut values);
+    values
+}
+
+/// Asks the system for pages of 2 MiB behind a large buffer: fewer are to be found for it, and fewer places to be looked up in every product.
+fn prefer_large_pages(values: &mut Blank) {
+    #[cfg(target_os = "linux")]
+    {
+        const LARGE: usize = 2 << 20;
+        let bytes = size_of_val(values);
+        if bytes < 2 * LARGE {
+            return;
+        }
+        let start = values.as_mut_ptr() as usize;
+        let first = start.next_multiple_of(LARGE);
+        let end = (start + bytes) / LARGE * LARGE;
+        // SAFETY: the range lies within the buffer, and the advice changes neither what is in it nor who owns it. It may be refused.
+        unsafe {
+            libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = values;
 }
 
 #[cfg(test)]
