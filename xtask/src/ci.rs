@@ -85,7 +85,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     );
     let lints = Step::new(
         "lints",
-        "cargo clippy --release --locked --workspace --all-targets -- -D warnings",
+        "cargo clippy --release --locked --workspace --all-targets --features gpas-train/profile -- -D warnings",
     );
     let documentation = Step::new(
         "documentation",

@@ -263,9 +263,7 @@ vectorised! {
     /// Softmax of each row over the columns up to its own number, which is `first` for the first row; 0 after that.
     fn softmax(scores: &'a mut [f32], first: usize, log_sums: &'a mut [f32]) -> () {
         let columns = scores.len() / log_sums.len();
-        let mut seen = first;
-        for (row, log_sum) in scores.chunks_exact_mut(columns).zip(log_sums) {
-            seen += 1;
+        for (seen, (row, log_sum)) in (first + 1..).zip(scores.chunks_exact_mut(columns).zip(log_sums)) {
             // The whole row, so that it is whole vectors: what comes later adds nothing.
             row[seen..].fill(f32::NEG_INFINITY);
             let largest = max(row);
@@ -282,10 +280,8 @@ vectorised! {
     /// From scores and the gradient of the weights to the weights and the gradient of the scores.
     fn softmax_backward(scores: &'a mut [f32], gradients: &'a mut [f32], first: usize, log_sums: &'a [f32]) -> () {
         let columns = scores.len() / log_sums.len();
-        let mut seen = first;
         let rows = scores.chunks_exact_mut(columns).zip(gradients.chunks_exact_mut(columns));
-        for ((weights, gradients), log_sum) in rows.zip(log_sums) {
-            seen += 1;
+        for (seen, ((weights, gradients), log_sum)) in (first + 1..).zip(rows.zip(log_sums)) {
             for weight in weights.iter_mut() {
                 *weight = exp(*weight - *log_sum);
             }

@@ -16,6 +16,7 @@ macro_rules! vectorised {
                 type Output = $output;
 
                 #[inline(always)]
+                #[allow(clippy::needless_range_loop, reason = "an index into lanes of a fixed number is what compiles to vectors")]
                 fn call(self) -> $output {
                     let Call { $($argument,)* lifetime: _ } = self;
                     $body
