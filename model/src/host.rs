@@ -2,12 +2,12 @@
 //!
 //! Every module says what it computes in tensor operations, which any backend runs and autodiff differentiates. On a processor those
 //! cost more between the matrix products than in them: each walks over memory once more, on one thread. So a module first asks
-//! [`runs`], and where the answer is yes it calls [`apply`] with an [`Operation`]: the same mathematics as one loop over slices, on all
+//! [`runs`], and where the answer is yes it calls `apply` with an `Operation`: the same mathematics as one loop over slices, on all
 //! threads, with a backward pass of its own. Whether a tensor is in memory is seen from its type, so nothing of this shows in the bounds
 //! of a module: it takes any `B: Backend`, and one that this file does not know computes as its module says.
 //!
-//! Each operation is tested against the tensor operations that it stands for. Work is cut in ways that do not depend on the number of
-//! threads, and what is summed across a cut is summed in order, so the same numbers come out on every run.
+//! Each operation is tested against the tensor operations that it stands for. No sum depends on how work is cut among threads, and what is
+//! summed across a cut is summed in order, so the same numbers come out on every run.
 
 mod adam;
 mod attention;
@@ -162,6 +162,11 @@ pub(crate) fn apply<B: Backend, O: Operation<N>, const N: usize, const D: usize>
     let inputs = on!(NdArray<f32>, inputs);
     drop(inputs);
     unreachable!("`runs` knows the same backends")
+}
+
+/// `a·b` as a fused step multiplies it; none where the fused operations do not run.
+pub fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)]))
 }
 
 /// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights.
