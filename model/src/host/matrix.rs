@@ -1,7 +1,7 @@
 //! Matrices over slices, and their products.
 //!
-//! A product runs on one thread, in the `gemm` crate; whoever calls it cuts the work among threads, so that the cut, and with it every
-//! sum, is the same on any machine with the same vector instructions.
+//! A product runs on one thread, in the `gemm` crate; whoever calls it cuts the work among threads. An entry is the same sum however that
+//! is done.
 
 use std::marker::PhantomData;
 use std::ops::Range;
