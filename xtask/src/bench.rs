@@ -120,7 +120,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         table += &row(options, &rounds)?;
     }
     let command: Vec<String> = std::env::args().skip(1).collect();
-    let caption = caption(root, &python, &command.join(" "))?;
+    // A reader has another Python.
+    let command = command.join(" ").replace(&python.display().to_string(), "PYTHON");
+    let caption = caption(root, &python, &command)?;
     let text = format!("{table}\n{caption}\n");
     println!("\n{text}");
     if args.write {

@@ -224,11 +224,23 @@ impl<'a> MatrixMut<'a> {
 
     /// Some of the columns.
     pub(super) fn column_range(&mut self, range: Range<usize>) -> MatrixMut<'_> {
-        assert!(range.start < range.end && range.end <= self.columns);
+        self.block(0..self.rows, range)
+    }
+
+    /// Some of the rows.
+    pub(super) fn row_range(&mut self, range: Range<usize>) -> MatrixMut<'_> {
+        self.block(range, 0..self.columns)
+    }
+
+    fn block(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start < rows.end && rows.end <= self.rows);
+        assert!(columns.start < columns.end && columns.end <= self.columns);
+        let first = rows.start as isize * self.row_stride + columns.start as isize * self.column_stride;
         MatrixMut {
-            // SAFETY: the first entry of a column of the matrix.
-            values: unsafe { self.values.offset(range.start as isize * self.column_stride) },
-            columns: range.len(),
+            // SAFETY: the first entry of the block, which is one of the matrix's.
+            values: unsafe { self.values.offset(first) },
+            rows: rows.len(),
+            columns: columns.len(),
             lifetime: PhantomData,
             ..*self
         }
@@ -251,18 +263,6 @@ impl<'a> MatrixMut<'a> {
         assert!(index < self.rows && self.column_stride == 1);
         // SAFETY: the row is within the matrix, whose entries this has to itself.
         unsafe { std::slice::from_raw_parts_mut(self.values.offset(index as isize * self.row_stride), self.columns) }
-    }
-
-    /// Some of the rows.
-    pub(super) fn row_range(&mut self, range: Range<usize>) -> MatrixMut<'_> {
-        assert!(range.start < range.end && range.end <= self.rows);
-        MatrixMut {
-            // SAFETY: the first entry of a row of the matrix.
-            values: unsafe { self.values.offset(range.start as isize * self.row_stride) },
-            rows: range.len(),
-            lifetime: PhantomData,
-            ..*self
-        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Buffers that are written before they are read, without first being filled with zeros: a tenth of a step went into those.
+//! Buffers that are written before they are read, without first being filled with zeros by one thread while the others wait.
 
 use std::mem::MaybeUninit;
 
