@@ -14,7 +14,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use gpas_model::weights::{HostTensor, NamedTensors};
-use gpas_model::{Llama, LlamaConfig};
+use gpas_model::{Llama, LlamaConfig, Progress};
 use gpas_tests::{Cut, Golden, HostBatch, committed_goldens, goldens};
 use gpas_train::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig};
 use gpas_train::trainer::Trainer;
@@ -191,7 +191,7 @@ fn train<B: AutodiffBackend>(
                     } else {
                         host.scored() * step.len()
                     };
-                    let part = model.backward(batch.ids, batch.targets, denominator);
+                    let part = model.backward(batch.ids, batch.targets, denominator, Progress::COMPLETE);
                     loss += f64::from(host_scalar(part.loss));
                     accumulator.accumulate(&model, part.gradients);
                 }
@@ -270,13 +270,13 @@ fn compare<B: AutodiffBackend>(golden: &Golden, mistake: Mistake) -> Differences
     let batch = golden.batch();
     let ids = || batch.on::<B>(&device).ids;
     let expected = golden.tensors("hidden/");
-    let states = model.hidden_states(ids());
+    let states = model.hidden_states(ids(), Progress::COMPLETE);
     assert_eq!(states.len(), expected.len());
     for (index, state) in states.into_iter().enumerate() {
         found.hidden = not_a_number_wins(found.hidden, difference(&host(state), &expected[&index.to_string()]));
     }
     let outputs = golden.tensors("lo");
-    found.logits = difference(&host(model.logits(ids())), &outputs["gits"]);
+    found.logits = difference(&host(model.logits(ids(), Progress::COMPLETE)), &outputs["gits"]);
 
     let TokenParts { loss, gradients } = backward(&model, &batch, &device);
     found.loss = (f64::from(loss) - f64::from(outputs["ss"].values[0])).abs();
@@ -315,7 +315,7 @@ struct TokenParts {
 fn backward<B: AutodiffBackend>(model: &Llama<B>, batch: &HostBatch, device: &B::Device) -> TokenParts {
     let scored = batch.scored();
     let batch = batch.on::<B>(device);
-    let part = model.backward(batch.ids, batch.targets, scored);
+    let part = model.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
     TokenParts {
         loss: host_scalar(part.loss),
         gradients: part.gradients,

@@ -1,34 +1,41 @@
 //! One Transformer layer: attention and MLP, each wired onto the residual stream as its scheme says.
 //!
 //! ```text
-//!           ┌──────────────── [G?] ─── · α ────────────────┐
-//!   x ─[G?]─┤                                             (+)── post_norm? ──[G?]── x
-//!           └─ pre_norm? ─[G?]── F ── branch_norm? ─[G?]───┘
+//!           ┌──────────────────────── [G?] ─── · α ─────────────────────────┐
+//!   x ─[G?]─┤                                                              (+)── post_norm? ──[G?]── x
+//!           └─ pre_norm? ─[G?]── F ── branch_norm? ── · branch_scale? ─[G?]───┘
 //! ```
 
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::attention::{Attention, AttentionConfig, CausalMask};
+use crate::branch::BranchScale;
 use crate::config::LlamaConfig;
 use crate::gpas::Gpas;
 use crate::host;
 use crate::mlp::{Mlp, MlpConfig};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
+use crate::progress::Progress;
 use crate::rotary::Rotary;
-use crate::scheme::{GatePlace, NormStart, Wiring};
+use crate::scheme::{BranchScaling, GatePlace, NormStart, Wiring};
 
-/// The wiring of one sub-layer on the stream: the norms it has, the factor on its residual and the place of its gate.
+/// The wiring of one sub-layer on the stream: the norms it has, the factors on its residual and on its branch, and the place of its gate.
 #[derive(Module, Debug)]
 pub struct Residual<B: Backend> {
     /// Norm of what the sub-layer sees.
     pub pre_norm: Option<RmsNorm<B>>,
     /// Norm of what the sub-layer returns.
     pub branch_norm: Option<RmsNorm<B>>,
+    /// Trained factor on the branch.
+    pub branch_scale: Option<BranchScale<B>>,
     /// Norm of the sum.
     pub post_norm: Option<RmsNorm<B>>,
     residual_scale: f64,
+    /// Steps in which the branch grows to its full weight.
+    #[module(skip)]
+    branch_warmup: Option<u64>,
     #[module(skip)]
     gate_place: GatePlace,
     #[module(skip)]
@@ -38,9 +45,15 @@ pub struct Residual<B: Backend> {
 impl<B: Backend> Residual<B> {
     fn new(wiring: Wiring, place: GatePlace, norm: &RmsNormConfig, precision: Precision, device: &B::Device) -> Self {
         let init = |start: Option<NormStart>| start.map(|start| norm.init(start, device));
+        let scaling = wiring.branch_scale;
         Self {
             pre_norm: init(wiring.pre_norm),
             branch_norm: init(wiring.branch_norm),
+            branch_scale: scaling.and_then(|scaling| BranchScale::new(scaling, norm.hidden, device)),
+            branch_warmup: match scaling {
+                Some(BranchScaling::Warmup { steps }) => Some(steps),
+                _ => None,
+            },
             post_norm: init(wiring.post_norm),
             residual_scale: wiring.residual_scale,
             gate_place: place,
@@ -48,13 +61,14 @@ impl<B: Backend> Residual<B> {
         }
     }
 
-    /// `post_norm?( α · [G?](x) + branch_norm?( F( pre_norm?(x) ) ) )` with the gate at its place.
+    /// `post_norm?( α · [G?](x) + branch_scale? · branch_norm?( F( pre_norm?(x) ) ) )` with the gate at its place.
     ///
     /// # Shapes
     /// - input and output: `[batch, seq, hidden]`
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
+        progress: Progress,
         gate: Option<&Gpas<B>>,
         sub_layer: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
     ) -> Tensor<B, 3> {
@@ -70,7 +84,8 @@ impl<B: Backend> Residual<B> {
         let seen = gated(GatePlace::AfterNorm, normed(&self.pre_norm, x.clone()));
         // The sub-layer computes in the format of its input; what it adds to the stream has the stream's.
         let returned = sub_layer(seen.cast(self.precision.products())).cast(x.dtype());
-        let branch = gated(GatePlace::AfterModule, normed(&self.branch_norm, returned));
+        let branch = self.scaled(normed(&self.branch_norm, returned), progress);
+        let branch = gated(GatePlace::AfterModule, branch);
         let residual = gated(GatePlace::Residual, x);
         let residual = if self.residual_scale == 1.0 {
             residual
@@ -80,6 +95,22 @@ impl<B: Backend> Residual<B> {
         match (&self.post_norm, gate) {
             (None, Some(gate)) if self.gate_place == GatePlace::Stream => gate.forward_sum(residual, branch),
             (post_norm, _) => gated(GatePlace::Stream, normed(post_norm, sum(residual, branch))),
+        }
+    }
+
+    /// The fixed factor on the branch: 1 but for a scheme that warms its branches up.
+    pub fn branch_factor(&self, progress: Progress) -> f64 {
+        self.branch_warmup.map_or(1.0, |steps| progress.warmup(steps))
+    }
+
+    fn scaled(&self, branch: Tensor<B, 3>, progress: Progress) -> Tensor<B, 3> {
+        let branch = match &self.branch_scale {
+            Some(scale) => scale.forward(branch),
+            None => branch,
+        };
+        match self.branch_factor(progress) {
+            1.0 => branch,
+            factor => branch.mul_scalar(factor),
         }
     }
 }
@@ -133,11 +164,19 @@ impl<B: Backend> Block<B> {
 
     /// # Shapes
     /// - input and output: `[batch, seq, hidden]`
-    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &CausalMask<B>) -> Tensor<B, 3> {
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        progress: Progress,
+        rotary: &Rotary<B>,
+        mask: &CausalMask<B>,
+    ) -> Tensor<B, 3> {
+        let attention = |z| self.attention.forward(z, rotary, mask);
         let x = self
             .attention_residual
-            .forward(x, self.gates.first(), |z| self.attention.forward(z, rotary, mask));
-        self.mlp_residual.forward(x, self.gates.last(), |z| self.mlp.forward(z))
+            .forward(x, progress, self.gates.first(), attention);
+        self.mlp_residual
+            .forward(x, progress, self.gates.last(), |z| self.mlp.forward(z))
     }
 }
 
@@ -154,5 +193,131 @@ impl<B: Backend> ModuleDisplay for Block<B> {
             .add("mlp_residual", &self.mlp_residual)
             .add("gates", &self.gates)
             .optional()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::check::{Tracked, assert_close, gradients, random};
+    use crate::rotary::RotaryConfig;
+    use burn::module::Param;
+    use burn::tensor::activation::silu;
+    use burn_flex::FlexDevice;
+
+    type Stream = Tensor<Tracked, 3>;
+
+    const BATCH: usize = 2;
+    const SEQ: usize = 9;
+    const HIDDEN: usize = 24;
+    const LAYERS: usize = 3;
+    const WARMUP: u64 = 10;
+    /// Of the layer in the middle, whose branches take 20 steps: a quarter.
+    const PROGRESS: u64 = 5;
+
+    /// The layer in the middle, its norms, scales and gate drawn at random.
+    fn block(scheme: &str) -> Block<Tracked> {
+        let config = LlamaConfig::new(10, HIDDEN, 40, 2, LAYERS)
+            .with_scheme(scheme.parse().unwrap())
+            .with_residual_warmup(WARMUP);
+        let mut block = Block::new(&config, 1, &FlexDevice);
+        for residual in [&mut block.attention_residual, &mut block.mlp_residual] {
+            let Residual {
+                pre_norm,
+                branch_norm,
+                branch_scale,
+                post_norm,
+                ..
+            } = residual;
+            for norm in [pre_norm, branch_norm, post_norm].into_iter().flatten() {
+                norm.weight = Param::from_tensor(random([HIDDEN]));
+            }
+            if let Some(scale) = branch_scale {
+                scale.weight = Param::from_tensor(random(scale.weight.val().dims()));
+            }
+        }
+        for gate in &mut block.gates {
+            gate.gate = Param::from_data([0.7], &FlexDevice);
+        }
+        block
+    }
+
+    fn plain_norm(norm: &Option<RmsNorm<Tracked>>, x: Stream) -> Stream {
+        let weight = norm.as_ref().unwrap().weight.val().reshape([1, 1, HIDDEN]);
+        x.clone() / (x.square().mean_dim(2) + 1e-6).sqrt() * weight
+    }
+
+    /// Once for every position, so that no sum over all entries at once loses the digits that are compared.
+    fn for_every_position(weight: Tensor<Tracked, 1>) -> Stream {
+        let size = weight.dims()[0];
+        weight.reshape([1, 1, size]).expand([BATCH, SEQ, size])
+    }
+
+    fn plain_scale(scale: &Option<BranchScale<Tracked>>) -> Stream {
+        for_every_position(scale.as_ref().unwrap().weight.val())
+    }
+
+    /// A sub-layer's line of the table, written out; `gpas` is what the scheme's gate does to a tensor.
+    fn line(
+        scheme: &str,
+        wired: &Residual<Tracked>,
+        x: Stream,
+        gpas: impl Fn(Stream) -> Stream,
+        sub_layer: impl Fn(Stream) -> Stream,
+    ) -> Stream {
+        let before = |x: Stream| plain_norm(&wired.pre_norm, x);
+        match scheme {
+            "peri" => gpas(x.clone() + plain_norm(&wired.branch_norm, sub_layer(before(x)))),
+            "prores" => gpas(x.clone() + sub_layer(before(x)) * 0.25),
+            "keel" => plain_norm(
+                &wired.post_norm,
+                gpas(x.clone()) * (2.0 * LAYERS as f64) + sub_layer(before(x)),
+            ),
+            "layerscale" => gpas(x.clone() + sub_layer(before(x)) * plain_scale(&wired.branch_scale)),
+            "rezero" => gpas(x.clone() + sub_layer(x) * plain_scale(&wired.branch_scale)),
+            _ => unreachable!(),
+        }
+    }
+
+    /// Forward and backward, to the input and to every scale and gate.
+    #[test]
+    fn the_newer_schemes_compute_their_equations() {
+        let rotary = RotaryConfig::new(16, HIDDEN / 2).init(&FlexDevice);
+        let mask = CausalMask::new(SEQ, FlexDevice);
+        for name in ["peri", "prores", "keel", "layerscale", "rezero"] {
+            for gated in [false, true] {
+                let block = block(&if gated { format!("{name}_gpas") } else { name.into() });
+                assert_eq!(block.gates.len(), usize::from(gated));
+                let gpas = |z: Stream| match block.gates.first() {
+                    Some(gate) => z.clone() - z.detach() * for_every_position(silu(gate.gate.val())),
+                    None => z,
+                };
+                let x = random([BATCH, SEQ, HIDDEN]);
+                let attention = |z| block.attention.forward(z, &rotary, &mask);
+                let plain = line(name, &block.attention_residual, x.clone(), gpas, attention);
+                let plain = line(name, &block.mlp_residual, plain, gpas, |z| block.mlp.forward(z));
+
+                let found = block.forward(x.clone(), Progress::after(PROGRESS), &rotary, &mask);
+                let [found, plain] = gradients(found, plain);
+                assert_close(x.grad(&found).unwrap(), x.grad(&plain).unwrap(), name);
+                let residuals = [&block.attention_residual, &block.mlp_residual];
+                let scales = residuals
+                    .into_iter()
+                    .filter_map(|residual| residual.branch_scale.as_ref());
+                let scales = scales.map(|scale| scale.weight.val());
+                let gates = block.gates.iter().map(|gate| gate.gate.val());
+                for weight in scales.chain(gates) {
+                    assert_close(weight.grad(&found).unwrap(), weight.grad(&plain).unwrap(), name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_branch_that_warms_up_ends_with_its_full_weight() {
+        let wired = block("prores").attention_residual;
+        let at = |steps| wired.branch_factor(Progress::after(steps));
+        assert_eq!([at(0), at(5), at(20), at(21)], [0.0, 0.25, 1.0, 1.0]);
+        assert_eq!(block("pre").attention_residual.branch_factor(Progress::after(0)), 1.0);
     }
 }

@@ -38,6 +38,10 @@ pub struct LlamaConfig {
     pub scheme: Scheme,
     /// Number of Post-LN layers of the mixed schemes; a quarter of the layers unless given.
     pub post_num: Option<usize>,
+    /// T of `prores`: optimizer steps in which the branches of the first layer grow to their full weight, those of layer l taking l times
+    /// as many. The default is the paper's, whose runs have 100,000 steps.
+    #[config(default = 1000)]
+    pub residual_warmup: u64,
     /// Whether the head is the transposed embedding.
     #[config(default = false)]
     pub tied_head: bool,
@@ -95,7 +99,12 @@ impl LlamaConfig {
 
     /// The wiring of layer `index`, from 0.
     pub fn wiring(&self, index: usize) -> Wiring {
-        self.scheme.norm.wiring(index, self.layers, self.post_num())
+        let Self {
+            layers,
+            residual_warmup,
+            ..
+        } = *self;
+        self.scheme.norm.wiring(index, layers, self.post_num(), residual_warmup)
     }
 
     /// Checks that the sizes fit together; every other function of this crate relies on it.

@@ -4,6 +4,7 @@ use core::fmt::Write;
 
 use crate::config::LlamaConfig;
 use crate::loss::chunk_rows;
+use crate::scheme::BranchScaling;
 
 /// Predicted peak of training with Adam, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +43,8 @@ impl LlamaConfig {
     /// Number of parameters that multiply every token: all but the embedding, the head counted (also where it is tied to the embedding).
     pub fn non_embedding_parameters(&self) -> u64 {
         let layers: u64 = (0..self.layers).map(|index| self.layer_parameters(index)).sum();
-        layers + self.hidden as u64 + self.head_parameters()
+        let norms = 1 + usize::from(self.scheme.norm.embedding_norm().is_some());
+        layers + (norms * self.hidden) as u64 + self.head_parameters()
     }
 
     /// Number of gates, trained or fixed.
@@ -67,7 +69,12 @@ impl LlamaConfig {
         let key_value = self.hidden / self.heads * self.kv_heads();
         let attention = 2 * self.hidden * (self.hidden + key_value);
         let mlp = 3 * self.hidden * self.intermediate;
-        (attention + mlp + 2 * self.norms(index) * self.hidden) as u64
+        let scale = match self.wiring(index).branch_scale {
+            None | Some(BranchScaling::Warmup { .. }) => 0,
+            Some(BranchScaling::Scalar { .. }) => 1,
+            Some(BranchScaling::PerChannel { .. }) => self.hidden,
+        };
+        (attention + mlp + 2 * (self.norms(index) * self.hidden + scale)) as u64
     }
 
     /// Norms around each sub-layer of a layer.
@@ -91,8 +98,8 @@ impl LlamaConfig {
 
     /// Predicted peak memory of training with batches of `batch` sequences of `seq` tokens, `micro_batch` at a time.
     ///
-    /// Per token, a layer keeps for its backward pass about `14 · hidden` numbers around attention, two for every norm, `4 · intermediate`
-    /// in the MLP, and `2 · heads · seq` attention scores and probabilities. With recomputation, one layer at a time does, and each keeps
+    /// Per token, a layer keeps for its backward pass about `14 · hidden` numbers around attention, `2 · hidden` for every norm and branch
+    /// scale (what goes in and what comes out), `4 · intermediate` in the MLP, and `2 · heads · seq` attention scores and probabilities. With recomputation, one layer at a time does, and each keeps
     /// its input besides. What lies between matrix products has their number format, the rest is f32.
     pub fn training_memory(&self, batch: usize, micro_batch: usize, seq: usize) -> TrainingMemory {
         let (weight, product) = (
@@ -103,7 +110,8 @@ impl LlamaConfig {
         let weights = u128::from(self.parameters() + self.gates());
         let (hidden, heads, length) = (self.hidden as u128, self.heads as u128, seq as u128);
         let layer = product * (14 * hidden + 4 * self.intermediate as u128 + heads * length) + F32 * heads * length;
-        let norms = |index| 2 * F32 * 2 * self.norms(index) as u128 * hidden;
+        let scales = |index| usize::from(self.wiring(index).branch_scale.is_some());
+        let norms = |index| 2 * F32 * 2 * (self.norms(index) + scales(index)) as u128 * hidden;
         let per_token = if self.recompute {
             let largest = (0..self.layers).map(norms).max().unwrap_or(0);
             layer + largest + (self.layers as u128 + 1) * weight.max(product) * hidden
@@ -138,6 +146,9 @@ impl LlamaConfig {
             let wiring = self.wiring(index);
             wiring.formula(wiring.gate_place(self.gate.site).filter(|_| self.scheme.gpas))
         };
+        if self.scheme.norm.embedding_norm().is_some() {
+            text.push_str("  embedding: x ← N(x)\n");
+        }
         let mut start = 0;
         for index in 1..=self.layers {
             if index == self.layers || formula(index) != formula(start) {
@@ -158,7 +169,9 @@ impl LlamaConfig {
 #[cfg(test)]
 mod tests {
     use crate::precision::Precision;
-    use crate::{LlamaConfig, Preset};
+    use crate::{LlamaConfig, Preset, Scheme};
+    use burn::module::Module;
+    use burn_flex::{Flex, FlexDevice};
 
     /// Parameter counts of the published sizes, head untied, norms counted, gates not.
     const PUBLISHED: [(&str, u64); 13] = [
@@ -227,6 +240,35 @@ mod tests {
         let tied = untied.clone().with_tied_head(true);
         assert_eq!(untied.parameters() - tied.parameters(), 40);
         assert_eq!(untied.non_embedding_parameters(), tied.non_embedding_parameters());
+    }
+
+    /// What is counted is what a model has and what its file holds, norms, branch scales and gates alike.
+    #[test]
+    fn every_scheme_has_the_parameters_that_are_counted() {
+        for scheme in Scheme::all() {
+            let config = LlamaConfig::new(10, 4, 6, 2, 8).with_scheme(scheme);
+            let model = config.init::<Flex>(1, &FlexDevice);
+            let counted = config.parameters() + config.gates();
+            assert_eq!(model.num_params() as u64, counted, "{scheme}");
+            let tensors = model.to_tensors(&config);
+            let saved: usize = tensors.values().map(|tensor| tensor.values.len()).sum();
+            assert_eq!(saved as u64, counted, "{scheme}: two weights have one name");
+            let other = config
+                .init::<Flex>(2, &FlexDevice)
+                .with_tensors(&config, &tensors)
+                .unwrap();
+            assert_eq!(other.to_tensors(&config), tensors, "{scheme}");
+        }
+    }
+
+    #[test]
+    fn a_norm_on_the_embedding_is_told() {
+        let config = LlamaConfig::new(10, 4, 6, 2, 3).with_scheme("peri".parse().unwrap());
+        assert!(
+            config
+                .describe()
+                .ends_with("\n  embedding: x ← N(x)\n  layers 0–2: x ← x + N(F(N(x)))\n")
+        );
     }
 
     #[test]

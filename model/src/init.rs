@@ -7,7 +7,7 @@
 //! | `o`, `down` projections of the scaled schemes' pre layers | N(0, 0.02 / √(2L)) |
 //! | DeepNorm: `q`, `k` | Xavier normal, gain 1 |
 //! | DeepNorm: `v`, `o` and the MLP | Xavier normal, gain (8L)^−¼ |
-//! | norms, gates | a constant, see [`crate::scheme`] and [`crate::gpas`] |
+//! | norms, branch scales, gates | a constant, see [`crate::scheme`] and [`crate::gpas`] |
 //!
 //! Each parameter has a random stream of its own, keyed by (seed, name), so that two schemes that start alike start equal.
 //! Weights are drawn in f32 and rounded where the parameters' number format is another.
@@ -43,7 +43,7 @@ struct Initialiser<'a> {
 }
 
 impl Initialiser<'_> {
-    /// Standard deviation of the weight at the current path with `[inputs, outputs]`; none for norms and gates.
+    /// Standard deviation of the weight at the current path with `[inputs, outputs]`; none for norms, branch scales and gates.
     fn std(&self, shape: &[usize]) -> Option<f64> {
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
         let layers = self.config.layers as f64;
@@ -185,6 +185,17 @@ mod tests {
         );
         let ids = |model: &Llama<Flex>| (model.norm.weight.id, model.layers[1].mlp.up.weight.id);
         assert_eq!(ids(&first), ids(&model("pre", 9)));
+    }
+
+    #[test]
+    fn branch_scales_start_as_published() {
+        let scale = |scheme: &str| {
+            let block = &model(scheme, 1).layers[3];
+            let scale = block.mlp_residual.branch_scale.as_ref().unwrap();
+            scale.weight.val().into_data().into_vec::<f32>().unwrap()
+        };
+        assert_eq!(scale("layerscale"), [0.1; 64]);
+        assert_eq!(scale("rezero_gpas"), [0.0]);
     }
 
     /// The very numbers, so that a change of generator does not pass for the same seed.

@@ -44,6 +44,7 @@
 
 mod attention;
 mod block;
+mod branch;
 mod config;
 mod cost;
 mod gpas;
@@ -54,12 +55,14 @@ pub mod loss;
 mod mlp;
 mod norm;
 mod precision;
+mod progress;
 mod rotary;
 pub mod scheme;
 pub mod weights;
 
 pub use attention::{Attention, AttentionConfig, CausalMask};
 pub use block::{Block, Residual};
+pub use branch::BranchScale;
 pub use config::{ConfigError, Initialisation, LlamaConfig, Preset};
 pub use cost::TrainingMemory;
 pub use gpas::{GateActivation, GateSite, Gpas, GpasConfig};
@@ -68,5 +71,6 @@ pub use loss::IGNORE_INDEX;
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use precision::Precision;
+pub use progress::Progress;
 pub use rotary::{Rotary, RotaryConfig};
 pub use scheme::{NormScheme, Scheme, UnknownScheme};

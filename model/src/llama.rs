@@ -22,6 +22,7 @@ use crate::init::initialise;
 use crate::loss::{IGNORE_INDEX, LossGradients, loss_with_gradients, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
+use crate::progress::Progress;
 use crate::rotary::{Rotary, RotaryConfig};
 use crate::scheme::NormStart;
 
@@ -30,6 +31,8 @@ use crate::scheme::NormStart;
 pub struct Llama<B: Backend> {
     /// Token embedding, `[vocab, hidden]`.
     pub embedding: Embedding<B>,
+    /// Norm of the embedding, where the scheme has one.
+    pub embedding_norm: Option<RmsNorm<B>>,
     /// The layers, first to last.
     pub layers: Vec<Block<B>>,
     /// Norm of the last layer's output.
@@ -53,12 +56,12 @@ impl LlamaConfig {
             panic!("{error}");
         }
         let head = LinearConfig::new(self.hidden, self.vocab).with_bias(false);
+        let norm = RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon);
         let model = Llama {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
+            embedding_norm: self.scheme.norm.embedding_norm().map(|start| norm.init(start, device)),
             layers: (0..self.layers).map(|index| Block::new(self, index, device)).collect(),
-            norm: RmsNormConfig::new(self.hidden)
-                .with_epsilon(self.norm_epsilon)
-                .init(NormStart::PLAIN, device),
+            norm: norm.init(NormStart::PLAIN, device),
             head: (!self.tied_head).then(|| head.init(device)),
             rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
                 .with_base(self.rope_base)
@@ -75,9 +78,9 @@ impl<B: Backend> Llama<B> {
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
+    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Vec<Tensor<B, 3>> {
         let mut streams = Vec::new();
-        let last = self.walk(ids, |x| streams.push(x.clone()));
+        let last = self.walk(ids, progress, |x| streams.push(x.clone()));
         streams.push(last);
         streams
     }
@@ -87,9 +90,9 @@ impl<B: Backend> Llama<B> {
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn hidden_states(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
+    pub fn hidden_states(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Vec<Tensor<B, 3>> {
         let mut states = Vec::new();
-        let last = self.walk(ids, |x| states.push(x.clone()));
+        let last = self.walk(ids, progress, |x| states.push(x.clone()));
         states.push(self.norm.forward(last));
         states
     }
@@ -99,12 +102,21 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden]`
-    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.norm.forward(self.walk(ids, |_| ()))
+    pub fn forward(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
+        self.norm.forward(self.walk(ids, progress, |_| ()))
     }
 
     /// The stream before the first layer, `[batch, seq, hidden]`.
     fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let rows = self.look_up(ids);
+        match &self.embedding_norm {
+            Some(norm) => norm.forward(rows),
+            None => rows,
+        }
+    }
+
+    /// The embeddings' rows, `[batch, seq, hidden]`.
+    fn look_up(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let table = self.embedding.weight.val();
         if !host::runs(&table) {
             return self.embedding.forward(ids);
@@ -115,12 +127,17 @@ impl<B: Backend> Llama<B> {
     }
 
     /// Goes through the layers, showing the stream before each one, and returns it after the last.
-    fn walk(&self, ids: Tensor<B, 2, Int>, mut before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
+    fn walk(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        progress: Progress,
+        mut before_layer: impl FnMut(&Tensor<B, 3>),
+    ) -> Tensor<B, 3> {
         let mut x = self.embed(ids);
         let mask = CausalMask::new(x.dims()[1], x.device());
         for layer in &self.layers {
             before_layer(&x);
-            x = layer.forward(x, &self.rotary, &mask);
+            x = layer.forward(x, progress, &self.rotary, &mask);
         }
         x
     }
@@ -130,9 +147,9 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, vocab]`
-    pub fn logits(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    pub fn logits(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
         let [batch, seq] = ids.dims();
-        let hidden = flatten(self.forward(ids));
+        let hidden = flatten(self.forward(ids, progress));
         let products = self.precision.products();
         let logits = hidden
             .cast(products)
@@ -147,8 +164,8 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; the target of a position is the id that follows it
     /// - output: `[batch · seq]`
-    pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
-        let hidden = flatten(self.forward(ids));
+    pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 1> {
+        let hidden = flatten(self.forward(ids, progress));
         token_losses(hidden, self.head_weight(), targets.flatten(0, 1), self.precision)
     }
 
@@ -175,7 +192,7 @@ pub struct MicroBatch<B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Llama<B> {
-    /// Forward and backward of one micro-batch of an optimizer step that scores `scored` tokens in all.
+    /// Forward and backward of one micro-batch of an optimizer step that scores `scored` tokens in all and comes after those of `progress`.
     ///
     /// The head and the loss run outside autodiff, in chunks; what they send back enters the graph of the layers at the hidden states.
     /// With [`recompute`](LlamaConfig::recompute) the layers run outside autodiff too: of each its input alone is kept, and going back
@@ -183,12 +200,18 @@ impl<B: AutodiffBackend> Llama<B> {
     ///
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`]
-    pub fn backward(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, scored: usize) -> MicroBatch<B> {
+    pub fn backward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        targets: Tensor<B, 2, Int>,
+        scored: usize,
+        progress: Progress,
+    ) -> MicroBatch<B> {
         let targets = targets.inner().flatten(0, 1);
         if self.recompute {
-            return self.backward_recomputing(ids, targets, scored);
+            return self.backward_recomputing(ids, targets, scored, progress);
         }
-        let hidden = flatten(self.forward(ids));
+        let hidden = flatten(self.forward(ids, progress));
         let head = self.head_gradients(&hidden, targets, scored);
         let gradients = GradientsParams::from_grads(pull_back(hidden, head.hidden), self);
         self.micro_batch(head.loss, gradients, head.weight)
@@ -199,9 +222,10 @@ impl<B: AutodiffBackend> Llama<B> {
         ids: Tensor<B, 2, Int>,
         targets: Tensor<B::InnerBackend, 1, Int>,
         scored: usize,
+        progress: Progress,
     ) -> MicroBatch<B> {
         let mask = CausalMask::new(ids.dims()[1], ids.device());
-        let mut inputs = self.valid().residual_streams(ids.clone().inner());
+        let mut inputs = self.valid().residual_streams(ids.clone().inner(), progress);
         let mut gradients = GradientsAccumulator::<Self>::new();
         let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();
         let mut collect = |x: &Tensor<B, 3>, mut found: B::Gradients| {
@@ -216,7 +240,7 @@ impl<B: AutodiffBackend> Llama<B> {
         let mut upstream = collect(&x, pull_back(hidden, head.hidden));
         for (layer, input) in self.layers.iter().zip(inputs).rev() {
             let x = leaf(input);
-            let y = layer.forward(x.clone(), &self.rotary, &mask);
+            let y = layer.forward(x.clone(), progress, &self.rotary, &mask);
             upstream = collect(&x, pull_back(y, upstream));
         }
         let found = pull_back(self.embed(ids), upstream);
@@ -298,13 +322,14 @@ impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
     }
 }
 
+/// Burn's learner counts no steps for its models: to it, every branch has its full weight from the start.
 impl<B: AutodiffBackend> TrainStep for Llama<B> {
     type Input = TokenBatch<B>;
     type Output = LossOutput<B::InnerBackend>;
 
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
         let scored = count_scored(batch.targets.clone().inner());
-        let MicroBatch { loss, gradients } = self.backward(batch.ids, batch.targets, scored);
+        let MicroBatch { loss, gradients } = self.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
         TrainOutput {
             grads: gradients,
             item: LossOutput { loss },
@@ -318,7 +343,7 @@ impl<B: Backend> InferenceStep for Llama<B> {
 
     fn step(&self, batch: TokenBatch<B>) -> Self::Output {
         let scored = count_scored(batch.targets.clone());
-        let loss = self.token_losses(batch.ids, batch.targets).sum();
+        let loss = self.token_losses(batch.ids, batch.targets, Progress::COMPLETE).sum();
         LossOutput {
             loss: loss.div_scalar(scored.max(1) as f64),
         }
@@ -342,7 +367,7 @@ mod tests {
     fn fused_and_plain_embeddings_agree() {
         let model = LlamaConfig::new(600, 8, 16, 2, 1).init::<Tracked>(1, &FlexDevice);
         let ids = Tensor::from_ints([[5, 599, 5], [0, 520, 599]], &FlexDevice);
-        let [fused, plain] = gradients(model.embed(ids.clone()), model.embedding.forward(ids));
+        let [fused, plain] = gradients(model.look_up(ids.clone()), model.embedding.forward(ids));
         let table = model.embedding.weight.val();
         assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
     }

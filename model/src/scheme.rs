@@ -3,24 +3,32 @@
 //! Every scheme is one wiring of a sub-layer `F` (attention or MLP) on the residual stream `x`:
 //!
 //! ```text
-//! y = post_norm?( α · [G?](x) + branch_norm?( F( pre_norm?(x) ) ) )        x ← [G?](y)
+//! y = post_norm?( α · [G?](x) + branch_scale? · branch_norm?( F( pre_norm?(x) ) ) )        x ← [G?](y)
 //! ```
 //!
-//! | scheme | pre_norm | branch_norm | post_norm | α | GPAS sits on |
-//! |---|---|---|---|---|---|
-//! | `pre` (Pre-LN) | ● | | | 1 | the stream y |
-//! | `lns` (LayerNorm Scaling, as released) | ● (weight starts at 1/√l) | | | 1 | the stream y |
-//! | `lns_fixed` (LayerNorm Scaling, as in its paper) | ● (times a fixed 1/√l) | | | 1 | the stream y |
-//! | `sandwich` (Sandwich-LN) | ● | ● | | 1 | the stream y |
-//! | `post` (Post-LN) | | | ● | 1 | the residual x |
-//! | `deeppost` (DeepNorm) | | | ● | (2L)^¼ | the residual x; F still sees the unscaled x |
-//! | `post_pre` (Mix-LN) | layers ≥ `post_num` | | layers < `post_num` | 1 | as the layer's kind |
-//! | `scale_pre`, `scale_post_pre` | as `pre`, `post_pre`; o and down projections start at std/√(2L), in pre layers only | | | | |
+//! | scheme | pre_norm | branch_norm | branch_scale | post_norm | α | GPAS sits on |
+//! |---|---|---|---|---|---|---|
+//! | `pre` (Pre-LN) | ● | | | | 1 | the stream y |
+//! | `lns` (LayerNorm Scaling, as released) | ● (weight starts at 1/√l) | | | | 1 | the stream y |
+//! | `lns_fixed` (LayerNorm Scaling, as in its paper) | ● (times a fixed 1/√l) | | | | 1 | the stream y |
+//! | `sandwich` (Sandwich-LN) | ● | ● | | | 1 | the stream y |
+//! | `peri` (Peri-LN) | ● | ● | | | 1 | the stream y; one more norm stands on the embedding |
+//! | `post` (Post-LN) | | | | ● | 1 | the residual x |
+//! | `deeppost` (DeepNorm) | | | | ● | (2L)^¼ | the residual x; F still sees the unscaled x |
+//! | `keel` (Keel) | ● | | | ● | 2L | the residual x; F still sees the unscaled x |
+//! | `post_pre` (Mix-LN) | layers ≥ `post_num` | | | layers < `post_num` | 1 | as the layer's kind |
+//! | `scale_pre`, `scale_post_pre` | as `pre`, `post_pre`; o and down projections start at std/√(2L), in pre layers only | | | | | |
+//! | `prores` (Progressive Residual Warmup) | ● | | min(t / (T·l), 1) | | 1 | the stream y |
+//! | `layerscale` (LayerScale) | ● | | trained, one per channel, from [0.1, 1e-5 or 1e-6](NormScheme::wiring) | | 1 | the stream y |
+//! | `rezero` (ReZero) | | | trained, one number, from 0 | | 1 | the stream y |
 //!
-//! `_gpas` after a name adds the gate. `l` counts from 1. Adding a scheme is adding a row to [`NormScheme::wiring`].
+//! `_gpas` after a name adds the gate. `l` counts from 1, `L` is the number of layers, `t` that of the optimizer steps done (see
+//! [`Progress`](crate::Progress)), `T` the configuration's `residual_warmup`. The final norm before the head is part of every scheme.
+//! Adding a scheme is adding a row to [`NormScheme::wiring`].
 //!
 //! Sources: GPAS, arXiv 2506.22049; Mix-LN, arXiv 2412.13795; LayerNorm Scaling, arXiv 2502.05795; DeepNorm, arXiv 2203.00555;
-//! Sandwich-LN, arXiv 2105.13290.
+//! Sandwich-LN, arXiv 2105.13290; Peri-LN, arXiv 2502.02732; Keel, arXiv 2601.19895; ProRes, arXiv 2603.05369; LayerScale (CaiT),
+//! arXiv 2103.17239; ReZero, arXiv 2003.04887.
 
 use core::fmt;
 use core::str::FromStr;
@@ -50,11 +58,21 @@ pub enum NormScheme {
     ScalePre,
     /// Mix-LN with output projections that start at `std / √(2L)` in its Pre-LN layers.
     ScalePostPre,
+    /// Peri-LN (arXiv 2502.02732): `x + N'(F(N(x)))` on a stream that starts as the norm of the embedding.
+    Peri,
+    /// Progressive Residual Warmup (arXiv 2603.05369): `x + min(t / (T·l), 1) · F(N(x))` after t optimizer steps.
+    ProRes,
+    /// Keel (arXiv 2601.19895): `N'(2L · x + F(N(x)))`, 2L being the number of sub-layers.
+    Keel,
+    /// LayerScale (arXiv 2103.17239): `x + λ ⊙ F(N(x))` with one trained λ per channel.
+    LayerScale,
+    /// ReZero (arXiv 2003.04887): `x + a · F(x)` with one trained a per sub-layer, from 0.
+    ReZero,
 }
 
 impl NormScheme {
     /// Every scheme with its name on the command line and in recipes.
-    pub const ALL: [(NormScheme, &'static str); 9] = [
+    pub const ALL: [(NormScheme, &'static str); 14] = [
         (NormScheme::Pre, "pre"),
         (NormScheme::Post, "post"),
         (NormScheme::DeepPost, "deeppost"),
@@ -64,10 +82,23 @@ impl NormScheme {
         (NormScheme::LnsFixed, "lns_fixed"),
         (NormScheme::ScalePre, "scale_pre"),
         (NormScheme::ScalePostPre, "scale_post_pre"),
+        (NormScheme::Peri, "peri"),
+        (NormScheme::ProRes, "prores"),
+        (NormScheme::Keel, "keel"),
+        (NormScheme::LayerScale, "layerscale"),
+        (NormScheme::ReZero, "rezero"),
     ];
 
-    /// The wiring of both sub-layers of layer `index` (from 0) of `layers`, the first `post_num` of which are Post-LN in the mixed schemes.
-    pub fn wiring(self, index: usize, layers: usize, post_num: usize) -> Wiring {
+    /// The norm on the embedding, where the stream starts, if the scheme has one.
+    pub fn embedding_norm(self) -> Option<NormStart> {
+        (self == NormScheme::Peri).then_some(NormStart::PLAIN)
+    }
+
+    /// The wiring of both sub-layers of layer `index` (from 0) of `layers`. In the mixed schemes the first `post_num` layers are Post-LN; in
+    /// `prores` the branches of layer l (from 1) grow for `warmup · l` steps.
+    ///
+    /// LayerScale starts as its paper has it: at 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 in deeper models.
+    pub fn wiring(self, index: usize, layers: usize, post_num: usize, warmup: u64) -> Wiring {
         let depth = ((index + 1) as f64).sqrt().recip();
         let deep = ((2 * layers) as f64).powf(0.25);
         let pre = Wiring {
@@ -111,8 +142,54 @@ impl NormScheme {
             },
             NormScheme::ScalePre => scaled(pre),
             NormScheme::ScalePostPre => scaled(mixed),
+            NormScheme::Peri => NormScheme::Sandwich.wiring(index, layers, post_num, warmup),
+            NormScheme::ProRes => Wiring {
+                branch_scale: Some(BranchScaling::Warmup {
+                    steps: warmup.saturating_mul(index as u64 + 1),
+                }),
+                ..pre
+            },
+            NormScheme::Keel => Wiring {
+                post_norm: Some(NormStart::PLAIN),
+                residual_scale: (2 * layers) as f64,
+                ..pre
+            },
+            NormScheme::LayerScale => Wiring {
+                branch_scale: Some(BranchScaling::PerChannel {
+                    start: match layers {
+                        ..=18 => 0.1,
+                        19..=24 => 1e-5,
+                        _ => 1e-6,
+                    },
+                }),
+                ..pre
+            },
+            NormScheme::ReZero => Wiring {
+                branch_scale: Some(BranchScaling::Scalar { start: 0.0 }),
+                ..Wiring::BARE
+            },
         }
     }
+}
+
+/// What multiplies a branch as it is added to the residual.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BranchScaling {
+    /// `min(t / steps, 1)` after t optimizer steps; not trained.
+    Warmup {
+        /// When the branch has its full weight.
+        steps: u64,
+    },
+    /// One trained number.
+    Scalar {
+        /// Its initial value.
+        start: f64,
+    },
+    /// One trained number for each channel of the stream.
+    PerChannel {
+        /// Initial value of each of them.
+        start: f64,
+    },
 }
 
 /// How an RMSNorm starts and what it multiplies its output by.
@@ -139,6 +216,8 @@ pub struct Wiring {
     pub pre_norm: Option<NormStart>,
     /// Norm of what the sub-layer returns.
     pub branch_norm: Option<NormStart>,
+    /// What multiplies the branch after that.
+    pub branch_scale: Option<BranchScaling>,
     /// Norm of the sum.
     pub post_norm: Option<NormStart>,
     /// α, the factor on the residual.
@@ -152,6 +231,7 @@ impl Wiring {
     const BARE: Wiring = Wiring {
         pre_norm: None,
         branch_norm: None,
+        branch_scale: None,
         post_norm: None,
         residual_scale: 1.0,
         scaled_output: false,
@@ -176,7 +256,8 @@ impl Wiring {
         }
     }
 
-    /// The wiring as a formula with `N` a norm, `F` the sub-layer and `G` the gate, for people to read.
+    /// The wiring as a formula for people to read: `N` is a norm, `F` the sub-layer, `G` the gate; of the branch scales, `a` is trained,
+    /// `λ` is trained per channel, and `t` counts optimizer steps.
     pub fn formula(&self, gate: Option<GatePlace>) -> String {
         let gated = |place: GatePlace, inner: String| match gate {
             Some(at) if at == place => format!("G({inner})"),
@@ -189,7 +270,14 @@ impl Wiring {
         };
         let x = gated(GatePlace::Before, "x".into());
         let seen = gated(GatePlace::AfterNorm, normed(self.pre_norm, x.clone()));
-        let branch = gated(GatePlace::AfterModule, normed(self.branch_norm, format!("F({seen})")));
+        let branch = normed(self.branch_norm, format!("F({seen})"));
+        let branch = match self.branch_scale {
+            None => branch,
+            Some(BranchScaling::Warmup { steps }) => format!("min(t/{steps}, 1)·{branch}"),
+            Some(BranchScaling::Scalar { .. }) => format!("a·{branch}"),
+            Some(BranchScaling::PerChannel { .. }) => format!("λ⊙{branch}"),
+        };
+        let branch = gated(GatePlace::AfterModule, branch);
         let residual = gated(GatePlace::Residual, x);
         let residual = if self.residual_scale == 1.0 {
             residual
@@ -301,7 +389,7 @@ mod tests {
     #[test]
     fn every_name_reads_back() {
         let names: Vec<String> = Scheme::all().map(|s| s.to_string()).collect();
-        assert_eq!(names.len(), 18);
+        assert_eq!(names.len(), 28);
         for name in &names {
             assert_eq!(&scheme(name).to_string(), name);
         }
@@ -311,7 +399,7 @@ mod tests {
     #[test]
     fn formulas_are_the_designs() {
         let of = |name: &str, index| {
-            let wiring = scheme(name).norm.wiring(index, 8, 2);
+            let wiring = scheme(name).norm.wiring(index, 8, 2, 100);
             wiring.formula(Some(wiring.default_gate_place()))
         };
         assert_eq!(of("pre_gpas", 0), "x ← G(x + F(N(x)))");
@@ -321,11 +409,30 @@ mod tests {
         assert_eq!(of("post_pre_gpas", 1), "x ← N(G(x) + F(x))");
         assert_eq!(of("post_pre_gpas", 2), "x ← G(x + F(N(x)))");
         assert_eq!(of("lns_fixed_gpas", 3), "x ← G(x + F(N(x)·0.500))");
+        assert_eq!(of("peri_gpas", 3), "x ← G(x + N(F(N(x))))");
+        assert_eq!(of("prores_gpas", 2), "x ← G(x + min(t/300, 1)·F(N(x)))");
+        assert_eq!(of("keel_gpas", 0), "x ← N(16.000·G(x) + F(N(x)))");
+        assert_eq!(of("layerscale_gpas", 0), "x ← G(x + λ⊙F(N(x)))");
+        assert_eq!(of("rezero_gpas", 0), "x ← G(x + a·F(x))");
+        let rezero = scheme("rezero").norm.wiring(0, 8, 2, 100);
+        assert_eq!(rezero.formula(Some(GatePlace::AfterModule)), "x ← x + G(a·F(x))");
+    }
+
+    #[test]
+    fn layer_scale_starts_by_depth() {
+        let start = |layers| scheme("layerscale").norm.wiring(0, layers, 0, 0).branch_scale;
+        for (layers, expected) in [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)] {
+            assert_eq!(
+                start(layers),
+                Some(BranchScaling::PerChannel { start: expected }),
+                "{layers} layers"
+            );
+        }
     }
 
     #[test]
     fn only_pre_layers_of_a_scaled_scheme_start_small() {
-        let small = |name: &str, index| scheme(name).norm.wiring(index, 8, 2).scaled_output;
+        let small = |name: &str, index| scheme(name).norm.wiring(index, 8, 2, 100).scaled_output;
         assert!(small("scale_pre", 0));
         assert!(!small("scale_post_pre", 1));
         assert!(small("scale_post_pre", 2));
@@ -334,7 +441,7 @@ mod tests {
 
     #[test]
     fn layer_norm_scaling_starts_at_one_over_the_root_of_the_depth() {
-        let norm = |name: &str| scheme(name).norm.wiring(3, 8, 2).pre_norm.unwrap();
+        let norm = |name: &str| scheme(name).norm.wiring(3, 8, 2, 100).pre_norm.unwrap();
         assert_eq!((norm("lns").weight, norm("lns").factor), (0.5, 1.0));
         assert_eq!((norm("lns_fixed").weight, norm("lns_fixed").factor), (1.0, 0.5));
     }

@@ -7,7 +7,13 @@
 //! |---|---|---|
 //! | pre-like | `input_layernorm` / – / – | `post_attention_layernorm` / – / – |
 //! | post-like | – / – / `post_attention_layernorm` | – / – / `post_feedforward_layernorm` |
-//! | sandwich | `input_layernorm` / `post_attention_layernorm` / – | `pre_feedforward_layernorm` / `post_feedforward_layernorm` / – |
+//! | sandwich, `peri` | `input_layernorm` / `post_attention_layernorm` / – | `pre_feedforward_layernorm` / `post_feedforward_layernorm` / – |
+//! | `keel` | `input_layernorm` / – / `post_attention_layernorm` | `pre_feedforward_layernorm` / – / `post_feedforward_layernorm` |
+//!
+//! Nobody has released models of `peri`, `keel`, `layerscale` and `rezero` in this layout, so the names of what only they have are ours:
+//! `model.embed_layernorm.weight`, the norm on the embedding; `branch_scale_attn.weight` and `branch_scale_mlp.weight` in each layer, the
+//! trained branch scales, of shape `[hidden]` or `[1]`; and those of `keel`'s norms, which follow the sandwich's. The branch scale of
+//! `prores` is no weight: it follows from the number of steps.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +142,7 @@ impl LlamaConfig {
         let parts: Vec<&str> = path.split('.').collect();
         let name = match parts.as_slice() {
             ["embedding", "weight"] => "model.embed_tokens.weight".into(),
+            ["embedding_norm", "weight"] => "model.embed_layernorm.weight".into(),
             ["norm", "weight"] => "model.norm.weight".into(),
             ["head", "weight"] => "lm_head.weight".into(),
             ["layers", index, rest @ ..] => {
@@ -152,7 +159,7 @@ impl LlamaConfig {
                         format!("self_attn.{letter}_proj.weight")
                     }
                     ["mlp", projection, "weight"] => format!("mlp.{projection}_proj.weight"),
-                    [residual, place, "weight"] => format!("{}.weight", norm_name(wiring, residual, place)?),
+                    [residual, place, "weight"] => format!("{}.weight", residual_name(wiring, residual, place)?),
                     ["gates", _, "gate"] if !self.gate.per_sublayer => "gpas_block.gate".into(),
                     ["gates", "0", "gate"] => "gpas_block_attn.gate".into(),
                     ["gates", "1", "gate"] => "gpas_block_mlp.gate".into(),
@@ -167,14 +174,16 @@ impl LlamaConfig {
 }
 
 /// The table of this module's documentation.
-fn norm_name(wiring: Wiring, residual: &str, place: &str) -> Option<&'static str> {
-    let sandwich = wiring.branch_norm.is_some();
+fn residual_name(wiring: Wiring, residual: &str, place: &str) -> Option<&'static str> {
+    let two_norms = wiring.branch_norm.or(wiring.post_norm).is_some();
     Some(match (residual, place) {
         ("attention_residual", "pre_norm") => "input_layernorm",
         ("attention_residual", "branch_norm" | "post_norm") => "post_attention_layernorm",
-        ("mlp_residual", "pre_norm") if sandwich => "pre_feedforward_layernorm",
+        ("mlp_residual", "pre_norm") if two_norms => "pre_feedforward_layernorm",
         ("mlp_residual", "pre_norm") => "post_attention_layernorm",
         ("mlp_residual", "branch_norm" | "post_norm") => "post_feedforward_layernorm",
+        ("attention_residual", "branch_scale") => "branch_scale_attn",
+        ("mlp_residual", "branch_scale") => "branch_scale_mlp",
         _ => return None,
     })
 }
@@ -349,4 +358,35 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns)
         .flat_map(|column| (0..rows).map(move |row| values[row * columns + column]))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::{Flex, FlexDevice};
+
+    /// The names that are ours, and the shapes that go with them.
+    #[test]
+    fn the_newer_schemes_have_names_of_their_own() {
+        let shape = |scheme: &str, name: &str| {
+            let config = LlamaConfig::new(10, 4, 6, 2, 2).with_scheme(scheme.parse().unwrap());
+            let tensors = config.init::<Flex>(1, &FlexDevice).to_tensors(&config);
+            tensors.get(name).map(|tensor| tensor.shape.clone())
+        };
+        assert_eq!(shape("peri", "model.embed_layernorm.weight"), Some(vec![4]));
+        assert_eq!(shape("sandwich", "model.embed_layernorm.weight"), None);
+        for (name, size) in [("layerscale", 4), ("rezero_gpas", 1)] {
+            for sub_layer in ["attn", "mlp"] {
+                let found = shape(name, &format!("model.layers.1.branch_scale_{sub_layer}.weight"));
+                assert_eq!(found, Some(vec![size]), "{name} {sub_layer}");
+            }
+        }
+        for norm in ["input", "post_attention", "pre_feedforward", "post_feedforward"] {
+            assert_eq!(
+                shape("keel", &format!("model.layers.0.{norm}_layernorm.weight")),
+                Some(vec![4]),
+                "{norm}"
+            );
+        }
+    }
 }

@@ -511,9 +511,20 @@ mod tests {
 
     #[test]
     fn a_trainer_goes_on_from_a_checkpoint_as_if_undisturbed() {
-        for precision in [Precision::F32, Precision::Bf16Pure] {
+        let schemes = ["sandwich_gpas", "peri", "keel_gpas", "layerscale", "rezero_gpas"];
+        let in_f32 = schemes.map(|scheme| (scheme, Precision::F32));
+        // The steps that are compared lie in the warm-up.
+        let others = [
+            ("sandwich_gpas", Precision::Bf16Pure),
+            ("rezero_gpas", Precision::Bf16Pure),
+            ("prores_gpas", Precision::F32),
+        ];
+        for (scheme, precision) in in_f32.into_iter().chain(others) {
             let place = tempfile::tempdir().unwrap();
-            let config = config().with_precision(precision);
+            let config = LlamaConfig::new(24, 16, 32, 2, 2)
+                .with_scheme(scheme.parse().unwrap())
+                .with_residual_warmup(4)
+                .with_precision(precision);
             let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
             let written = Snapshot::of(&undisturbed, &config, state(2))
                 .write(place.path(), 1)
@@ -531,11 +542,14 @@ mod tests {
                 assert_eq!(resumed.steps(), steps);
                 largest_difference(&weights(&step(resumed)), &expected)
             };
-            assert_eq!(goes_on(found.moments().unwrap(), 2, 2), 0.0, "{precision:?}");
+            assert_eq!(goes_on(found.moments().unwrap(), 2, 2), 0.0, "{scheme} {precision:?}");
             // The moments and the place in the schedule each have a part in it.
             let without_moments = goes_on(NamedTensors::new(), 0, 2);
             let at_another_rate = goes_on(found.moments().unwrap(), 2, 1);
-            assert!(without_moments > 1e-4 && at_another_rate > 1e-4, "{precision:?}");
+            assert!(
+                without_moments > 1e-4 && at_another_rate > 1e-4,
+                "{scheme} {precision:?}"
+            );
         }
     }
 

@@ -7,7 +7,7 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::Backend;
 use gpas_data::DataError;
 use gpas_data::batch::{EvaluationBatches, Window, WindowBatcher, Windows};
-use gpas_model::{Llama, TokenBatch};
+use gpas_model::{Llama, Progress, TokenBatch};
 
 use crate::metrics::EvalRecord;
 
@@ -34,7 +34,9 @@ pub fn evaluate<B: Backend>(
         }
         let batch = to_device(batches.windows_of_batch(index)?, device);
         // Added up on the host in f64: the same on every backend but for the losses themselves.
-        let losses = model.token_losses(batch.ids, batch.targets).into_data();
+        let losses = model
+            .token_losses(batch.ids, batch.targets, Progress::after(step))
+            .into_data();
         loss += losses.iter::<f64>().sum::<f64>();
     }
     let tokens = batches.scored();
@@ -107,9 +109,15 @@ mod tests {
         PreparedData::open(&options.out).unwrap()
     }
 
+    /// Of steps, in the middle of the model's residual warm-up.
+    const STEP: u64 = 7;
+
     /// A model whose losses differ much from token to token, so that a mean over batches is not one over tokens.
     fn model() -> Llama<Flex> {
-        let mut model = LlamaConfig::new(VOCAB, 16, 32, 2, 2).init::<Flex>(5, &FlexDevice);
+        let config = LlamaConfig::new(VOCAB, 16, 32, 2, 2)
+            .with_scheme("prores".parse().unwrap())
+            .with_residual_warmup(10);
+        let mut model = config.init::<Flex>(5, &FlexDevice);
         let mut head = model.head.take().unwrap();
         head.weight = head.weight.map(|weight| weight.mul_scalar(50.0));
         model.head = Some(head);
@@ -119,7 +127,7 @@ mod tests {
     /// Sum of the losses of a window's scored tokens and their number, from the logits.
     fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
         let targets = window.targets.clone();
-        let logits = model.logits(to_device(vec![window], &FlexDevice).ids);
+        let logits = model.logits(to_device(vec![window], &FlexDevice).ids, Progress::after(STEP));
         let logs = log_softmax(logits, 2).into_data().into_vec::<f32>().unwrap();
         let losses: Vec<f64> = logs
             .chunks(VOCAB)
@@ -150,10 +158,13 @@ mod tests {
                 });
             let expected = loss / tokens as f64;
 
-            let found = evaluate(&model, windows, batch, None, 7, &FlexDevice, || false)
-                .unwrap()
-                .unwrap();
-            assert_eq!((found.step, found.tokens), (7, tokens as u64), "{mode:?}");
+            let at = |step| {
+                let found = evaluate(&model, windows.clone(), batch, None, step, &FlexDevice, || false);
+                found.unwrap().unwrap()
+            };
+            let found = at(STEP);
+            assert_ne!(found.loss, at(100 * STEP).loss, "the warm-up has no part in it");
+            assert_eq!((found.step, found.tokens), (STEP, tokens as u64), "{mode:?}");
             // A count that is off by one, of the tokens let alone of the batches, is off by more than this.
             assert!(tokens < 10_000, "{mode:?}");
             let relative = (found.loss / expected - 1.0).abs();

@@ -63,6 +63,8 @@ pub struct ModelRecipe {
     pub layers: usize,
     /// Number of Post-LN layers of the mixed schemes.
     pub post_num: usize,
+    /// T of `prores`: optimizer steps in which the branches of the first layer grow to their full weight.
+    pub residual_warmup: u64,
     /// Number of token ids; if absent, the data's tokenizer decides and [`Recipe::with_vocab`] writes it here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
@@ -171,6 +173,7 @@ impl Recipe {
             .with_kv_heads(Some(model.kv_heads))
             .with_scheme(model.scheme)
             .with_post_num(Some(model.post_num))
+            .with_residual_warmup(model.residual_warmup)
             .with_tied_head(model.tied_head)
             .with_gate(model.gate)
             .with_initialisation(model.init)

@@ -9,7 +9,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 use gpas_model::weights::{NamedTensors, WeightsError};
-use gpas_model::{Llama, TokenBatch};
+use gpas_model::{Llama, Progress, TokenBatch};
 
 use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms, module_paths};
 use crate::schedule::Schedule;
@@ -96,7 +96,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.optimizer.updates()
     }
 
-    /// Steps done.
+    /// Steps done; what the model's [`Progress`] counts.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -114,12 +114,13 @@ impl<B: AutodiffBackend> Trainer<B> {
             schedule,
             steps,
         } = self;
+        let progress = Progress::after(steps);
         let mut ids = Vec::new();
         let (loss, gradients) = micro_batches
             .into_iter()
             .map(|batch| {
                 ids.push(batch.ids.clone());
-                let part = model.backward(batch.ids, batch.targets, scored);
+                let part = model.backward(batch.ids, batch.targets, scored, progress);
                 (part.loss, part.gradients)
             })
             .reduce(|(loss, sum), (part_loss, part)| (loss + part_loss, add(&model, sum, part)))
@@ -128,7 +129,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         let model = if report.loss.is_finite() && report.norms.global.is_finite() {
             optimizer.step(report.rate, model, gradients, &report.norms)
         } else {
-            report.skipped = Some(first_not_finite(&model, &ids, &report));
+            report.skipped = Some(first_not_finite(&model, &ids, progress, &report));
             model
         };
         let trainer = Self {
@@ -179,7 +180,12 @@ fn report<B: AutodiffBackend>(
 }
 
 /// Where the numbers of a step went bad first, found by going through it once more.
-fn first_not_finite<B: AutodiffBackend>(model: &Llama<B>, ids: &[Tensor<B, 2, Int>], report: &StepReport) -> NotFinite {
+fn first_not_finite<B: AutodiffBackend>(
+    model: &Llama<B>,
+    ids: &[Tensor<B, 2, Int>],
+    progress: Progress,
+    report: &StepReport,
+) -> NotFinite {
     struct Weights {
         bad: Vec<burn::module::ParamId>,
     }
@@ -198,7 +204,7 @@ fn first_not_finite<B: AutodiffBackend>(model: &Llama<B>, ids: &[Tensor<B, 2, In
         return NotFinite::Weight(path);
     }
     for ids in ids {
-        let streams = inner.residual_streams(ids.clone().inner());
+        let streams = inner.residual_streams(ids.clone().inner(), progress);
         let layers = streams.len() - 1;
         if let Some(layer) = streams.into_iter().position(|stream| !is_finite(stream)) {
             return match layer {

@@ -22,6 +22,8 @@ const DEFAULT_SEQ_LEN: usize = 256;
 /// `nano` is for two cores and ten minutes.
 const NANO_SEQ_LEN: usize = 128;
 const DEFAULT_WARMUP: f64 = 0.1;
+/// The paper's 1000 of 100,000 steps.
+const DEFAULT_RESIDUAL_WARMUP: f64 = 0.01;
 const DEFAULT_MIN_LR_RATIO: f64 = 0.1;
 const DEFAULT_CYCLES: u64 = 4;
 const DEFAULT_DECAY_FRACTION: f64 = 0.2;
@@ -108,8 +110,8 @@ impl Recipe {
     /// Reads every key once: its name, what it may be, its default.
     fn from_keys(mut keys: Keys) -> Result<Recipe, RecipeError> {
         let k = &mut keys;
-        let (model, base) = ModelRecipe::from_keys(k)?;
-        let data = DataRecipe::from_keys(k, base)?;
+        let size = Size::from_keys(k)?;
+        let data = DataRecipe::from_keys(k, size.base)?;
 
         let batch = k.size("train.batch", 1..=MAX_SEQUENCE)?.unwrap_or(DEFAULT_BATCH);
         let positions = batch as u64 * data.seq_len as u64;
@@ -118,6 +120,7 @@ impl Recipe {
             .integer("train.steps", 1..=ANY)?
             .or(tokens.map(|tokens| tokens.div_ceil(positions)))
             .unwrap_or(DEFAULT_STEPS);
+        let model = ModelRecipe::from_keys(k, size, steps)?;
 
         let every = (steps / DEFAULT_EVALUATIONS).max(1);
         let eval = EvalRecipe {
@@ -143,9 +146,20 @@ impl Recipe {
     }
 }
 
-impl ModelRecipe {
-    /// Together with the preset that the sizes start from; those given all four are their own.
-    fn from_keys(k: &mut Keys) -> Result<(ModelRecipe, Option<Preset>), RecipeError> {
+/// The four sizes of a model.
+struct Size {
+    /// The preset that they start from; those given all four are their own.
+    base: Option<Preset>,
+    /// Name of the preset that has them.
+    preset: &'static str,
+    hidden: usize,
+    intermediate: usize,
+    heads: usize,
+    layers: usize,
+}
+
+impl Size {
+    fn from_keys(k: &mut Keys) -> Result<Self, RecipeError> {
         let presets: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
         let names = [presets.as_slice(), &[CUSTOM]].concat();
         let named: Option<String> = k.choice("model.preset", "preset", &names)?;
@@ -168,7 +182,27 @@ impl ModelRecipe {
         }
         let [hidden, intermediate, heads, layers] = sizes;
         let preset = base.filter(|_| of_base == Some(sizes)).map_or(CUSTOM, |base| base.name);
+        Ok(Self {
+            base,
+            preset,
+            hidden,
+            intermediate,
+            heads,
+            layers,
+        })
+    }
+}
 
+impl ModelRecipe {
+    fn from_keys(k: &mut Keys, size: Size, steps: u64) -> Result<Self, RecipeError> {
+        let Size {
+            preset,
+            hidden,
+            intermediate,
+            heads,
+            layers,
+            ..
+        } = size;
         let schemes: Vec<String> = Scheme::all().map(|scheme| scheme.to_string()).collect();
         let schemes: Vec<&str> = schemes.iter().map(String::as_str).collect();
         let scheme = k.choice("model.scheme", "scheme", &schemes)?.unwrap_or_default();
@@ -188,7 +222,8 @@ impl ModelRecipe {
             site: site.unwrap_or(default.site),
             stop_gradient: k.boolean("model.gate.stop_gradient")?.unwrap_or(default.stop_gradient),
         };
-        let model = ModelRecipe {
+        let warmup = (DEFAULT_RESIDUAL_WARMUP * steps as f64).round().max(1.0) as u64;
+        Ok(ModelRecipe {
             preset: preset.into(),
             scheme,
             hidden,
@@ -197,12 +232,12 @@ impl ModelRecipe {
             kv_heads: k.size("model.kv_heads", 1..=MAX_WIDTH)?.unwrap_or(heads),
             layers,
             post_num: k.size("model.post_num", 0..=MAX_LAYERS)?.unwrap_or(layers / 4),
+            residual_warmup: k.steps("model.residual_warmup", steps)?.unwrap_or(warmup),
             vocab: k.size("model.vocab", 1..=MAX_VOCAB)?,
             tied_head: k.boolean("model.tied_head")?.unwrap_or(false),
             init: k.choice("model.init", "model.init", &inits)?.unwrap_or_default(),
             gate,
-        };
-        Ok((model, base))
+        })
     }
 }
 
@@ -350,7 +385,7 @@ mod tests {
             (model.hidden, model.layers, model.kv_heads, model.post_num),
             (64, 4, 2, 1)
         );
-        assert_eq!(model.gate, GpasConfig::new());
+        assert_eq!((model.residual_warmup, model.gate), (15, GpasConfig::new()));
         let train = &recipe.train;
         assert_eq!(
             (train.steps, train.warmup, train.batch, train.micro_batch),
@@ -443,6 +478,10 @@ mod tests {
         assert_eq!(recipe.model.gate.act, GateActivation::Relu);
         assert_eq!((recipe.eval.tokens, recipe.data.mode), (1_000_000, WindowMode::Padded));
         assert_eq!(with(&["train.warmup=7"]).train.warmup, 7);
+        assert_eq!(recipe.model.residual_warmup, 20);
+        assert_eq!(with(&["model.residual_warmup=0.02"]).model.residual_warmup, 30);
+        assert_eq!(with(&["model.residual_warmup=9"]).model.residual_warmup, 9);
+        assert_eq!(with(&["train.steps=4"]).model.residual_warmup, 1);
         assert!(with(&["data.path=c4"]).data.path.is_some_and(|path| path.is_absolute()));
     }
 

@@ -1,0 +1,79 @@
+//! The trained scale of a branch as it is added to the residual: ReZero's number, LayerScale's number per channel.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+use crate::host;
+use crate::scheme::BranchScaling;
+
+/// `y = λ ⊙ x` over the last dimension, or `y = a · x`.
+#[derive(Module, Debug)]
+pub struct BranchScale<B: Backend> {
+    /// λ, shape `[hidden]`; or a, shape `[1]`.
+    pub weight: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> BranchScale<B> {
+    /// The trained scale of a wiring with its initial value; none where nothing is trained.
+    pub fn new(scaling: BranchScaling, hidden: usize, device: &B::Device) -> Option<Self> {
+        let (size, start) = match scaling {
+            BranchScaling::Warmup { .. } => return None,
+            BranchScaling::Scalar { start } => (1, start),
+            BranchScaling::PerChannel { start } => (hidden, start),
+        };
+        let weight = Tensor::full([size], start, device).require_grad();
+        Some(Self {
+            weight: Param::initialized(Default::default(), weight),
+        })
+    }
+
+    /// The branch, scaled.
+    ///
+    /// # Shapes
+    /// - input and output: `[batch, seq, hidden]`
+    pub fn forward(&self, branch: Tensor<B, 3>) -> Tensor<B, 3> {
+        let weight = self.weight.val();
+        if host::runs(&branch) && host::runs(&weight) {
+            return host::apply(host::Scale, [host::primitive(branch), host::primitive(weight)]);
+        }
+        self.in_tensor_operations(branch)
+    }
+
+    fn in_tensor_operations(&self, branch: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, seq, _] = branch.dims();
+        let weight = self.weight.val();
+        let size = weight.dims()[0];
+        // Once for every position, so that the gradient of a single number is added up row by row, and the rows in f64 where there is one:
+        // its terms nearly cancel, as those of a gate.
+        let weight = if size == 1 && B::supports_dtype(&branch.device(), DType::F64) {
+            weight.cast(DType::F64)
+        } else {
+            weight
+        };
+        let weight = weight.reshape([1, 1, size]).expand([batch, seq, size]);
+        let format = branch.dtype();
+        branch * weight.cast(format)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::check::{Tracked, assert_close, gradients, random};
+
+    /// Over rows enough for two tasks and a length that is no whole number of vectors.
+    #[test]
+    fn fused_and_plain_agree() {
+        for size in [1, 37] {
+            let scale = BranchScale::<Tracked> {
+                weight: Param::from_tensor(random([size])),
+            };
+            let branch = random([3, 30, 37]);
+            let plain = scale.in_tensor_operations(branch.clone());
+            let [fused, plain] = gradients(scale.forward(branch.clone()), plain);
+            assert_close(branch.grad(&fused).unwrap(), branch.grad(&plain).unwrap(), "branch");
+            let weight = scale.weight.val();
+            assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "scale");
+        }
+    }
+}
