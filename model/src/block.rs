@@ -220,7 +220,7 @@ mod tests {
         let config = LlamaConfig::new(10, HIDDEN, 40, 2, LAYERS)
             .with_scheme(scheme.parse().unwrap())
             .with_residual_warmup(WARMUP);
-        let mut block = Block::new(&config, 1, &FlexDevice);
+        let mut block = config.init::<Tracked>(7, &FlexDevice).layers.remove(1);
         for residual in [&mut block.attention_residual, &mut block.mlp_residual] {
             let Residual {
                 pre_norm,
@@ -304,10 +304,14 @@ mod tests {
                 let scales = residuals
                     .into_iter()
                     .filter_map(|residual| residual.branch_scale.as_ref());
-                let scales = scales.map(|scale| scale.weight.val());
-                let gates = block.gates.iter().map(|gate| gate.gate.val());
-                for weight in scales.chain(gates) {
+                for weight in scales.map(|scale| scale.weight.val()) {
                     assert_close(weight.grad(&found).unwrap(), weight.grad(&plain).unwrap(), name);
+                }
+                // The terms of a gate's gradient nearly cancel, above all below a norm of the sum, which takes a scale off again: their sum
+                // has fewer digits than they have.
+                for gate in block.gates.iter().map(|gate| gate.gate.val()) {
+                    let [found, plain] = [&found, &plain].map(|gradients| gate.grad(gradients).unwrap().into_scalar());
+                    assert!((found / plain - 1.0).abs() < 1e-4, "{name}: {found} against {plain}");
                 }
             }
         }
