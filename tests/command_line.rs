@@ -134,6 +134,82 @@ fn one_seed_gives_one_result_to_the_last_bit_and_another_seed_another() {
 }
 
 #[test]
+fn a_run_is_inspected_layer_by_layer() {
+    let place = Place::prepared();
+    place.does("train tiny.toml --scheme pre_gpas --set train.inspect_every=1 -o run");
+    let json: Value = serde_json::from_str(&place.does("inspect run --json")).unwrap();
+    let evaluation: Value = serde_json::from_str(&place.does("eval run --json")).unwrap();
+    for key in ["step", "loss", "tokens"] {
+        assert_eq!(json[key], evaluation[key], "{key}");
+    }
+    assert_eq!(json["scheme"], "pre_gpas");
+    assert_eq!(
+        keys(&json),
+        [
+            "angular_distance",
+            "history",
+            "last_variance",
+            "layers",
+            "loss",
+            "scheme",
+            "step",
+            "tokens"
+        ]
+    );
+    let layers = json["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        let expected = [
+            "block_influence",
+            "formula",
+            "gates",
+            "loss_change",
+            "running_scale",
+            "scales",
+            "variance",
+            "weight_norms",
+        ];
+        assert_eq!(keys(layer), expected);
+        assert_eq!(layer["formula"], "x ← G(x + F(N(x)))");
+        assert_eq!(layer["weight_norms"].as_object().unwrap().len(), 7);
+    }
+    // One layer on for both, two layers on for the first.
+    let distances = json["angular_distance"].as_array().unwrap();
+    assert_eq!(
+        distances
+            .iter()
+            .map(|of| of.as_array().unwrap().len())
+            .collect::<Vec<_>>(),
+        [2, 1]
+    );
+    // The history is what stands in the file.
+    let lines = place.metrics("run");
+    let recorded = of_kind(&lines, "layers");
+    let history = json["history"].as_array().unwrap();
+    assert_eq!((history.len(), recorded.len()), (3, 3));
+    for (found, recorded) in history.iter().zip(recorded) {
+        for key in ["step", "variance", "grad_norm", "weight_norm", "gate"] {
+            assert_eq!(found[key], recorded[key], "{key}");
+        }
+    }
+
+    let text = place.does("inspect run --data data --tokens 20");
+    println!("{text}");
+    for line in [
+        " layer    variance   influence loss change        gate       scale     running",
+        "     i  n = 1  n = 2",
+        " layer         key      output       query       value        down        gate          up",
+        "gradient norm in training, as recorded",
+        "  step           1           2           3",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+    // The least number of whole windows that hold 20 tokens.
+    assert!(text.starts_with("pre_gpas after step 3: validation loss "), "{text}");
+    assert!(text.lines().next().unwrap().ends_with("over 32 tokens"), "{text}");
+}
+
+#[test]
 fn every_scheme_trains_by_its_name() {
     let place = Place::prepared();
     for scheme in Scheme::all() {
@@ -693,6 +769,11 @@ fn what_is_not_a_run_is_not_evaluated() {
     let place = Place::prepared();
     place.refuses(
         "eval data",
+        "data is not a run directory: it has no recipe.toml",
+        "a run directory is what `gpas train -o DIR` makes",
+    );
+    place.refuses(
+        "inspect data",
         "data is not a run directory: it has no recipe.toml",
         "a run directory is what `gpas train -o DIR` makes",
     );

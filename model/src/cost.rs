@@ -5,6 +5,8 @@ use core::fmt::Write;
 use crate::config::LlamaConfig;
 use crate::loss::chunk_rows;
 use crate::scheme::BranchScaling;
+#[cfg(doc)]
+use crate::scheme::Wiring;
 
 /// Predicted peak of training with Adam, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +131,13 @@ impl LlamaConfig {
         }
     }
 
+    /// What both sub-layers of layer `index` (from 0) do to the residual stream, for people to read: [`Wiring::formula`] with the gate at its
+    /// configured place.
+    pub fn formula(&self, index: usize) -> String {
+        let wiring = self.wiring(index);
+        wiring.formula(wiring.gate_place(self.gate.site).filter(|_| self.scheme.gpas))
+    }
+
     /// The model for people to read: its sizes, and the line that every layer computes for attention and for the MLP.
     pub fn describe(&self) -> String {
         let mut text = format!(
@@ -142,23 +151,19 @@ impl LlamaConfig {
             self.vocab,
             if self.tied_head { ", tied head" } else { "" },
         );
-        let formula = |index| {
-            let wiring = self.wiring(index);
-            wiring.formula(wiring.gate_place(self.gate.site).filter(|_| self.scheme.gpas))
-        };
         if self.scheme.norm.embedding_norm().is_some() {
             text.push_str("  embedding: x ← N(x)\n");
         }
         let mut start = 0;
         for index in 1..=self.layers {
-            if index == self.layers || formula(index) != formula(start) {
+            if index == self.layers || self.formula(index) != self.formula(start) {
                 let range = if index == start + 1 {
                     format!("layer {start}")
                 } else {
                     format!("layers {start}–{}", index - 1)
                 };
                 // Writing to a String cannot fail.
-                let _ = writeln!(text, "  {range}: {}", formula(start));
+                let _ = writeln!(text, "  {range}: {}", self.formula(start));
                 start = index;
             }
         }

@@ -4,6 +4,7 @@
 //! - [`Gpas`]: `x − act(α)·detach(x)`, for any residual stream.
 //! - [`scheme`]: the table of schemes, as data.
 //! - [`LlamaConfig`], [`Llama`]: a LLaMA-style decoder with any of them.
+//! - [`analysis`]: what a trained model does to its residual stream.
 //!
 //! # GPAS in a model of your own
 //!
@@ -42,6 +43,7 @@
 //! assert_eq!(layer.forward(x).dims(), [2, 3, 8]);
 //! ```
 
+pub mod analysis;
 mod attention;
 mod block;
 mod branch;

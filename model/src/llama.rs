@@ -131,11 +131,21 @@ impl<B: Backend> Llama<B> {
         &self,
         ids: Tensor<B, 2, Int>,
         progress: Progress,
+        before_layer: impl FnMut(&Tensor<B, 3>),
+    ) -> Tensor<B, 3> {
+        self.walk_from(0, self.embed(ids), progress, before_layer)
+    }
+
+    /// Goes through the layers from `first` on, before which the stream is `x`.
+    fn walk_from(
+        &self,
+        first: usize,
+        mut x: Tensor<B, 3>,
+        progress: Progress,
         mut before_layer: impl FnMut(&Tensor<B, 3>),
     ) -> Tensor<B, 3> {
-        let mut x = self.embed(ids);
         let mask = CausalMask::new(x.dims()[1], x.device());
-        for layer in &self.layers {
+        for layer in self.layers.iter().skip(first) {
             before_layer(&x);
             x = layer.forward(x, progress, &self.rotary, &mask);
         }
@@ -165,8 +175,35 @@ impl<B: Backend> Llama<B> {
     /// - ids, targets: `[batch, seq]`; the target of a position is the id that follows it
     /// - output: `[batch · seq]`
     pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 1> {
-        let hidden = flatten(self.forward(ids, progress));
+        self.losses_of(self.walk(ids, progress, |_| ()), targets)
+    }
+
+    /// Loss of every position when the stream is this after the last layer, 0 where the target is [`IGNORE_INDEX`].
+    ///
+    /// # Shapes
+    /// - stream: `[batch, seq, hidden]`, the last of [`residual_streams`](Self::residual_streams)
+    /// - targets: `[batch, seq]`
+    /// - output: `[batch · seq]`
+    pub fn losses_of(&self, stream: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        let hidden = flatten(self.norm.forward(stream));
         token_losses(hidden, self.head_weight(), targets.flatten(0, 1), self.precision)
+    }
+
+    /// Loss of every position without layer `index`: the one after it sees the stream that is before it. Less the
+    /// [loss](Self::token_losses) with it, this is how much the model needs the layer.
+    ///
+    /// # Shapes
+    /// - stream: `[batch, seq, hidden]`, that before the layer
+    /// - targets: `[batch, seq]`
+    /// - output: `[batch · seq]`
+    pub fn token_losses_without(
+        &self,
+        index: usize,
+        stream: Tensor<B, 3>,
+        targets: Tensor<B, 2, Int>,
+        progress: Progress,
+    ) -> Tensor<B, 1> {
+        self.losses_of(self.walk_from(index + 1, stream, progress, |_| ()), targets)
     }
 
     /// The projection to the vocabulary, `[hidden, vocab]`.

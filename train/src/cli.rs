@@ -11,7 +11,7 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, config, data, eval, tokenizer, train};
+use crate::commands::{bench, config, data, eval, inspect, tokenizer, train};
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::run::RunError;
@@ -36,6 +36,7 @@ struct Cli {
 enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     /// Show what a recipe resolves to and what its model costs
     Config(config::ConfigArgs),
@@ -72,6 +73,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => return train::run(args, cli.backend),
         Command::Eval(args) => eval::run(args, cli.backend),
+        Command::Inspect(args) => inspect::run(args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend.unwrap_or_default()),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),

@@ -59,7 +59,7 @@ pub fn to_device<B: Backend>(windows: Vec<Window>, device: &B::Device) -> TokenB
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::fs;
     use std::path::Path;
@@ -74,11 +74,11 @@ mod tests {
     use gpas_data::store::PreparedData;
     use gpas_model::LlamaConfig;
 
-    const VOCAB: usize = 270;
-    const SEQ: usize = 12;
+    pub(crate) const VOCAB: usize = 270;
+    pub(crate) const SEQ: usize = 12;
 
     /// Documents of unequal length.
-    fn prepared(place: &Path) -> PreparedData {
+    pub(crate) fn prepared(place: &Path) -> PreparedData {
         let document = |length: usize| {
             let words = (0..length).map(|word| ["a cat", "the dog", "42", "ran"][word * word % 7 % 4]);
             words.collect::<Vec<_>>().join(" ") + "\n"
@@ -110,7 +110,7 @@ mod tests {
     }
 
     /// Of steps, in the middle of the model's residual warm-up.
-    const STEP: u64 = 7;
+    pub(crate) const STEP: u64 = 7;
 
     /// A model whose losses differ much from token to token, so that a mean over batches is not one over tokens.
     fn model() -> Llama<Flex> {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     /// Sum of the losses of a window's scored tokens and their number, from the logits.
-    fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
+    pub(crate) fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
         let targets = window.targets.clone();
         let logits = model.logits(to_device(vec![window], &FlexDevice).ids, Progress::after(STEP));
         let logs = log_softmax(logits, 2).into_data().into_vec::<f32>().unwrap();

@@ -20,6 +20,7 @@ pub mod run;
 pub mod schedule;
 pub mod screen;
 pub mod signals;
+pub mod telemetry;
 pub mod tensorboard;
 pub mod trainer;
 pub mod training;

@@ -74,7 +74,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
@@ -139,6 +139,24 @@ pub struct NoticeRecord {
     pub step: u64,
     /// One line.
     pub message: String,
+}
+
+/// The whole lines of a run's `metrics.jsonl`; none if it has no such file.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_records(path: &Path) -> io::Result<Vec<Record>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut records = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        // What a killed process was writing is no line.
+        records.extend(serde_json::from_slice(&line?).ok());
+    }
+    Ok(records)
 }
 
 /// The open `metrics.jsonl` of a run.
@@ -321,6 +339,18 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), expected + 1);
             fs::remove_file(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn whole_lines_are_read() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("metrics.jsonl");
+        assert_eq!(read_records(&path).unwrap(), []);
+        let mut file = MetricsFile::append_to(&path).unwrap();
+        file.write(&eval(0)).unwrap();
+        file.write(&train(1)).unwrap();
+        file.0.write_all(br#"{"kind":"train","step":2,"lo"#).unwrap();
+        assert_eq!(read_records(&path).unwrap(), [eval(0), train(1)]);
     }
 
     #[test]

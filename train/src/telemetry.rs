@@ -1,8 +1,10 @@
-//! A look at every layer of a model: how large its residual stream and its weights are.
+//! A look at every layer of a model in training: how large its residual stream and its weights are. It is cheap enough to be taken every
+//! so many steps; what takes a pass over validation text is in [`crate::inspect`].
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
+use gpas_model::analysis::StreamVariance;
 use gpas_model::{Llama, Progress};
 
 /// What there is to see of the layers.
@@ -21,16 +23,20 @@ impl Layers {
     /// - ids: `[batch, seq]`
     pub fn of<B: AutodiffBackend>(model: &Llama<B>, ids: Tensor<B, 2, Int>, progress: Progress) -> Self {
         let model = model.valid();
-        let variances = model.residual_streams(ids.inner(), progress).into_iter().map(variance);
+        let streams = model.residual_streams(ids.inner(), progress);
+        let mut variance = StreamVariance::default();
+        let [batch, seq, _] = streams[0].dims();
+        variance.add(&streams, &vec![true; batch * seq]);
         let norms = model.layers.iter().map(|layer| {
             let mut squares = Squares(Vec::new());
             burn::module::Module::visit(layer, &mut squares);
             Tensor::cat(squares.0, 0).sum().sqrt()
         });
-        let scalars: Vec<_> = variances.chain(norms).collect();
-        let mut variance: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
-        let weight_norm = variance.split_off(model.layers.len() + 1);
-        Self { variance, weight_norm }
+        let norms = Tensor::cat(norms.collect(), 0).into_data();
+        Self {
+            variance: variance.values(),
+            weight_norm: norms.iter::<f64>().collect(),
+        }
     }
 }
 
@@ -43,26 +49,12 @@ impl<B: Backend> ModuleVisitor<B> for Squares<B> {
     }
 }
 
-/// Variance of all entries, `[1]`, after taking off their mean.
-fn variance<B: Backend>(stream: Tensor<B, 3>) -> Tensor<B, 1> {
-    let stream = stream.cast(DType::F32);
-    let mean = |x: Tensor<B, 3>| x.mean_dim(2).mean();
-    let centered = stream.clone() - mean(stream).reshape([1, 1, 1]);
-    mean(centered.square())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use burn::backend::Autodiff;
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::LlamaConfig;
-
-    #[test]
-    fn the_variance_is_that_of_all_entries() {
-        let stream = Tensor::<Flex, 3>::from_floats([[[1.0, 3.0]], [[5.0, 7.0]]], &FlexDevice);
-        assert_eq!(variance(stream).into_scalar(), 5.0);
-    }
 
     #[test]
     fn every_layer_is_seen() {

@@ -20,11 +20,11 @@ use crate::backend::BackendTask;
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
 use crate::dashboard::Dashboard;
 use crate::evaluate::{evaluate, to_device};
-use crate::inspect::Layers;
 use crate::metrics::{EvalRecord, GateRange, LayersRecord, MetricsFile, NoticeRecord, Record, TrainRecord};
 use crate::recipe::Recipe;
 use crate::run::{RunDirectory, RunError, RunInfo, RunLock};
 use crate::signals::{Stop, StopRequest};
+use crate::telemetry::Layers;
 use crate::tensorboard::EventFile;
 use crate::trainer::{StepReport, Trainer};
 

@@ -1,7 +1,7 @@
 //! `gpas eval`: loss and perplexity of a run's newest checkpoint.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
@@ -11,7 +11,7 @@ use gpas_data::store::PreparedData;
 use gpas_model::LlamaConfig;
 
 use super::train::{data_directory, data_sha256};
-use crate::backend::{BackendChoice, BackendTask};
+use crate::backend::{BackendChoice, BackendTask, Selected};
 use crate::checkpoint::{Checkpoint, newest_valid};
 use crate::evaluate::evaluate;
 use crate::metrics::{EvalRecord, Record};
@@ -44,40 +44,8 @@ pub struct EvalArgs {
 /// # Errors
 /// If the run, its checkpoint or its data cannot be read or do not fit each other.
 pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
-    let run = RunDirectory::open(&args.run)?;
-    let (recipe, info) = (run.recipe()?, run.info()?);
-    // On the run's own backend, so that the figures are the run's to the last digit.
-    let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
-    let data = match &args.data {
-        Some(directory) => PreparedData::open(directory)?,
-        None => PreparedData::open(&data_directory(&recipe)?)?,
-    };
-    if data.tokenizer().sha256() != info.tokenizer_sha256 {
-        return Err(TrainingError::Tokenizer {
-            data: data.directory().to_path_buf(),
-            run: run.tokenizer_path(),
-        }
-        .into());
-    }
-    if args.data.is_none() && data_sha256(&data)? != info.data_sha256 {
-        return Err(TrainingError::DataChanged(data.directory().to_path_buf()).into());
-    }
-    let config = recipe.llama(data.tokenizer().vocab_size())?;
-    check_vocabulary(&recipe, &data, &config)?;
-    let found = newest_valid(&run.checkpoints_path())?;
-    for damage in &found.passed_over {
-        eprintln!("warning: {damage}; passed over");
-    }
-    let windows = validation_windows(&recipe, &data)?;
-    let tokens = args.tokens.unwrap_or(recipe.eval.tokens);
-    let task = Evaluation {
-        recipe,
-        config,
-        checkpoint: found.checkpoint,
-        windows,
-        tokens,
-    };
-    let record = selected.run(task)??;
+    let (selected, on) = Validation::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
+    let record = selected.run(Evaluation(on))??;
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&Record::Eval(record))?)?;
@@ -96,23 +64,78 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
     Ok(())
 }
 
-struct Evaluation {
-    recipe: Recipe,
-    config: LlamaConfig,
-    checkpoint: Checkpoint,
-    windows: Windows,
-    tokens: u64,
+/// A run's newest checkpoint and the validation text to look at it with.
+pub(super) struct Validation {
+    pub recipe: Recipe,
+    pub config: LlamaConfig,
+    pub checkpoint: Checkpoint,
+    pub windows: Windows,
+    /// Tokens to score, at most.
+    pub tokens: usize,
 }
+
+impl Validation {
+    /// On the run's own backend if none is asked for, so that figures are the run's to the last digit; with other data than the run's if
+    /// that is named.
+    pub fn open(
+        run: &Path,
+        data: Option<&Path>,
+        tokens: Option<u64>,
+        backend: Option<BackendChoice>,
+    ) -> Result<(Selected, Self)> {
+        let run = RunDirectory::open(run)?;
+        let (recipe, info) = (run.recipe()?, run.info()?);
+        let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
+        let found = match data {
+            Some(directory) => PreparedData::open(directory)?,
+            None => PreparedData::open(&data_directory(&recipe)?)?,
+        };
+        if found.tokenizer().sha256() != info.tokenizer_sha256 {
+            return Err(TrainingError::Tokenizer {
+                data: found.directory().to_path_buf(),
+                run: run.tokenizer_path(),
+            }
+            .into());
+        }
+        if data.is_none() && data_sha256(&found)? != info.data_sha256 {
+            return Err(TrainingError::DataChanged(found.directory().to_path_buf()).into());
+        }
+        let config = recipe.llama(found.tokenizer().vocab_size())?;
+        check_vocabulary(&recipe, &found, &config)?;
+        let newest = newest_valid(&run.checkpoints_path())?;
+        for damage in &newest.passed_over {
+            eprintln!("warning: {damage}; passed over");
+        }
+        let windows = validation_windows(&recipe, &found)?;
+        let tokens = tokens.unwrap_or(recipe.eval.tokens) as usize;
+        let validation = Self {
+            recipe,
+            config,
+            checkpoint: newest.checkpoint,
+            windows,
+            tokens,
+        };
+        Ok((selected, validation))
+    }
+}
+
+struct Evaluation(Validation);
 
 impl BackendTask for Evaluation {
     type Output = Result<EvalRecord, TrainingError>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
-        check_precision::<B>(&self.config, &device)?;
-        let model = self.checkpoint.model::<B::InnerBackend>(&self.config, &device)?;
-        let tokens = Some(self.tokens as usize);
-        let (micro_batch, step) = (self.recipe.train.micro_batch, self.checkpoint.state.step);
-        let record = evaluate(&model, self.windows, micro_batch, tokens, step, &device, || false)?;
+        let Validation {
+            recipe,
+            config,
+            checkpoint,
+            windows,
+            tokens,
+        } = self.0;
+        check_precision::<B>(&config, &device)?;
+        let model = checkpoint.model::<B::InnerBackend>(&config, &device)?;
+        let (micro_batch, step) = (recipe.train.micro_batch, checkpoint.state.step);
+        let record = evaluate(&model, windows, micro_batch, Some(tokens), step, &device, || false)?;
         Ok(record.expect("nothing asks an evaluation of its own to stop"))
     }
 }

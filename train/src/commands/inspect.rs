@@ -1,0 +1,90 @@
+//! `gpas inspect`: a run's newest checkpoint, layer by layer.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use burn::tensor::backend::AutodiffBackend;
+use clap::Args;
+
+use super::eval::Validation;
+use crate::backend::{BackendChoice, BackendTask};
+use crate::inspect::Inspection;
+use crate::metrics::{Record, read_records};
+use crate::run::RunDirectory;
+use crate::training::{TrainingError, check_precision};
+
+/// Look at a run's newest checkpoint layer by layer, on validation text
+#[derive(Debug, Args)]
+#[command(after_help = "\
+With h_i the residual stream before layer i at one token, and h_L that after the last of L layers, means over the scored tokens:
+  variance          mean((h_i − mean(h_i))²) over all entries                      GPAS, arXiv 2506.22049
+  influence         1 − cos(h_i, h_{i+1}), block influence                        ShortGPT, arXiv 2403.03853
+  loss change       loss of the model without the layer, less its loss, in nats    ShortGPT, arXiv 2403.03853
+  angular distance  arccos(cos(h_i, h_{i+n})) / π for every n                      arXiv 2403.17887
+  gate, scale       α and 1 − act(α); running: the product of the scales that      GPAS, arXiv 2506.22049
+                    multiply the residual stream up to the end of the layer
+  weight norms      √Σ w² of each matrix
+and from metrics.jsonl, at the first, the middle and the last record: the gradient norm of each layer, variances and gates. `--json` has
+every record, and the layers from 0 to L − 1 with the same names.
+
+Examples:
+  gpas inspect runs/pre_gpas-nano-001
+  gpas inspect runs/pre_gpas-nano-001 --tokens 20000 --json")]
+pub struct InspectArgs {
+    /// The run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Prepared data whose validation split is used [default: the run's]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Tokens to look at, at most [default: the recipe's eval.tokens]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    tokens: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the run, its checkpoint or its data cannot be read or do not fit each other.
+pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
+    let (selected, validation) = Validation::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
+    let metrics = RunDirectory::open(&args.run)?.metrics_path();
+    let records = read_records(&metrics).with_context(|| metrics.display().to_string())?;
+    let mut inspection = selected.run(Look(validation))??;
+    let layers = records.into_iter().filter_map(|record| match record {
+        Record::Layers(layers) => Some(layers),
+        _ => None,
+    });
+    inspection.history = layers.collect();
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&inspection)?)?;
+    } else {
+        write!(out, "{inspection}")?;
+    }
+    Ok(())
+}
+
+struct Look(Validation);
+
+impl BackendTask for Look {
+    type Output = Result<Inspection, TrainingError>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let Validation {
+            recipe,
+            config,
+            checkpoint,
+            windows,
+            tokens,
+        } = self.0;
+        check_precision::<B>(&config, &device)?;
+        let model = checkpoint.model::<B::InnerBackend>(&config, &device)?;
+        let (batch, step) = (recipe.train.micro_batch, checkpoint.state.step);
+        Ok(Inspection::of(&model, &config, step, windows, batch, tokens, &device)?)
+    }
+}
