@@ -5,8 +5,8 @@
 //! | quantity | formula | source |
 //! |---|---|---|
 //! | variance of the stream before layer i | `mean((h_i − mean(h_i))²)` over all entries of all tokens | arXiv 2506.22049 |
-//! | block influence of layer i | `1 − mean(cos(h_i, h_{i+1}))` over tokens | arXiv 2403.03853, equation 1 |
-//! | angular distance over n layers | `mean(arccos(cos(h_i, h_{i+n})) / π)` over tokens | arXiv 2403.17887, equation 7, there of the last token of a sequence |
+//! | block influence of layer i | `1 − mean(cos(h_i, h_{i+1}))` over tokens | ShortGPT, arXiv 2403.03853 |
+//! | angular distance over n layers | `mean(arccos(cos(h_i, h_{i+n})) / π)` over tokens | arXiv 2403.17887, there of a sequence's last token |
 //! | importance of layer i | the loss [without it](Llama::token_losses_without), less the loss | arXiv 2506.22049; 2403.03853 |
 //! | weight norm of a matrix | `√Σ w²` | |
 //!

@@ -17,16 +17,18 @@ use crate::training::{TrainingError, check_precision};
 /// Look at a run's newest checkpoint layer by layer, on validation text
 #[derive(Debug, Args)]
 #[command(after_help = "\
-With h_i the residual stream before layer i at one token, and h_L that after the last of L layers, means over the scored tokens:
-  variance          mean((h_i − mean(h_i))²) over all entries                      GPAS, arXiv 2506.22049
-  influence         1 − cos(h_i, h_{i+1}), block influence                        ShortGPT, arXiv 2403.03853
-  loss change       loss of the model without the layer, less its loss, in nats    ShortGPT, arXiv 2403.03853
-  angular distance  arccos(cos(h_i, h_{i+n})) / π for every n                      arXiv 2403.17887
-  gate, scale       α and 1 − act(α); running: the product of the scales that      GPAS, arXiv 2506.22049
-                    multiply the residual stream up to the end of the layer
+h_i is the residual stream before layer i at one token, h_L that after the last of L layers.
+Means over the scored tokens:
+  variance          mean((h_i − mean(h_i))²) over all entries   arXiv 2506.22049 (GPAS)
+  influence         1 − cos(h_i, h_{i+1})                       arXiv 2403.03853 (ShortGPT)
+  loss change       loss without the layer, less the loss       arXiv 2403.03853
+  angular distance  arccos(cos(h_i, h_{i+n})) / π, every n      arXiv 2403.17887
+Of the weights:
+  gate, scale       α and 1 − act(α)                            arXiv 2506.22049
+  running           product of the scales that multiply the stream up to the layer's end
   weight norms      √Σ w² of each matrix
-and from metrics.jsonl, at the first, the middle and the last record: the gradient norm of each layer, variances and gates. `--json` has
-every record, and the layers from 0 to L − 1 with the same names.
+Of metrics.jsonl, at its first, middle and last record of the layers: gradient norm, variance
+and gate of each. `--json` has all records.
 
 Examples:
   gpas inspect runs/pre_gpas-nano-001
