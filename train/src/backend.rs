@@ -51,9 +51,7 @@ impl BackendName {
     /// platform does not have.
     fn devices(self) -> usize {
         match self {
-            _ if !self.is_compiled_in() => 0,
-            BackendName::Metal if !cfg!(target_vendor = "apple") => 0,
-            BackendName::Vulkan if cfg!(target_vendor = "apple") => 0,
+            _ if !self.is_compiled_in() || !self.is_of_this_platform() => 0,
             #[cfg(feature = "cuda")]
             BackendName::Cuda => found(cuda_devices),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
@@ -62,9 +60,19 @@ impl BackendName {
         }
     }
 
+    /// Whether this platform has its interface.
+    fn is_of_this_platform(self) -> bool {
+        match self {
+            BackendName::Metal => cfg!(target_vendor = "apple"),
+            BackendName::Vulkan => !cfg!(target_vendor = "apple"),
+            _ => true,
+        }
+    }
+
     /// Whether it can run at all, be it on a software driver.
     fn is_present(self) -> bool {
         match self {
+            _ if !self.is_of_this_platform() => false,
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
                 found(|| wgpu_devices(SOFTWARE)) + self.devices() > 0
@@ -74,14 +82,35 @@ impl BackendName {
     }
 }
 
-/// Drivers that are not there may end a question with a panic rather than with an answer.
+/// Drivers that are not there may end a question with a panic rather than with an answer, which is then the default.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
-fn found(count: impl FnOnce() -> usize + std::panic::UnwindSafe) -> usize {
+fn found<T: Default>(question: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    let count = std::panic::catch_unwind(count).unwrap_or(0);
+    let answer = std::panic::catch_unwind(question).unwrap_or_default();
     std::panic::set_hook(hook);
-    count
+    answer
+}
+
+/// Gives CubeCL, which is under every GPU's backend, the settings of this program, unless someone was faster. It reads them once, when it
+/// first meets a device, and would else look for a file in the working directory.
+fn configure() {
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+    {
+        use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
+        if CubeClRuntimeConfig::storage().lock().is_some() {
+            return;
+        }
+        // The variables that CubeCL reads, for its logs, hold on.
+        let mut settings = CubeClRuntimeConfig::default().override_from_env();
+        // A stream has memory of its own, and every thread a stream: the loader of the batches would hold what training lacks.
+        settings.streaming.max_streams = 1;
+        // The compiled kernels are not kept: CubeCL files them without the card that they were compiled for.
+        if let Some(directory) = gpas_data::corpus::cache_directory() {
+            settings.autotune.cache = CacheConfig::File(directory.join("cubecl"));
+        }
+        CubeClRuntimeConfig::set(settings);
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -210,6 +239,7 @@ impl BackendChoice {
     /// # Errors
     /// If it is not compiled in, or finds no such device.
     pub fn select(self) -> Result<Selected, BackendError> {
+        configure();
         match self {
             BackendChoice::Auto => BackendName::ALL
                 .into_iter()
@@ -240,6 +270,48 @@ impl Selected {
     /// Whether it computes on the processor, in the memory of this process.
     pub fn is_cpu(self) -> bool {
         matches!(self.name, BackendName::Flex | BackendName::Ndarray)
+    }
+
+    /// Whether it computes on the processor, be it through a software driver of a graphics interface.
+    pub fn is_software(self) -> bool {
+        match self.name {
+            BackendName::Flex | BackendName::Ndarray => true,
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| wgpu_cards().is_empty()),
+            _ => false,
+        }
+    }
+
+    /// What it computes on, as the system calls it, with the driver where there is one; none where nothing tells.
+    pub fn device_name(self) -> Option<String> {
+        match self.name {
+            BackendName::Flex | BackendName::Ndarray => processor_name(),
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => found(|| {
+                use cudarc::driver::result;
+                result::init().ok()?;
+                let card = result::device::get(i32::try_from(self.index).ok()?).ok()?;
+                result::device::get_name(card).ok()
+            }),
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| adapter_name(self.index)),
+            #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
+            _ => None,
+        }
+    }
+
+    /// Bytes that the allocator of its device has taken so far and keeps for what comes; none where the memory is this process's, or the
+    /// device does not tell.
+    pub fn device_memory(self) -> Option<u64> {
+        match self.name {
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => reserved::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                reserved::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index))
+            }
+            _ => None,
+        }
     }
 
     /// Runs the task on this backend.
@@ -274,6 +346,48 @@ impl Selected {
             }
         }
     }
+}
+
+/// Name and driver of what [`wgpu_device`] gives.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn adapter_name(index: usize) -> Option<String> {
+    use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+    use wgpu::DeviceType::{DiscreteGpu, IntegratedGpu, VirtualGpu};
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: AutoGraphicsApi::backend().into(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let info = if index == 0 {
+        let fastest = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        let adapter = cubecl::future::block_on(instance.request_adapter(&fastest));
+        adapter.ok()?.get_info()
+    } else {
+        let adapters = cubecl::future::block_on(instance.enumerate_adapters(AutoGraphicsApi::backend().into()));
+        let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+        let in_order = [DiscreteGpu, IntegratedGpu, VirtualGpu].into_iter().flat_map(|kind| {
+            let of_kind = infos.iter().filter(move |info| info.device_type == kind);
+            of_kind
+        });
+        in_order.cloned().nth(index)?
+    };
+    Some(format!("{}, {} {}", info.name, info.driver, info.driver_info))
+}
+
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+fn reserved<R: cubecl::Runtime>(device: &R::Device) -> Option<u64> {
+    R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
+}
+
+/// The processor and its cores.
+fn processor_name() -> Option<String> {
+    let cores = std::thread::available_parallelism().ok()?;
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    let name = line.split_once(':')?.1.trim();
+    Some(format!("{cores} cores of {name}"))
 }
 
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]

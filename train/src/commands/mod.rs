@@ -4,5 +4,6 @@ pub mod bench;
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod selfcheck;
 pub mod tokenizer;
 pub mod train;
