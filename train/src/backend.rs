@@ -55,7 +55,9 @@ impl BackendName {
             #[cfg(feature = "cuda")]
             BackendName::Cuda => found(cuda_devices),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| wgpu_cards().len()),
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                found(adapters).iter().filter(|adapter| adapter.is_card()).count()
+            }
             _ => 1,
         }
     }
@@ -72,10 +74,9 @@ impl BackendName {
     /// Whether it can run at all, be it on a software driver.
     fn is_present(self) -> bool {
         match self {
-            _ if !self.is_of_this_platform() => false,
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                found(|| wgpu_devices(SOFTWARE)) + self.devices() > 0
+                self.is_of_this_platform() && !found(adapters).is_empty()
             }
             _ => self.devices() > 0,
         }
@@ -113,30 +114,58 @@ fn configure() {
     }
 }
 
+/// Asks the driver, and not the backend, which would occupy the first card to answer.
 #[cfg(feature = "cuda")]
 fn cuda_devices() -> usize {
-    use burn::tensor::backend::Backend;
-    burn_cuda::Cuda::<f32, i32>::device_count(0)
+    use cudarc::driver::result;
+    let count = result::init().and_then(|()| result::device::get_count());
+    count.ok().and_then(|count| count.try_into().ok()).unwrap_or(0)
 }
 
-/// CubeCL's number for software drivers among the types of wgpu's devices; 0 to 2 are discrete, integrated and virtual cards.
+/// Something that the platform's graphics interface computes on.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-const SOFTWARE: u16 = 3;
-
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn wgpu_devices(kind: u16) -> usize {
-    use burn::tensor::backend::Backend;
-    burn_wgpu::Wgpu::<f32, i32>::device_count(kind)
+struct Adapter {
+    /// What CubeCL calls it.
+    device: burn_wgpu::WgpuDevice,
+    info: wgpu::AdapterInfo,
 }
 
-/// Every card, discrete ones first.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn wgpu_cards() -> Vec<burn_wgpu::WgpuDevice> {
-    use burn_wgpu::WgpuDevice::{DiscreteGpu, IntegratedGpu, VirtualGpu};
-    let discrete = (0..wgpu_devices(0)).map(DiscreteGpu);
-    let integrated = (0..wgpu_devices(1)).map(IntegratedGpu);
-    let simulated = (0..wgpu_devices(2)).map(VirtualGpu);
-    discrete.chain(integrated).chain(simulated).collect()
+impl Adapter {
+    /// Whether it is more than a software driver.
+    fn is_card(&self) -> bool {
+        use wgpu::DeviceType::{DiscreteGpu, IntegratedGpu, VirtualGpu};
+        matches!(self.info.device_type, DiscreteGpu | IntegratedGpu | VirtualGpu)
+    }
+}
+
+/// All there is: discrete cards, integrated ones, virtual ones, then software drivers.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn adapters() -> Vec<Adapter> {
+    use burn_wgpu::WgpuDevice;
+    use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+    use wgpu::DeviceType;
+    let backend = AutoGraphicsApi::backend();
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: backend.into(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let adapters = cubecl::future::block_on(instance.enumerate_adapters(backend.into()));
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    let of = |kind: DeviceType, device: fn(usize) -> WgpuDevice| {
+        let infos = infos.iter().filter(move |info| info.device_type == kind).cloned();
+        let adapter = |(index, info)| Adapter {
+            device: device(index),
+            info,
+        };
+        infos.enumerate().map(adapter).collect::<Vec<_>>()
+    };
+    let mut all = of(DeviceType::DiscreteGpu, WgpuDevice::DiscreteGpu);
+    all.extend(of(DeviceType::IntegratedGpu, WgpuDevice::IntegratedGpu));
+    all.extend(of(DeviceType::VirtualGpu, WgpuDevice::VirtualGpu));
+    // CubeCL knows no second one of them.
+    all.extend(of(DeviceType::Cpu, |_| WgpuDevice::Cpu).into_iter().take(1));
+    all
 }
 
 impl fmt::Display for BackendName {
@@ -277,7 +306,11 @@ impl Selected {
         match self.name {
             BackendName::Flex | BackendName::Ndarray => true,
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| wgpu_cards().is_empty()),
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                let adapter = found(|| adapters().into_iter().nth(self.index));
+                adapter.is_some_and(|adapter| !adapter.is_card())
+            }
+            #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
             _ => false,
         }
     }
@@ -294,7 +327,10 @@ impl Selected {
                 result::device::get_name(card).ok()
             }),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| adapter_name(self.index)),
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                let adapter = found(|| adapters().into_iter().nth(self.index));
+                adapter.map(|Adapter { info, .. }| format!("{}, {} {}", info.name, info.driver, info.driver_info))
+            }
             #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
             _ => None,
         }
@@ -348,34 +384,6 @@ impl Selected {
     }
 }
 
-/// Name and driver of what [`wgpu_device`] gives.
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn adapter_name(index: usize) -> Option<String> {
-    use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
-    use wgpu::DeviceType::{DiscreteGpu, IntegratedGpu, VirtualGpu};
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: AutoGraphicsApi::backend().into(),
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    let info = if index == 0 {
-        let fastest = wgpu::RequestAdapterOptions {
-            power_preference: wgpu::PowerPreference::HighPerformance,
-            ..Default::default()
-        };
-        let adapter = cubecl::future::block_on(instance.request_adapter(&fastest));
-        adapter.ok()?.get_info()
-    } else {
-        let adapters = cubecl::future::block_on(instance.enumerate_adapters(AutoGraphicsApi::backend().into()));
-        let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
-        let in_order = [DiscreteGpu, IntegratedGpu, VirtualGpu].into_iter().flat_map(|kind| {
-            let of_kind = infos.iter().filter(move |info| info.device_type == kind);
-            of_kind
-        });
-        in_order.cloned().nth(index)?
-    };
-    Some(format!("{}, {} {}", info.name, info.driver, info.driver_info))
-}
-
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
 fn reserved<R: cubecl::Runtime>(device: &R::Device) -> Option<u64> {
     R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
@@ -390,14 +398,11 @@ fn processor_name() -> Option<String> {
     Some(format!("{cores} cores of {name}"))
 }
 
+/// The device of that number; where a driver has gone meanwhile, CubeCL's own choice, which says so.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn wgpu_device(index: usize) -> burn_wgpu::WgpuDevice {
-    let numbered = if index == 0 {
-        None
-    } else {
-        wgpu_cards().into_iter().nth(index)
-    };
-    numbered.unwrap_or(burn_wgpu::WgpuDevice::DefaultDevice)
+    let adapter = found(|| adapters().into_iter().nth(index));
+    adapter.map_or(burn_wgpu::WgpuDevice::DefaultDevice, |adapter| adapter.device)
 }
 
 #[cfg(test)]

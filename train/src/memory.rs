@@ -66,23 +66,24 @@ mod tests {
         let after = peak_memory();
         drop(block);
         assert!(after >= 256 << 20 && after >= before, "{before} then {after}");
+        if cfg!(target_env = "gnu") {
+            what_is_held_shows();
+        }
     }
 
-    /// What is held shows, what was freed does not, whichever thread it was; other tests allocate meanwhile.
-    #[cfg(target_env = "gnu")]
-    #[test]
+    /// What was freed does not, whichever thread it was that allocated. In one test with the other large block; what the remaining tests
+    /// allocate meanwhile is small beside it.
     fn what_is_held_shows() {
-        keep_freed_memory();
-        let held = || allocated_memory().unwrap();
+        let held = || allocated_memory().expect("a GNU C library");
         let block = || std::hint::black_box(vec![1u8; 512 << 20]);
         let before = held();
-        let kept = std::thread::spawn(block).join().unwrap();
+        let kept = std::thread::spawn(block).join().expect("room for a block");
         let grown = growth(before, held());
         assert!((384 << 20..640 << 20).contains(&grown), "{grown}");
         drop(kept);
         drop(block());
         let grown = growth(before, held());
-        assert!(grown < 384 << 20, "{grown}");
+        assert!(grown < 128 << 20, "{grown}");
         assert_eq!(growth(u32::MAX, 4), 5);
     }
 

@@ -310,13 +310,8 @@ const LOSSES: [f64; 20] = [
 
 fn like_flex<B: AutodiffBackend>(tolerances: &Tolerances, device: &B::Device) -> Check {
     let losses = train::<B>(Precision::F32, LOSSES.len(), device, |_| ());
-    let allowed = 10.0 * tolerances.loss;
-    Check::at_most(
-        "20 steps: losses against flex",
-        largest(&losses, &LOSSES),
-        allowed,
-        "difference",
-    )
+    let name = "20 steps: losses against those of flex";
+    Check::at_most(name, largest(&losses, &LOSSES), tolerances.loss, "difference")
 }
 
 /// Training in a format with bfloat16 against that in f32, on the same device.
@@ -343,19 +338,22 @@ fn bfloat16<B: AutodiffBackend>(precision: Precision, device: &B::Device) -> Che
 fn endurance<B: AutodiffBackend>(selected: Selected, device: &B::Device) -> Vec<Check> {
     const WARM: usize = 40;
     const STEPS: usize = 200;
+    const LAST: usize = WARM + STEPS;
     const PART: usize = 50;
     let used = || (allocated_memory(), selected.device_memory());
-    let (mut begin, mut times, mut last) = (used(), Vec::new(), Instant::now());
+    let (mut begin, mut end) = (used(), used());
+    let (mut times, mut last) = (Vec::new(), Instant::now());
     let losses = train::<B>(Precision::F32, WARM + STEPS, device, |step| {
-        if step + 1 == WARM {
-            begin = used();
-            last = Instant::now();
-        } else if step >= WARM {
+        if step >= WARM {
             times.push(last.elapsed().as_secs_f64());
-            last = Instant::now();
         }
+        match step + 1 {
+            WARM => begin = used(),
+            LAST => end = used(),
+            _ => (),
+        }
+        last = Instant::now();
     });
-    let end = used();
     let grown = |name: &str, bytes: Option<f64>| match bytes {
         Some(bytes) => Check::at_most(name, bytes / 1e6, GROWTH, "MB"),
         None => Check::without_figure(name, Status::Skipped, "the system does not tell"),
