@@ -101,7 +101,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     // On a software driver where there is no card, for which kernels are not chosen by timing them.
     let vulkan = Step::new(
         "vulkan",
-        "cargo test --release --locked --package gpas-tests --features gpas-train/vulkan --test parity selfcheck_on_a_gpu -- --nocapture",
+        "cargo test --release --locked --package gpas-tests --features gpas-train/vulkan --test selfcheck -- --nocapture",
     );
     if quick {
         return vec![format, lints, tests];
