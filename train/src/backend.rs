@@ -253,6 +253,15 @@ pub struct Selected {
     pub index: usize,
 }
 
+/// Bytes of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// In tensors that exist.
+    pub in_use: u64,
+    /// What the allocator has taken from the card, which it keeps for what comes: the most so far.
+    pub reserved: u64,
+}
+
 impl fmt::Display for Selected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.index {
@@ -336,15 +345,14 @@ impl Selected {
         }
     }
 
-    /// Bytes that the allocator of its device has taken so far and keeps for what comes; none where the memory is this process's, or the
-    /// device does not tell.
-    pub fn device_memory(self) -> Option<u64> {
+    /// What the allocator of its device says; none where the memory is this process's, or the device does not tell.
+    pub fn device_memory(self) -> Option<DeviceMemory> {
         match self.name {
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => reserved::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
+            BackendName::Cuda => memory_of::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                reserved::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index))
+                memory_of::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index))
             }
             _ => None,
         }
@@ -385,8 +393,12 @@ impl Selected {
 }
 
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
-fn reserved<R: cubecl::Runtime>(device: &R::Device) -> Option<u64> {
-    R::client(device).memory_usage().ok().map(|usage| usage.bytes_reserved)
+fn memory_of<R: cubecl::Runtime>(device: &R::Device) -> Option<DeviceMemory> {
+    let usage = R::client(device).memory_usage().ok()?;
+    Some(DeviceMemory {
+        in_use: usage.bytes_in_use,
+        reserved: usage.bytes_reserved,
+    })
 }
 
 /// The processor and its cores.

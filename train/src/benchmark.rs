@@ -241,7 +241,7 @@ impl BackendTask for Benchmark {
         // Before the bare products below, which take memory too.
         let peak_bytes = match selected.is_cpu() {
             true => Some(peak_memory()),
-            false => selected.device_memory(),
+            false => selected.device_memory().map(|memory| memory.reserved),
         };
         let times = runner.times.split_off(warmup);
         let versus = other.zip(versus).map(|(mut other, versus)| {

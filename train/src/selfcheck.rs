@@ -12,7 +12,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Int, Tensor};
 use gpas_model::loss::loss_with_gradients;
 use gpas_model::{LlamaConfig, Precision, Scheme};
@@ -163,7 +163,7 @@ impl BackendTask for SelfCheck<'_> {
         }
         group("training like flex", &|| vec![like_flex::<B>(&tolerances, &device)]);
         for precision in [Precision::Bf16, Precision::Bf16Pure] {
-            group(precision.name(), &|| vec![bfloat16::<B>(precision, &device)]);
+            group(precision.name(), &|| vec![bfloat16::<B>(selected, precision, &device)]);
         }
         group("200 steps", &|| endurance::<B>(selected, &device));
         let mut speed = None;
@@ -233,7 +233,7 @@ fn memory_of_the_loss<B: AutodiffBackend>(selected: Selected, device: &B::Device
     let targets = Tensor::<B::InnerBackend, 1, Int>::zeros([tokens], device);
     let used = || match selected.is_cpu() {
         true => Some(peak_memory()).filter(|bytes| *bytes > 0),
-        false => selected.device_memory(),
+        false => selected.device_memory().map(|memory| memory.reserved),
     };
     let before = used();
     let found = loss_with_gradients(hidden, weight, targets, tokens, Precision::F32);
@@ -315,11 +315,14 @@ fn like_flex<B: AutodiffBackend>(tolerances: &Tolerances, device: &B::Device) ->
 }
 
 /// Training in a format with bfloat16 against that in f32, on the same device.
-fn bfloat16<B: AutodiffBackend>(precision: Precision, device: &B::Device) -> Check {
+fn bfloat16<B: AutodiffBackend>(selected: Selected, precision: Precision, device: &B::Device) -> Check {
     let name = format!("20 steps: losses in {} against f32", precision.name());
     if !precision.is_supported::<B>(device) {
-        let backend = B::InnerBackend::name(device);
-        return Check::without_figure(name, Status::Skipped, format!("{backend} does not compute in bfloat16"));
+        return Check::without_figure(
+            name,
+            Status::Skipped,
+            format!("{selected} does not compute in bfloat16"),
+        );
     }
     // On flex the first differs by 4e-4, the second, whose weights are rounded too, by 0.02.
     let allowed = if precision == Precision::Bf16 { 5e-3 } else { 0.1 };
@@ -340,7 +343,7 @@ fn endurance<B: AutodiffBackend>(selected: Selected, device: &B::Device) -> Vec<
     const STEPS: usize = 200;
     const LAST: usize = WARM + STEPS;
     const PART: usize = 50;
-    let used = || (allocated_memory(), selected.device_memory());
+    let used = || (allocated_memory(), selected.device_memory().map(|memory| memory.in_use));
     let (mut begin, mut end) = (used(), used());
     let (mut times, mut last) = (Vec::new(), Instant::now());
     let losses = train::<B>(Precision::F32, WARM + STEPS, device, |step| {
