@@ -4,7 +4,7 @@
 //! A file of its own, since the parity tests take minutes to compile and are of the CPU's backends.
 
 use gpas_train::backend::{BackendChoice, BackendName};
-use gpas_train::selfcheck::{Check, SelfCheck, Status};
+use gpas_train::selfcheck::{Check, Status, check};
 
 /// On the backend of `$GPAS_TEST_BACKEND`, or on the GPU's backend that is built in. A device that is missing is a failure where it was
 /// asked for by name and where CI is set, which has a driver for it.
@@ -30,11 +30,7 @@ fn selfcheck_on_a_gpu() {
         }
     };
     let mut show = |check: &Check| println!("{check:?}");
-    let report = selected.run(SelfCheck {
-        selected,
-        show: &mut show,
-    });
-    let report = report.expect("a backend that is built in");
+    let report = check(selected, &mut show).expect("a backend that is built in");
     println!("{selected} on {:?}: {:?}", report.device, report.speed);
     let passed = report
         .checks

@@ -18,7 +18,7 @@ use gpas_model::loss::loss_with_gradients;
 use gpas_model::{LlamaConfig, Precision, Scheme};
 use serde::Serialize;
 
-use crate::backend::{BackendName, BackendTask, Selected};
+use crate::backend::{BackendError, BackendName, BackendTask, Selected};
 use crate::benchmark::{Benchmark, BenchmarkReport, Candidate, median};
 use crate::memory::{allocated_memory, growth, peak_memory};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
@@ -120,12 +120,17 @@ pub struct Report {
     pub passed: bool,
 }
 
-/// Checks a backend, telling of each check as it is done.
-pub struct SelfCheck<'a> {
-    /// The backend.
-    pub selected: Selected,
-    /// Is shown each check.
-    pub show: &'a mut dyn FnMut(&Check),
+/// Checks a backend, showing each check as it is done.
+///
+/// # Errors
+/// If the backend is not compiled in.
+pub fn check(selected: Selected, show: &mut dyn FnMut(&Check)) -> Result<Report, BackendError> {
+    selected.run(SelfCheck { selected, show })
+}
+
+struct SelfCheck<'a> {
+    selected: Selected,
+    show: &'a mut dyn FnMut(&Check),
 }
 
 /// Megabytes that memory may grow by over two hundred steps: one activation a step, of 48 tokens of width 32, is 1.2.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::backend::BackendChoice;
-use crate::selfcheck::{Check, SelfCheck, Status};
+use crate::selfcheck::{Check, Status, check};
 
 /// Check that a backend computes right on this machine, and how fast
 ///
@@ -45,10 +45,7 @@ pub fn run(args: &SelfcheckArgs, backend: BackendChoice) -> Result<ExitCode> {
             shown = writeln!(io::stdout(), "{}", line(check));
         }
     };
-    let report = selected.run(SelfCheck {
-        selected,
-        show: &mut show,
-    })?;
+    let report = check(selected, &mut show)?;
     shown?;
     let code = if report.passed {
         ExitCode::SUCCESS
