@@ -254,7 +254,7 @@ impl BackendTask for Benchmark {
         let tokens_per_s = (batch * seq) as f64 / step_s;
         let flops_per_s = config.flops_per_token(seq) * tokens_per_s;
         let tokens = recipe.train.micro_batch.min(batch) * seq;
-        let matmul_flops_per_s = fastest_product::<B::InnerBackend>(&config, tokens, selected.is_software(), &device);
+        let matmul_flops_per_s = fastest_product::<B::InnerBackend>(&config, tokens, selected, &device);
         Ok(BenchmarkReport {
             peer: format!("gpas-{selected}"),
             preset: recipe.model.preset,
@@ -283,25 +283,27 @@ pub(crate) fn median(mut times: Vec<f64>) -> f64 {
 
 /// Floating-point operations per second of the fastest matrix product, of the shapes that a step multiplies and of cubes, each at its best
 /// of several.
-fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, is_software: bool, device: &B::Device) -> f64 {
+fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Selected, device: &B::Device) -> f64 {
     const TRIES: usize = 7;
     let (hidden, intermediate) = (config.hidden, config.intermediate);
     // The logits of a part of the tokens, as the loss computes them.
     let rows = tokens.min(1024);
     let format = config.precision.products();
+    // A card is through with a step's products before it has begun, and with any before the wait for it is over; a software driver takes
+    // seconds for what a processor does at once.
+    let (cubes, repeats): (&[usize], _) = match selected {
+        _ if selected.is_cpu() => (&[2048], 1),
+        _ if selected.is_software() => (&[512], 1),
+        _ => (&[2048, 4096, 8192], 20),
+    };
     let mut shapes = vec![
         [tokens, hidden, hidden],
         [tokens, hidden, intermediate],
         [tokens, intermediate, hidden],
         [hidden, tokens, intermediate],
         [rows, hidden, config.vocab],
-        [2048, 2048, 2048],
     ];
-    // A card is through with those before it has begun, and with one product before the wait for it is over.
-    let repeats = if is_software { 1 } else { 20 };
-    if !is_software {
-        shapes.extend([[4096, 4096, 4096], [8192, 8192, 8192]]);
-    }
+    shapes.extend(cubes.iter().map(|size| [*size; 3]));
     let rate = |[rows, inner, columns]: [usize; 3]| {
         let ones = |shape: [usize; 2]| Tensor::<B, 2>::ones(shape, (device, DType::F32)).cast(format);
         let (a, b) = (ones([rows, inner]), ones([inner, columns]));

@@ -393,19 +393,23 @@ fn endurance<B: AutodiffBackend>(selected: Selected, device: &B::Device) -> Vec<
 /// Tokens per second of a model that the device does not find too small, or too large.
 fn speed_of<B: AutodiffBackend>(selected: Selected, device: B::Device) -> Result<BenchmarkReport, String> {
     let on_software = selected.is_software() && !selected.is_cpu();
-    let (preset, batch) = if on_software { ("nano", 1) } else { ("20m", 8) };
+    let (preset, batch, vocab) = if on_software {
+        ("nano", 1, 1024)
+    } else {
+        ("20m", 8, 32_000)
+    };
     let options = RecipeArgs {
         preset: Some(preset.into()),
         scheme: Some("pre_gpas".into()),
         set: vec![
             format!("train.batch={batch}"),
+            format!("model.vocab={vocab}"),
             "data.seq_len=256".into(),
-            "model.vocab=32000".into(),
         ],
         ..Default::default()
     };
     let benchmark = Benchmark {
-        model: Candidate::new(&options, 32_000).map_err(|error| format!("{error:#}"))?,
+        model: Candidate::new(&options, vocab).map_err(|error| format!("{error:#}"))?,
         versus: None,
         steps: 3,
         warmup: 2,
