@@ -277,6 +277,26 @@ fn one_text_gives_one_tokenizer() {
     assert_eq!(place.read("tokenizer.json"), place.read("again.json"));
 }
 
+/// Every figure with its limit; the CPU's backends do all of it but what ndarray has no bfloat16 for.
+#[test]
+fn a_selfcheck_passes_with_figures() {
+    let place = Place::new();
+    let table = place.does("selfcheck --backend flex");
+    assert!(
+        table.lines().last().is_some_and(|line| line.starts_with("PASS: ")),
+        "{table}"
+    );
+    let report: Value = serde_json::from_str(&place.does("selfcheck --backend flex --json")).unwrap();
+    assert_eq!(report["passed"], true);
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() > 30, "{report}");
+    for check in checks.iter().filter(|check| check["status"] == "PASS") {
+        let figure = |key: &str| check[key].as_f64().unwrap();
+        assert!(figure("measured") <= figure("allowed"), "{check}");
+    }
+    assert!(report["speed"]["tokens_per_s"].as_f64().unwrap() > 0.0);
+}
+
 #[test]
 fn bench_prints_the_keys_of_its_peers() {
     let place = Place::new();
@@ -301,6 +321,10 @@ fn bench_prints_the_keys_of_its_peers() {
         "vocab",
     ];
     assert_eq!(keys, expected);
+    let words = "bench --preset nano --batch 1 --seq 8 --steps 1 --warmup 0 --vocab 64 --json";
+    let line = place.does(&format!("{words} --device flex --precision bf16"));
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["peer"], &line["dtype"]), (&"gpas-flex".into(), &"mixed".into()));
     let line = place.does("bench --preset nano --batch 1 --seq 8 --steps 3 --warmup 0 --vocab 64 --json --vs pre");
     let line: Value = serde_json::from_str(&line).unwrap();
     let [low, ratio, high] = ["low", "ratio", "high"].map(|key| line["versus"][key].as_f64().unwrap());

@@ -15,8 +15,8 @@ use burn::train::renderer::CliMetricsRenderer;
 use burn::train::{InferenceStep, Learner, SupervisedTraining};
 use burn_flex::{Flex, FlexDevice};
 use gpas_model::{GpasConfig, Initialisation, LlamaConfig, Progress, Scheme, TokenBatch};
-use gpas_tests::cosine;
 use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
+use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
 
 type B = Autodiff<Flex>;
@@ -74,7 +74,11 @@ fn every_scheme_trains_thirty_steps_from_every_initialisation() {
                 .with_scheme(scheme)
                 .with_residual_warmup(2)
                 .with_initialisation(initialisation);
-            let mut trainer = Trainer::<B>::new(config.init(3, &FlexDevice), optimizer, cosine(3e-3, 3, 30, 0.1));
+            let mut trainer = Trainer::<B>::new(
+                config.init(3, &FlexDevice),
+                optimizer,
+                Schedule::cosine(3e-3, 3, 30, 0.1),
+            );
             let mut losses = Vec::new();
             for step in 0..30 {
                 let (next, report) = trainer.step([batch(step)], 48);

@@ -67,7 +67,7 @@ pub fn default_corpus(manifest_dir: &Path, quiet: bool) -> Result<PathBuf, DataE
 }
 
 /// The directory for files that can be made again: `$XDG_CACHE_HOME` or the platform's own, and `gpas` in it.
-fn cache_directory() -> Option<PathBuf> {
+pub fn cache_directory() -> Option<PathBuf> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let platform = || {
         if cfg!(windows) {

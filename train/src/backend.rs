@@ -51,14 +51,23 @@ impl BackendName {
     /// platform does not have.
     fn devices(self) -> usize {
         match self {
-            _ if !self.is_compiled_in() => 0,
-            BackendName::Metal if !cfg!(target_vendor = "apple") => 0,
-            BackendName::Vulkan if cfg!(target_vendor = "apple") => 0,
+            _ if !self.is_compiled_in() || !self.is_of_this_platform() => 0,
             #[cfg(feature = "cuda")]
             BackendName::Cuda => found(cuda_devices),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => found(|| wgpu_cards().len()),
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                found(adapters).iter().filter(|adapter| adapter.is_card()).count()
+            }
             _ => 1,
+        }
+    }
+
+    /// Whether this platform has its interface.
+    fn is_of_this_platform(self) -> bool {
+        match self {
+            BackendName::Metal => cfg!(target_vendor = "apple"),
+            BackendName::Vulkan => !cfg!(target_vendor = "apple"),
+            _ => true,
         }
     }
 
@@ -67,47 +76,96 @@ impl BackendName {
         match self {
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                found(|| wgpu_devices(SOFTWARE)) + self.devices() > 0
+                self.is_of_this_platform() && !found(adapters).is_empty()
             }
             _ => self.devices() > 0,
         }
     }
 }
 
-/// Drivers that are not there may end a question with a panic rather than with an answer.
+/// Drivers that are not there may end a question with a panic rather than with an answer, which is then the default.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
-fn found(count: impl FnOnce() -> usize + std::panic::UnwindSafe) -> usize {
+fn found<T: Default>(question: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    let count = std::panic::catch_unwind(count).unwrap_or(0);
+    let answer = std::panic::catch_unwind(question).unwrap_or_default();
     std::panic::set_hook(hook);
-    count
+    answer
 }
 
+/// Gives CubeCL, which is under every GPU's backend, the settings of this program, unless someone was faster. It reads them once, when it
+/// first meets a device, and would else look for a file in the working directory.
+fn configure() {
+    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+    {
+        use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
+        if CubeClRuntimeConfig::storage().lock().is_some() {
+            return;
+        }
+        // The variables that CubeCL reads, for its logs, hold on.
+        let mut settings = CubeClRuntimeConfig::default().override_from_env();
+        // A stream has memory of its own, and every thread a stream: the loader of the batches would hold what training lacks.
+        settings.streaming.max_streams = 1;
+        // The compiled kernels are not kept: CubeCL files them without the card that they were compiled for.
+        if let Some(directory) = gpas_data::corpus::cache_directory() {
+            settings.autotune.cache = CacheConfig::File(directory.join("cubecl"));
+        }
+        CubeClRuntimeConfig::set(settings);
+    }
+}
+
+/// Asks the driver, and not the backend, which would occupy the first card to answer.
 #[cfg(feature = "cuda")]
 fn cuda_devices() -> usize {
-    use burn::tensor::backend::Backend;
-    burn_cuda::Cuda::<f32, i32>::device_count(0)
+    use cudarc::driver::result;
+    let count = result::init().and_then(|()| result::device::get_count());
+    count.ok().and_then(|count| count.try_into().ok()).unwrap_or(0)
 }
 
-/// CubeCL's number for software drivers among the types of wgpu's devices; 0 to 2 are discrete, integrated and virtual cards.
+/// Something that the platform's graphics interface computes on.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-const SOFTWARE: u16 = 3;
-
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn wgpu_devices(kind: u16) -> usize {
-    use burn::tensor::backend::Backend;
-    burn_wgpu::Wgpu::<f32, i32>::device_count(kind)
+struct Adapter {
+    /// What CubeCL calls it.
+    device: burn_wgpu::WgpuDevice,
+    info: wgpu::AdapterInfo,
 }
 
-/// Every card, discrete ones first.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-fn wgpu_cards() -> Vec<burn_wgpu::WgpuDevice> {
-    use burn_wgpu::WgpuDevice::{DiscreteGpu, IntegratedGpu, VirtualGpu};
-    let discrete = (0..wgpu_devices(0)).map(DiscreteGpu);
-    let integrated = (0..wgpu_devices(1)).map(IntegratedGpu);
-    let simulated = (0..wgpu_devices(2)).map(VirtualGpu);
-    discrete.chain(integrated).chain(simulated).collect()
+impl Adapter {
+    /// Whether it is more than a software driver.
+    fn is_card(&self) -> bool {
+        use wgpu::DeviceType::{DiscreteGpu, IntegratedGpu, VirtualGpu};
+        matches!(self.info.device_type, DiscreteGpu | IntegratedGpu | VirtualGpu)
+    }
+}
+
+/// All there is: discrete cards, integrated ones, virtual ones, then software drivers.
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+fn adapters() -> Vec<Adapter> {
+    use burn_wgpu::WgpuDevice;
+    use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+    use wgpu::DeviceType;
+    let backend = AutoGraphicsApi::backend();
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: backend.into(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let adapters = cubecl::future::block_on(instance.enumerate_adapters(backend.into()));
+    let infos: Vec<_> = adapters.iter().map(wgpu::Adapter::get_info).collect();
+    let of = |kind: DeviceType, device: fn(usize) -> WgpuDevice| {
+        let infos = infos.iter().filter(move |info| info.device_type == kind).cloned();
+        let adapter = |(index, info)| Adapter {
+            device: device(index),
+            info,
+        };
+        infos.enumerate().map(adapter).collect::<Vec<_>>()
+    };
+    let mut all = of(DeviceType::DiscreteGpu, WgpuDevice::DiscreteGpu);
+    all.extend(of(DeviceType::IntegratedGpu, WgpuDevice::IntegratedGpu));
+    all.extend(of(DeviceType::VirtualGpu, WgpuDevice::VirtualGpu));
+    // CubeCL knows no second one of them.
+    all.extend(of(DeviceType::Cpu, |_| WgpuDevice::Cpu).into_iter().take(1));
+    all
 }
 
 impl fmt::Display for BackendName {
@@ -195,6 +253,15 @@ pub struct Selected {
     pub index: usize,
 }
 
+/// Bytes of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// In tensors that exist.
+    pub in_use: u64,
+    /// What the allocator has taken from the card, which it keeps for what comes: the most so far.
+    pub reserved: u64,
+}
+
 impl fmt::Display for Selected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.index {
@@ -210,6 +277,7 @@ impl BackendChoice {
     /// # Errors
     /// If it is not compiled in, or finds no such device.
     pub fn select(self) -> Result<Selected, BackendError> {
+        configure();
         match self {
             BackendChoice::Auto => BackendName::ALL
                 .into_iter()
@@ -240,6 +308,54 @@ impl Selected {
     /// Whether it computes on the processor, in the memory of this process.
     pub fn is_cpu(self) -> bool {
         matches!(self.name, BackendName::Flex | BackendName::Ndarray)
+    }
+
+    /// Whether it computes on the processor, be it through a software driver of a graphics interface.
+    pub fn is_software(self) -> bool {
+        match self.name {
+            BackendName::Flex | BackendName::Ndarray => true,
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                let adapter = found(|| adapters().into_iter().nth(self.index));
+                adapter.is_some_and(|adapter| !adapter.is_card())
+            }
+            #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
+            _ => false,
+        }
+    }
+
+    /// What it computes on, as the system calls it, with the driver where there is one; none where nothing tells.
+    pub fn device_name(self) -> Option<String> {
+        match self.name {
+            BackendName::Flex | BackendName::Ndarray => processor_name(),
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => found(|| {
+                use cudarc::driver::result;
+                result::init().ok()?;
+                let card = result::device::get(i32::try_from(self.index).ok()?).ok()?;
+                result::device::get_name(card).ok()
+            }),
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                let adapter = found(|| adapters().into_iter().nth(self.index));
+                adapter.map(|Adapter { info, .. }| format!("{}, {} {}", info.name, info.driver, info.driver_info))
+            }
+            #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
+            _ => None,
+        }
+    }
+
+    /// What the allocator of its device says; none where the memory is this process's, or the device does not tell.
+    pub fn device_memory(self) -> Option<DeviceMemory> {
+        match self.name {
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => memory_of::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+                memory_of::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index))
+            }
+            _ => None,
+        }
     }
 
     /// Runs the task on this backend.
@@ -276,14 +392,29 @@ impl Selected {
     }
 }
 
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+fn memory_of<R: cubecl::Runtime>(device: &R::Device) -> Option<DeviceMemory> {
+    let usage = R::client(device).memory_usage().ok()?;
+    Some(DeviceMemory {
+        in_use: usage.bytes_in_use,
+        reserved: usage.bytes_reserved,
+    })
+}
+
+/// The processor and its cores.
+fn processor_name() -> Option<String> {
+    let cores = std::thread::available_parallelism().ok()?;
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    let name = line.split_once(':')?.1.trim();
+    Some(format!("{cores} cores of {name}"))
+}
+
+/// The device of that number; where a driver has gone meanwhile, CubeCL's own choice, which says so.
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 fn wgpu_device(index: usize) -> burn_wgpu::WgpuDevice {
-    let numbered = if index == 0 {
-        None
-    } else {
-        wgpu_cards().into_iter().nth(index)
-    };
-    numbered.unwrap_or(burn_wgpu::WgpuDevice::DefaultDevice)
+    let adapter = found(|| adapters().into_iter().nth(index));
+    adapter.map_or(burn_wgpu::WgpuDevice::DefaultDevice, |adapter| adapter.device)
 }
 
 #[cfg(test)]

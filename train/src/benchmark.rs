@@ -17,7 +17,7 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use crate::backend::{BackendTask, Selected};
 use crate::memory::peak_memory;
 use crate::profile::{ProfileError, Profiler, Share};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, RecipeArgs, resolve};
 use crate::trainer::Trainer;
 use crate::training::{TrainingError, check_precision};
 
@@ -45,6 +45,18 @@ pub struct Candidate {
     pub config: LlamaConfig,
 }
 
+impl Candidate {
+    /// The model of a command line, whose vocabulary is the recipe's or else `vocab`.
+    ///
+    /// # Errors
+    /// If an option is wrong, or the sizes do not fit together.
+    pub fn new(options: &RecipeArgs, vocab: usize) -> anyhow::Result<Self> {
+        let recipe = resolve(None, options)?;
+        let config = recipe.llama(vocab)?;
+        Ok(Self { recipe, config })
+    }
+}
+
 /// The result, with the keys of the PyTorch peer and more.
 #[derive(Clone, Debug, Serialize)]
 pub struct BenchmarkReport {
@@ -66,7 +78,8 @@ pub struct BenchmarkReport {
     pub tokens_per_s: f64,
     /// Median time of a step in seconds.
     pub step_s: f64,
-    /// Largest resident memory of the process in bytes on a CPU; none on a GPU, whose memory is not the process's.
+    /// Bytes: on a CPU the largest resident memory of the process, on a GPU what its allocator has taken from the card, which it does not
+    /// give back while it works.
     pub peak_bytes: Option<u64>,
     /// Floating-point operations per second of the median step: [`LlamaConfig::flops_per_token`] times `tokens_per_s`.
     pub flops_per_s: f64,
@@ -225,7 +238,11 @@ impl BackendTask for Benchmark {
             Some(profiler) => profiler.shares()?,
             None => Vec::new(),
         };
-        let peak_bytes = selected.is_cpu().then(peak_memory);
+        // Before the bare products below, which take memory too.
+        let peak_bytes = match selected.is_cpu() {
+            true => Some(peak_memory()),
+            false => selected.device_memory().map(|memory| memory.reserved),
+        };
         let times = runner.times.split_off(warmup);
         let versus = other.zip(versus).map(|(mut other, versus)| {
             let others = other.times.split_off(warmup);
@@ -237,7 +254,7 @@ impl BackendTask for Benchmark {
         let tokens_per_s = (batch * seq) as f64 / step_s;
         let flops_per_s = config.flops_per_token(seq) * tokens_per_s;
         let tokens = recipe.train.micro_batch.min(batch) * seq;
-        let matmul_flops_per_s = fastest_product::<B::InnerBackend>(&config, tokens, &device);
+        let matmul_flops_per_s = fastest_product::<B::InnerBackend>(&config, tokens, selected, &device);
         Ok(BenchmarkReport {
             peer: format!("gpas-{selected}"),
             preset: recipe.model.preset,
@@ -258,37 +275,47 @@ impl BackendTask for Benchmark {
     }
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
+/// The middle one.
+pub(crate) fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
 
-/// Floating-point operations per second of the fastest matrix product, of the shapes that a step multiplies and of a cube, each at its
-/// best of several.
-fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, device: &B::Device) -> f64 {
+/// Floating-point operations per second of the fastest matrix product, of the shapes that a step multiplies and of cubes, each at its best
+/// of several.
+fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Selected, device: &B::Device) -> f64 {
     const TRIES: usize = 7;
     let (hidden, intermediate) = (config.hidden, config.intermediate);
     // The logits of a part of the tokens, as the loss computes them.
     let rows = tokens.min(1024);
     let format = config.precision.products();
-    let shapes = [
+    // A card is through with a step's products before it has begun, and with any before the wait for it is over; a software driver takes
+    // seconds for what a processor does at once.
+    let (cubes, repeats): (&[usize], _) = match selected {
+        _ if selected.is_cpu() => (&[2048], 1),
+        _ if selected.is_software() => (&[512], 1),
+        _ => (&[2048, 4096, 8192], 20),
+    };
+    let mut shapes = vec![
         [tokens, hidden, hidden],
         [tokens, hidden, intermediate],
         [tokens, intermediate, hidden],
         [hidden, tokens, intermediate],
         [rows, hidden, config.vocab],
-        [2048, 2048, 2048],
     ];
+    shapes.extend(cubes.iter().map(|size| [*size; 3]));
     let rate = |[rows, inner, columns]: [usize; 3]| {
         let ones = |shape: [usize; 2]| Tensor::<B, 2>::ones(shape, (device, DType::F32)).cast(format);
         let (a, b) = (ones([rows, inner]), ones([inner, columns]));
         let seconds = (0..TRIES).map(|_| {
             wait_for::<B>(device);
             let begin = Instant::now();
-            // As a step multiplies, or as the backend does where they are the same.
-            black_box(product(a.clone(), b.clone()).unwrap_or_else(|| a.clone().matmul(b.clone())));
+            for _ in 0..repeats {
+                // As a step multiplies, or as the backend does where they are the same.
+                black_box(product(a.clone(), b.clone()).unwrap_or_else(|| a.clone().matmul(b.clone())));
+            }
             wait_for::<B>(device);
-            begin.elapsed().as_secs_f64()
+            begin.elapsed().as_secs_f64() / repeats as f64
         });
         2.0 * (rows * inner * columns) as f64 / seconds.fold(f64::INFINITY, f64::min)
     };

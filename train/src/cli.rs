@@ -11,7 +11,7 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, config, data, eval, inspect, tokenizer, train};
+use crate::commands::{bench, config, data, eval, inspect, selfcheck, tokenizer, train};
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::run::RunError;
@@ -38,6 +38,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Selfcheck(selfcheck::SelfcheckArgs),
     /// Show what a recipe resolves to and what its model costs
     Config(config::ConfigArgs),
     Data(data::DataArgs),
@@ -72,9 +73,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => return train::run(args, cli.backend),
+        Command::Selfcheck(args) => return selfcheck::run(&args, cli.backend.unwrap_or_default()),
         Command::Eval(args) => eval::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
-        Command::Bench(args) => bench::run(args, cli.backend.unwrap_or_default()),
+        Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),

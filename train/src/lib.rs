@@ -19,6 +19,7 @@ pub mod recipe;
 pub mod run;
 pub mod schedule;
 pub mod screen;
+pub mod selfcheck;
 pub mod signals;
 pub mod telemetry;
 pub mod tensorboard;

@@ -50,6 +50,19 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Linear warm-up, then half a cosine down to `min_lr_ratio · peak`.
+    pub fn cosine(peak: f64, warmup: u64, total: u64, min_lr_ratio: f64) -> Self {
+        Self {
+            kind: ScheduleKind::Cosine,
+            peak,
+            warmup,
+            total,
+            min_lr_ratio,
+            cycles: 1,
+            decay_fraction: 0.0,
+        }
+    }
+
     /// The learning rate of optimizer step `step`, from 0. At `total` and past it, the rate stays where the schedule ends.
     pub fn rate(&self, step: u64) -> f64 {
         self.peak * self.factor(step)

@@ -67,23 +67,8 @@ const MARKS: [&str; 2] = ["<!-- speed: cargo xtask bench --write -->", "<!-- end
 /// # Errors
 /// If something does not build or run, or the README has no place for the table.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask lies at the top of the workspace")?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let built = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--package", "gpas-train"])
-        .current_dir(root)
-        .status()?;
-    ensure!(built.success(), "gpas does not build");
-    let environment = target.join("peer");
-    if args.setup {
-        set_up(&environment)?;
-    }
-    let python = args.python.clone().unwrap_or_else(|| environment.join("bin/python"));
-    ensure!(python.exists(), "{} is missing; `--setup` makes it", python.display());
-    let gpas = target.join("release/gpas");
-    let peer = root.join("xtask/peer.py");
+    let Peers { gpas, python, peer } = Peers::new(args.python.clone(), args.setup, &[])?;
+    let root = root()?;
 
     let rows: Vec<_> = ROWS
         .iter()
@@ -119,21 +104,65 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         table += &row(options, &rounds)?;
     }
-    let command: Vec<String> = std::env::args().skip(1).collect();
-    // A reader has another Python.
-    let command = command.join(" ").replace(&python.display().to_string(), "PYTHON");
-    let caption = caption(root, &python, &command)?;
+    let caption = caption(root, &python, &command_line(&python))?;
     let text = format!("{table}\n{caption}\n");
     println!("\n{text}");
     if args.write {
         let readme = root.join("README.md");
         let old = fs::read_to_string(&readme)?;
-        fs::write(
-            &readme,
-            between_marks(&old, &text).context("README.md has no marks for the table")?,
-        )?;
+        let new = between_marks(&old, MARKS, &text).context("README.md has no marks for the table")?;
+        fs::write(&readme, new)?;
     }
     Ok(())
+}
+
+/// The programs that are timed.
+pub(crate) struct Peers {
+    /// The binary.
+    pub(crate) gpas: PathBuf,
+    /// A Python with torch.
+    pub(crate) python: PathBuf,
+    /// The script for it.
+    pub(crate) peer: PathBuf,
+}
+
+impl Peers {
+    /// Builds `gpas` with these features besides the default ones, and finds the Python or, where asked, makes it.
+    pub(crate) fn new(python: Option<PathBuf>, setup: bool, features: &[&str]) -> Result<Self> {
+        let root = root()?;
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let environment = target.join("peer");
+        if setup {
+            set_up(&environment)?;
+        }
+        let python = python.unwrap_or_else(|| environment.join("bin/python"));
+        ensure!(python.exists(), "{} is missing; `--setup` makes it", python.display());
+        let built = Command::new("cargo")
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--package",
+                "gpas-train",
+                "--features",
+                &features.join(","),
+            ])
+            .current_dir(root)
+            .status()?;
+        ensure!(built.success(), "gpas does not build");
+        Ok(Self {
+            gpas: target.join("release/gpas"),
+            python,
+            peer: root.join("xtask/peer.py"),
+        })
+    }
+}
+
+/// The top of the workspace.
+pub(crate) fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies at the top of the workspace")
 }
 
 /// One round: the JSON objects of the peers.
@@ -156,7 +185,7 @@ fn set_up(environment: &Path) -> Result<()> {
 }
 
 /// The JSON object that a command prints last.
-fn line(command: &mut Command) -> Result<Value> {
+pub(crate) fn line(command: &mut Command) -> Result<Value> {
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(
         output.status.success(),
@@ -169,8 +198,12 @@ fn line(command: &mut Command) -> Result<Value> {
     serde_json::from_str(last).with_context(|| format!("{command:?} printed {last}"))
 }
 
+/// A number of a peer's object.
+pub(crate) fn number(line: &Value, key: &str) -> Result<f64> {
+    line[key].as_f64().with_context(|| format!("no number {key} in {line}"))
+}
+
 fn row(options: &str, rounds: &[Round]) -> Result<String> {
-    let number = |line: &Value, key: &str| line[key].as_f64().with_context(|| format!("no number {key} in {line}"));
     let ours = |key: &str| {
         rounds
             .iter()
@@ -199,7 +232,7 @@ fn row(options: &str, rounds: &[Round]) -> Result<String> {
 }
 
 /// Median, then smallest and largest.
-fn spread(mut values: Vec<f64>, digits: usize) -> String {
+pub(crate) fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_by(f64::total_cmp);
     let (low, middle, high) = (values[0], values[values.len() / 2], values[values.len() - 1]);
     format!("**{middle:.digits$}** ({low:.digits$}–{high:.digits$})")
@@ -207,10 +240,6 @@ fn spread(mut values: Vec<f64>, digits: usize) -> String {
 
 /// What the table was made on and with.
 fn caption(root: &Path, python: &Path, command: &str) -> Result<String> {
-    let said = |command: &mut Command| -> Result<String> {
-        let output = command.output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = processor.lines().find(|line| line.starts_with(name));
@@ -225,7 +254,27 @@ fn caption(root: &Path, python: &Path, command: &str) -> Result<String> {
         "AVX2"
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let torch = said(Command::new(python).args(["-c", "import torch; print(torch.__version__)"]))?;
+    let torch = torch_version(python)?;
+    Ok(format!(
+        "Median, smallest and largest of rounds in turn, f32, {cores} cores of {} ({vectors}), PyTorch {torch} on as many threads, {}: \
+         `cargo xtask {command}`.",
+        field("model name"),
+        versions(root)?,
+    ))
+}
+
+/// What a command prints.
+pub(crate) fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+}
+
+pub(crate) fn torch_version(python: &Path) -> Result<String> {
+    said(Command::new(python).args(["-c", "import torch; print(torch.__version__)"]))
+}
+
+/// Compiler, commit and date.
+pub(crate) fn versions(root: &Path) -> Result<String> {
     let commit = said(
         Command::new("git")
             .args(["rev-parse", "--short", "HEAD"])
@@ -233,18 +282,20 @@ fn caption(root: &Path, python: &Path, command: &str) -> Result<String> {
     )?;
     let date = said(Command::new("date").arg("+%Y-%m-%d"))?;
     let rust = said(Command::new("rustc").arg("--version"))?;
-    Ok(format!(
-        "Median, smallest and largest of rounds in turn, f32, {cores} cores of {} ({vectors}), PyTorch {torch} on as many threads, {rust}, \
-         commit {commit}, {date}: `cargo xtask {command}`.",
-        field("model name"),
-    ))
+    Ok(format!("{rust}, commit {commit}, {date}"))
+}
+
+/// The command line of this table, for its reader, who has another Python.
+pub(crate) fn command_line(python: &Path) -> String {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    words.join(" ").replace(&python.display().to_string(), "PYTHON")
 }
 
 /// The text with what stands between the marks replaced.
-fn between_marks(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(MARKS[0])?;
-    let (_, after) = rest.split_once(MARKS[1])?;
-    Some(format!("{before}{}\n{table}{}{after}", MARKS[0], MARKS[1]))
+pub(crate) fn between_marks(text: &str, [begin, end]: [&str; 2], table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n{table}{end}{after}"))
 }
 
 #[cfg(test)]
@@ -275,8 +326,8 @@ mod tests {
     #[test]
     fn the_table_goes_between_the_marks_of_the_readme() {
         let readme = include_str!("../../README.md");
-        let once = between_marks(readme, "TABLE\n").unwrap();
+        let once = between_marks(readme, MARKS, "TABLE\n").unwrap();
         assert!(once.contains("-->\nTABLE\n<!--"));
-        assert_eq!(between_marks(&once, "TABLE\n").unwrap(), once);
+        assert_eq!(between_marks(&once, MARKS, "TABLE\n").unwrap(), once);
     }
 }

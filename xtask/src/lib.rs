@@ -2,4 +2,5 @@
 
 pub mod bench;
 pub mod ci;
+pub mod gpu_bench;
 pub mod kill;

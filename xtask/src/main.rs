@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, kill};
+use xtask::{bench, ci, gpu_bench, kill};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -17,6 +17,7 @@ struct Cli {
 enum Command {
     Bench(bench::BenchArgs),
     Ci(ci::CiArgs),
+    GpuBench(gpu_bench::GpuBenchArgs),
     Kill(kill::KillArgs),
 }
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
+        Command::GpuBench(args) => gpu_bench::run(&args),
         Command::Kill(args) => kill::run(&args),
     };
     match result {

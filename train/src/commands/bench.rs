@@ -10,14 +10,15 @@ use indicatif::HumanBytes;
 
 use crate::backend::BackendChoice;
 use crate::benchmark::{Benchmark, Candidate};
-use crate::recipe::{RecipeArgs, resolve};
+use crate::recipe::RecipeArgs;
 
 /// Time optimizer steps on random tokens
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas bench
   gpas bench --preset 60m --scheme sandwich_gpas --batch 4 --json
-  gpas bench --vs pre --steps 20")]
+  gpas bench --vs pre --steps 20
+  gpas bench --preset 350m --device cuda:0 --precision bf16")]
 pub struct BenchArgs {
     #[command(flatten)]
     options: RecipeArgs,
@@ -36,6 +37,12 @@ pub struct BenchArgs {
     /// Number of token ids, where no data decides it
     #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
     vocab: u64,
+    /// Number format: f32, bf16 (matrix products in bfloat16) or bf16_pure [default: f32]
+    #[arg(long)]
+    precision: Option<String>,
+    /// Where to run, as `--backend` has it
+    #[arg(long, value_name = "BACKEND", conflicts_with = "backend")]
+    device: Option<BackendChoice>,
     /// Also time this scheme, a step of each in turn, and tell the ratio with its 95 % interval
     #[arg(long, value_name = "SCHEME")]
     vs: Option<String>,
@@ -51,14 +58,14 @@ pub struct BenchArgs {
 ///
 /// # Errors
 /// If the sizes do not fit together, or the backend is not there.
-pub fn run(args: BenchArgs, backend: BackendChoice) -> Result<()> {
+pub fn run(args: BenchArgs, backend: Option<BackendChoice>) -> Result<()> {
     let mut options = args.options;
     options.preset.get_or_insert_with(|| "20m".into());
     let vocab = match &options.data {
         Some(directory) => PreparedData::open(Path::new(directory))?.tokenizer().vocab_size() as u64,
         None => args.vocab,
     };
-    let own = [
+    let mut own = vec![
         format!("train.batch={}", args.batch),
         format!("data.seq_len={}", args.seq),
         format!("model.vocab={vocab}"),
@@ -66,22 +73,18 @@ pub fn run(args: BenchArgs, backend: BackendChoice) -> Result<()> {
         "train.schedule=constant".into(),
         "train.warmup=0".into(),
     ];
+    own.extend(args.precision.map(|precision| format!("train.precision={precision}")));
     // The user's own `--set` come later and win.
     options.set.splice(0..0, own);
-    let candidate = |options: &RecipeArgs| -> Result<Candidate> {
-        let recipe = resolve(None, options)?;
-        let config = recipe.llama(vocab as usize)?;
-        Ok(Candidate { recipe, config })
-    };
-    let model = candidate(&options)?;
+    let model = Candidate::new(&options, vocab as usize)?;
     let versus = match args.vs {
         Some(scheme) => {
             options.scheme = Some(scheme);
-            Some(candidate(&options)?)
+            Some(Candidate::new(&options, vocab as usize)?)
         }
         None => None,
     };
-    let selected = backend.select()?;
+    let selected = args.device.or(backend).unwrap_or_default().select()?;
     let benchmark = Benchmark {
         model,
         versus,

@@ -5,5 +5,6 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod inspect;
+pub mod selfcheck;
 pub mod tokenizer;
 pub mod train;
