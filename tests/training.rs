@@ -119,7 +119,11 @@ fn a_step_of_the_newer_schemes_is_the_same_however_it_is_computed() {
                     .with_scheme(scheme.parse().unwrap())
                     .with_residual_warmup(2)
                     .with_recompute(recompute);
-                let mut trainer = Trainer::<B>::new(config.init(3, &FlexDevice), optimizer, cosine(3e-3, 0, 5, 0.1));
+                let mut trainer = Trainer::<B>::new(
+                    config.init(3, &FlexDevice),
+                    optimizer,
+                    Schedule::cosine(3e-3, 0, 5, 0.1),
+                );
                 let mut reports = Vec::new();
                 for step in 0..5 {
                     let parts = [row(step), row(step + SEQ)];
