@@ -370,7 +370,7 @@ fn a_gate_past_the_zero_of_the_scale_is_reported_once() {
 #[test]
 fn every_cut_of_a_batch_gives_the_same_run() {
     let place = Place::prepared();
-    for scheme in ["pre_gpas", "sandwich_gpas"] {
+    for scheme in ["pre", "sandwich_gpas"] {
         let run = |name: &str, set: &str| {
             let run = format!("{scheme}-{name}");
             place.does(&format!(
