@@ -11,7 +11,8 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, config, data, eval, inspect, selfcheck, tokenizer, train};
+use crate::commands::{bench, compare, config, data, eval, inspect, selfcheck, tokenizer, train};
+use crate::compare::CompareError;
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::run::RunError;
@@ -35,6 +36,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(train::TrainArgs),
+    Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => return train::run(args, cli.backend),
+        Command::Compare(args) => return compare::run(args, cli.backend),
         Command::Selfcheck(args) => return selfcheck::run(&args, cli.backend.unwrap_or_default()),
         Command::Eval(args) => eval::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
@@ -99,7 +102,9 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
     let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
+    let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
     recipe()
+        .or_else(compare)
         .or_else(data)
         .or_else(backend)
         .or_else(run)

@@ -8,6 +8,7 @@ pub mod benchmark;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
+pub mod compare;
 pub mod dashboard;
 pub mod evaluate;
 pub mod inspect;

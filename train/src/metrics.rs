@@ -159,6 +159,38 @@ pub fn read_records(path: &Path) -> io::Result<Vec<Record>> {
     Ok(records)
 }
 
+/// The lines of a `metrics.jsonl` by their kind, each in the order in which they were written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// The steps.
+    pub train: Vec<TrainRecord>,
+    /// The evaluations.
+    pub eval: Vec<EvalRecord>,
+    /// The looks at every layer.
+    pub layers: Vec<LayersRecord>,
+    /// What happened that its owner should know.
+    pub notices: Vec<NoticeRecord>,
+}
+
+impl Metrics {
+    /// Of a run's `metrics.jsonl`, as [`read_records`] reads it.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        let mut metrics = Self::default();
+        for record in read_records(path)? {
+            match record {
+                Record::Train(record) => metrics.train.push(record),
+                Record::Eval(record) => metrics.eval.push(record),
+                Record::Layers(record) => metrics.layers.push(record),
+                Record::Notice(record) => metrics.notices.push(record),
+            }
+        }
+        Ok(metrics)
+    }
+}
+
 /// The open `metrics.jsonl` of a run.
 #[derive(Debug)]
 pub struct MetricsFile(File);

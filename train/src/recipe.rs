@@ -3,6 +3,7 @@
 //! [`resolve`] puts a recipe together from its sources; the result, [`Recipe`], has every key. A run keeps it as `recipe.toml`, which
 //! reads back equal.
 
+mod compare;
 mod error;
 mod keys;
 mod resolve;
@@ -19,9 +20,13 @@ use toml::{Table, Value};
 use crate::optimizer::{OptimizerConfig, OptimizerKind};
 use crate::schedule::{Schedule, ScheduleKind};
 
+pub use compare::CompareTable;
 pub use error::RecipeError;
-pub use resolve::{DEFAULT_PRESET, RecipeArgs, resolve};
-pub use shipped::{SHIPPED, Shipped};
+pub use resolve::{DEFAULT_PRESET, RecipeArgs, RecipeFile, resolve, resolve_with};
+pub use shipped::{COMPARISONS, SHIPPED, Shipped};
+
+pub(crate) use error::suggestion;
+pub(crate) use keys::parse_values;
 
 /// Vocabulary of a size that is no preset's, where no data has decided it yet.
 const CUSTOM_VOCAB: usize = 32_000;

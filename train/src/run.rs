@@ -310,11 +310,11 @@ fn readable_by_all(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::recipe::{RecipeArgs, resolve};
 
-    fn info() -> RunInfo {
+    pub(crate) fn info() -> RunInfo {
         RunInfo {
             gpas: "0".into(),
             commit: "c".into(),

@@ -1,6 +1,7 @@
 //! The commands of the binary `gpas`, one file each.
 
 pub mod bench;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod eval;

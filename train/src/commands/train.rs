@@ -18,7 +18,7 @@ use crate::checkpoint::{self, CheckpointError, newest_valid};
 use crate::dashboard::covers_terminal;
 use crate::metrics::Record;
 use crate::recipe::{Recipe, RecipeArgs, RecipeError, resolve};
-use crate::run::{Resume, RunDirectory, RunError, RunInfo};
+use crate::run::{Resume, RunDirectory, RunError, RunInfo, RunLock};
 use crate::screen::restore;
 use crate::signals::StopRequest;
 use crate::training::{End, Outcome, Start, TrainingError, TrainingRun, check_vocabulary};
@@ -60,9 +60,31 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
     let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
     let stop = StopRequest::listen(on_leave).context("cannot listen to signals")?;
     let prepared = match &args.recipe {
-        Some(run) if args.resume => go_on(run, &args.options, backend)?,
-        recipe => begin(recipe.as_deref(), &args, backend.unwrap_or_default())?,
+        Some(path) if args.resume => {
+            let run = RunDirectory::open(path)?;
+            let lock = run.lock()?;
+            let recipe = resolve(Some(&run.recipe_path()), &args.options)?;
+            go_on(run, lock, recipe, backend)?
+        }
+        recipe => {
+            let recipe = resolve(recipe.as_deref(), &args.options)?;
+            let out = args.out.clone().unwrap_or_else(|| RunDirectory::default_path(&recipe));
+            begin(recipe, out, backend.unwrap_or_default().select()?)?
+        }
     };
+    let outcome = execute(prepared, args.plain, args.tensorboard, stop)?;
+    Ok(match outcome.end {
+        End::Complete => ExitCode::SUCCESS,
+        End::Stopped(stop) => {
+            let run = outcome.run.path().display();
+            let _ = writeln!(std::io::stdout(), "`gpas train {run} --resume` goes on from there");
+            stop.exit_code().into()
+        }
+    })
+}
+
+/// Trains: what every command does that makes a run.
+pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: StopRequest) -> Result<Outcome> {
     let Prepared {
         recipe,
         config,
@@ -94,19 +116,16 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
         config,
         data,
         start,
-        plain: args.plain,
-        tensorboard: args.tensorboard,
+        plain,
+        tensorboard,
         stop,
     })??;
     let _ = report(&outcome, begin);
-    Ok(match outcome.end {
-        End::Complete => ExitCode::SUCCESS,
-        End::Stopped(stop) => stop.exit_code().into(),
-    })
+    Ok(outcome)
 }
 
 /// A run that can start.
-struct Prepared {
+pub(super) struct Prepared {
     recipe: Recipe,
     config: LlamaConfig,
     data: PreparedData,
@@ -115,10 +134,7 @@ struct Prepared {
 }
 
 /// A new run.
-fn begin(recipe: Option<&Path>, args: &TrainArgs, backend: BackendChoice) -> Result<Prepared> {
-    let recipe = resolve(recipe, &args.options)?;
-    let selected = backend.select()?;
-    let out = args.out.clone().unwrap_or_else(|| RunDirectory::default_path(&recipe));
+pub(super) fn begin(recipe: Recipe, out: PathBuf, selected: Selected) -> Result<Prepared> {
     if out.exists() {
         return Err(RunError::Exists(out).into());
     }
@@ -136,12 +152,14 @@ fn begin(recipe: Option<&Path>, args: &TrainArgs, backend: BackendChoice) -> Res
     })
 }
 
-/// A run that is gone on with. Nothing is changed before everything has been found in order.
-fn go_on(path: &Path, options: &RecipeArgs, backend: Option<BackendChoice>) -> Result<Prepared> {
-    let run = RunDirectory::open(path)?;
-    let lock = run.lock()?;
+/// A run that is gone on with by a recipe. Nothing is changed before everything has been found in order.
+pub(super) fn go_on(
+    run: RunDirectory,
+    lock: RunLock,
+    recipe: Recipe,
+    backend: Option<BackendChoice>,
+) -> Result<Prepared> {
     let (written, mut info) = (run.recipe()?, run.info()?);
-    let recipe = resolve(Some(&run.recipe_path()), options)?;
     // On the run's own backend, so that it computes what it would have computed.
     let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
 
@@ -253,13 +271,8 @@ fn now() -> u64 {
 fn report(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
     let run = outcome.run.path().display();
     let mut out = std::io::stdout();
-    match outcome.end {
-        End::Complete => {}
-        End::Stopped(_) => writeln!(
-            out,
-            "stopped after step {}; `gpas train {run} --resume` goes on from there",
-            outcome.step
-        )?,
+    if let End::Stopped(_) = outcome.end {
+        writeln!(out, "stopped after step {}", outcome.step)?;
     }
     if let (Some(first), Some(last)) = (outcome.first, outcome.last.filter(|last| last.step > 0)) {
         writeln!(

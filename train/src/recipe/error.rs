@@ -43,6 +43,8 @@ pub enum RecipeError {
     CustomSize(&'static str),
     #[error("`train.warmup` = {warmup} is more than `train.steps` = {steps}")]
     Warmup { warmup: u64, steps: u64 },
+    #[error("[compare] in {origin}: {message}")]
+    Compare { origin: String, message: String },
     #[error(transparent)]
     Model(#[from] ConfigError),
     #[error("a run cannot go on with `{key}` = {after}: it was begun with {before}")]
@@ -60,8 +62,8 @@ impl RecipeError {
             }
             RecipeError::Read { .. } | RecipeError::Write(_) => return None,
             RecipeError::Missing(name) => {
-                let shipped = || super::SHIPPED.iter().map(|shipped| shipped.name);
-                suggestion(super::shipped::stem(name), shipped())
+                let shipped = super::shipped::all().map(|shipped| shipped.name);
+                suggestion(super::shipped::stem(name), shipped)
             }
             RecipeError::Syntax { .. } => {
                 "a recipe is TOML: `[section]` lines, then `key = value` lines; text stands in quotes".into()
@@ -84,6 +86,9 @@ impl RecipeError {
                 format!("give `{name}` in [model], or name a preset (`gpas config presets` lists them)")
             }
             RecipeError::Warmup { .. } => "a fraction follows the number of steps: `--set train.warmup=0.1`".into(),
+            RecipeError::Compare { .. } => {
+                "for example `schemes = [\"pre\", \"pre_gpas\"]`, `seeds = [1, 2, 3]`, `vary = { \"train.lr\" = [5e-4, 1e-3] }`".into()
+            }
             RecipeError::Model(error) => model_hint(error)?,
             RecipeError::Mathematics { .. } => {
                 "it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend; begin a new run for the rest".into()
@@ -115,7 +120,8 @@ fn model_hint(error: &ConfigError) -> Option<String> {
     })
 }
 
-fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+/// Names the known one that is most like it, and all of them.
+pub(crate) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     let list = known.clone().collect::<Vec<_>>().join(", ");
     let likeness = |known: &str| strsim::jaro_winkler(name, known);
     match known.max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {

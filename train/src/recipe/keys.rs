@@ -234,6 +234,23 @@ pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), Reci
     Ok((key.into(), value))
 }
 
+/// `key=value,value,…` as the key and its values, each read as [`parse_assignment`] reads one.
+pub(crate) fn parse_values(text: &str) -> Result<(String, Vec<Value>), RecipeError> {
+    let (key, values) = parse_assignment(text)?;
+    // Commas within a value, as in a list of lists, are TOML's to find.
+    let listed = format!("values = [{}]", text.split_once('=').map_or("", |(_, values)| values));
+    let listed = listed.parse::<Table>().ok().filter(|table| table.len() == 1);
+    let values = match (listed.and_then(|mut table| table.remove("values")), values) {
+        (Some(Value::Array(values)), _) => values,
+        (_, Value::String(names)) => {
+            let each = |name: &str| parse_assignment(&format!("{key}={name}")).map(|(_, value)| value);
+            names.split(',').map(each).collect::<Result<_, _>>()?
+        }
+        (_, value) => vec![value],
+    };
+    Ok((key, values))
+}
+
 fn number(value: &Value) -> Option<f64> {
     let number = match *value {
         Value::Integer(integer) => integer as f64,
@@ -250,5 +267,28 @@ fn whole(value: &Value) -> Option<u64> {
         Value::Integer(integer) => u64::try_from(integer).ok(),
         Value::Float(float) if (0.0..=EXACT).contains(&float) && float.fract() == 0.0 => Some(float as u64),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_values_of_a_key() {
+        let values = |text: &str| {
+            let (key, values) = parse_values(text).unwrap();
+            assert_eq!(key, "k");
+            values.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(values("k=5e-4,1e-3"), ["0.0005", "0.001"]);
+        assert_eq!(values("k = silu, relu"), ["\"silu\"", "\"relu\""]);
+        assert_eq!(values("k=[0.9, 0.95],[0.9, 0.999]"), ["[0.9, 0.95]", "[0.9, 0.999]"]);
+        assert_eq!(values("k=true,false"), ["true", "false"]);
+        assert_eq!(values("k=0.5,silu"), ["0.5", "\"silu\""]);
+        assert_eq!(values("k=1"), ["1"]);
+        for wrong in ["k", "=1", "k=", "k=a,,b"] {
+            assert!(parse_values(wrong).is_err(), "{wrong}");
+        }
     }
 }

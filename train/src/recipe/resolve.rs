@@ -11,7 +11,9 @@ use gpas_model::{GateActivation, GateSite, GpasConfig, Precision, Preset, Scheme
 use toml::{Table, Value};
 
 use super::keys::{self, ANY, Keys};
-use super::{CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, Recipe, RecipeError, Shipped, TrainRecipe};
+use super::{
+    CheckpointRecipe, CompareTable, DataRecipe, EvalRecipe, ModelRecipe, Recipe, RecipeError, Shipped, TrainRecipe,
+};
 
 /// The size of a run that names none.
 pub const DEFAULT_PRESET: &str = "nano";
@@ -68,13 +70,53 @@ pub struct RecipeArgs {
 /// # Errors
 /// The first thing that is wrong, with the key and the source it comes from.
 pub fn resolve(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe, RecipeError> {
+    let file = file.map(RecipeFile::read).transpose()?;
+    resolve_with(file.as_ref(), args, Table::new(), "")
+}
+
+/// As [`resolve`], of a file that has been read, and with keys that replace even those of the options; `origin` says where they come from.
+///
+/// # Errors
+/// The first thing that is wrong, with the key and the source it comes from.
+pub fn resolve_with(
+    file: Option<&RecipeFile>,
+    args: &RecipeArgs,
+    over: Table,
+    origin: &str,
+) -> Result<Recipe, RecipeError> {
     let mut keys = Keys::default();
     if let Some(file) = file {
-        let origin = file.display().to_string();
-        keys.add(keys::parse(&read(file, &origin)?, &origin)?, &origin)?;
+        keys.add(file.table.clone(), &file.origin)?;
     }
     add_options(&mut keys, args)?;
+    keys.add(over, origin)?;
     Recipe::from_keys(keys)
+}
+
+/// A recipe file that has been read and not yet been resolved.
+#[derive(Clone, Debug)]
+pub struct RecipeFile {
+    /// Which runs a comparison makes of it.
+    pub compare: CompareTable,
+    table: Table,
+    origin: String,
+}
+
+impl RecipeFile {
+    /// Reads a file, or the shipped recipe of that name.
+    ///
+    /// # Errors
+    /// If there is none, or it is not TOML.
+    pub fn read(file: &Path) -> Result<Self, RecipeError> {
+        let origin = file.display().to_string();
+        Self::parse(&read(file, &origin)?, origin)
+    }
+
+    fn parse(text: &str, origin: String) -> Result<Self, RecipeError> {
+        let mut table = keys::parse(text, &origin)?;
+        let compare = CompareTable::take(&mut table, &origin)?;
+        Ok(Self { compare, table, origin })
+    }
 }
 
 fn add_options(keys: &mut Keys, args: &RecipeArgs) -> Result<(), RecipeError> {
@@ -370,10 +412,33 @@ mod tests {
 
     /// What a file with that text resolves to, the name of the file being `recipe.toml`.
     fn file(text: &str, args: &RecipeArgs) -> Result<Recipe, RecipeError> {
-        let mut keys = Keys::default();
-        keys.add(keys::parse(text, "recipe.toml")?, "recipe.toml")?;
-        add_options(&mut keys, args)?;
-        Recipe::from_keys(keys)
+        let file = RecipeFile::parse(text, "recipe.toml".into())?;
+        resolve_with(Some(&file), args, Table::new(), "")
+    }
+
+    #[test]
+    fn a_table_for_compare_is_checked_and_is_no_part_of_the_recipe() {
+        let text = "[compare]\nschemes = ['pre', 'lns']\nseeds = [1, 2]\nvary = { 'train.lr' = [1e-3, 2e-3] }\n";
+        let compare = RecipeFile::parse(text, "recipe.toml".into()).unwrap().compare;
+        assert_eq!((compare.schemes.len(), compare.seeds), (2, vec![1, 2]));
+        assert_eq!(compare.vary["train.lr"], [Value::Float(1e-3), Value::Float(2e-3)]);
+        assert_eq!(file(text, &args(&[])).unwrap(), with(&[]));
+        let (message, hint) = refused(file("[compare]\nscheme = ['pre']\n", &args(&[])));
+        assert_eq!(
+            message,
+            "[compare] in recipe.toml: unknown field `scheme`, expected one of `schemes`, `seeds`, `vary`, `baseline`"
+        );
+        assert!(hint.contains("seeds = [1, 2, 3]"), "{hint}");
+    }
+
+    #[test]
+    fn keys_of_a_comparison_come_last_and_are_named_as_its() {
+        let over = |value: f64| Table::from_iter([("train.lr".to_string(), Value::Float(value))]);
+        let options = args(&["train.lr=1e-3"]);
+        let recipe = resolve_with(None, &options, over(2e-3), "--vary").unwrap();
+        assert_eq!(recipe.train.lr, 2e-3);
+        let (message, _) = refused(resolve_with(None, &options, over(-1.0), "--vary"));
+        assert_eq!(message, "`train.lr` in --vary must be a number above 0, not -1.0");
     }
 
     #[test]

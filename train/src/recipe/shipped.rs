@@ -3,7 +3,7 @@
 /// A recipe that comes with the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Shipped {
-    /// Its name, which is also that of its size.
+    /// Its name, which is also that of its size if it is for a single run.
     pub name: &'static str,
     /// Whether its training settings are the GPAS authors'; the others are this project's.
     pub published: bool,
@@ -39,10 +39,21 @@ pub const SHIPPED: [Shipped; 14] = shipped![
     "7b" true,
 ];
 
+/// The recipes of comparisons: their `[compare]` table says which runs `gpas compare` makes of them.
+pub const COMPARISONS: [Shipped; 2] = shipped![
+    "compare-quick" false,
+    "compare-small" false,
+];
+
+/// Every shipped recipe, the comparisons last.
+pub(super) fn all() -> impl Iterator<Item = Shipped> + Clone {
+    SHIPPED.into_iter().chain(COMPARISONS)
+}
+
 impl Shipped {
     /// The shipped recipe of that name, with or without `.toml`.
     pub fn named(name: &str) -> Option<Shipped> {
-        SHIPPED.into_iter().find(|shipped| shipped.name == stem(name))
+        all().find(|shipped| shipped.name == stem(name))
     }
 }
 
@@ -58,9 +69,10 @@ mod tests {
 
     use super::*;
     use crate::optimizer::OptimizerKind;
-    use crate::recipe::{Recipe, RecipeArgs, resolve};
+    use crate::recipe::{Recipe, RecipeArgs, RecipeFile, resolve};
     use crate::schedule::ScheduleKind;
     use gpas_data::batch::WindowMode;
+    use gpas_model::Scheme;
 
     fn recipe(name: &str) -> Recipe {
         resolve(Some(Path::new(name)), &RecipeArgs::default()).unwrap()
@@ -121,12 +133,31 @@ mod tests {
 
     #[test]
     fn the_other_recipes_say_that_their_settings_are_ours() {
-        for shipped in SHIPPED {
+        for shipped in all() {
             let ours = shipped.text.contains("SETTINGS BELOW ARE OURS") || shipped.text.contains("SETTINGS ARE OURS");
             assert_eq!(ours, !shipped.published, "{}", shipped.name);
             assert!(shipped.text.starts_with(&format!("# {}: ", shipped.name)));
-            let run = format!("#   gpas train {}", shipped.name);
+            let of_comparison = COMPARISONS.iter().any(|comparison| comparison.name == shipped.name);
+            let command = if of_comparison { "compare" } else { "train" };
+            let run = format!("#   gpas {command} {}", shipped.name);
             assert!(shipped.text.contains(&run), "{}", shipped.name);
+        }
+    }
+
+    #[test]
+    fn comparisons_have_a_baseline_gates_and_enough_seeds_for_an_interval() {
+        for shipped in COMPARISONS {
+            let compare = RecipeFile::read(Path::new(shipped.name)).unwrap().compare;
+            assert!(
+                compare.schemes.len() >= 3 && compare.seeds.len() >= 3,
+                "{}",
+                shipped.name
+            );
+            assert_eq!(compare.schemes[0], "pre", "{}", shipped.name);
+            for scheme in &compare.schemes {
+                assert!(scheme.parse::<Scheme>().is_ok(), "{scheme}");
+            }
+            assert!(recipe(shipped.name).llama(4096).is_ok());
         }
     }
 
