@@ -64,7 +64,7 @@ impl<B: Backend> Attention<B> {
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
         let projections = [&self.query, &self.key, &self.value];
-        let mixed = match fused_projections(&x, projections, seq) {
+        let mixed = match fused_projections(&x, projections) {
             Some(projected) => {
                 let attention = host::CausalAttention {
                     seq,
@@ -74,14 +74,9 @@ impl<B: Backend> Attention<B> {
                 let [cos, sin] = rotary.tables(seq);
                 host::apply(attention, [projected, cos, sin].map(host::primitive))
             }
-            None => self.in_tensor_operations(
-                projections.map(|linear| project(x.clone(), linear, seq)),
-                seq,
-                rotary,
-                mask,
-            ),
+            None => self.in_tensor_operations(projections.map(|linear| project(x.clone(), linear)), seq, rotary, mask),
         };
-        project(mixed, &self.output, seq).reshape([batch, seq, hidden])
+        project(mixed, &self.output).reshape([batch, seq, hidden])
     }
 
     /// From queries, keys and values `[tokens, heads · head_dim]` to what the heads have mixed, `[tokens, hidden]`.

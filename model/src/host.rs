@@ -168,30 +168,20 @@ pub(crate) fn apply<B: Backend, O: Operation<N>, const N: usize, const D: usize>
 
 /// `a·b` as a fused step multiplies it; none where the fused operations do not run.
 pub fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-    let seq = a.dims()[0];
-    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)], seq))
+    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)]))
 }
 
-/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights; `x` holds sequences of `seq` rows.
-pub(crate) fn linear<B: Backend, const N: usize>(
-    x: FloatTensor<B>,
-    weights: [FloatTensor<B>; N],
-    seq: usize,
-) -> Tensor<B, 2> {
+/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights.
+pub(crate) fn linear<B: Backend, const N: usize>(x: FloatTensor<B>, weights: [FloatTensor<B>; N]) -> Tensor<B, 2> {
     let inputs: Vec<_> = std::iter::once(x).chain(weights).collect();
     // The number of inputs is part of an operation's type.
-    fn of<B: Backend, const N: usize>(
-        inputs: Vec<FloatTensor<B>>,
-        seq: usize,
-    ) -> Result<Tensor<B, 2>, Vec<FloatTensor<B>>>
+    fn of<B: Backend, const N: usize>(inputs: Vec<FloatTensor<B>>) -> Result<Tensor<B, 2>, Vec<FloatTensor<B>>>
     where
         Linear: Operation<N>,
     {
-        inputs.try_into().map(|inputs: [_; N]| apply(Linear { seq }, inputs))
+        inputs.try_into().map(|inputs: [_; N]| apply(Linear, inputs))
     }
-    let outputs = of::<B, 2>(inputs, seq)
-        .or_else(|inputs| of::<B, 3>(inputs, seq))
-        .or_else(|inputs| of::<B, 4>(inputs, seq));
+    let outputs = of::<B, 2>(inputs).or_else(of::<B, 3>).or_else(of::<B, 4>);
     outputs.unwrap_or_else(|_| unreachable!("no module has more than three weights on one input"))
 }
 

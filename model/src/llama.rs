@@ -244,7 +244,7 @@ impl<B: AutodiffBackend> Llama<B> {
         scored: usize,
         progress: Progress,
     ) -> MicroBatch<B> {
-        let targets = targets.inner();
+        let targets = targets.inner().flatten(0, 1);
         if self.recompute {
             return self.backward_recomputing(ids, targets, scored, progress);
         }
@@ -257,7 +257,7 @@ impl<B: AutodiffBackend> Llama<B> {
     fn backward_recomputing(
         &self,
         ids: Tensor<B, 2, Int>,
-        targets: Tensor<B::InnerBackend, 2, Int>,
+        targets: Tensor<B::InnerBackend, 1, Int>,
         scored: usize,
         progress: Progress,
     ) -> MicroBatch<B> {
@@ -285,16 +285,15 @@ impl<B: AutodiffBackend> Llama<B> {
         self.micro_batch(head.loss, gradients.grads(), head.weight)
     }
 
-    /// Loss of some hidden states `[batch · seq, hidden]` with their targets `[batch, seq]`, outside autodiff, and what it sends back.
+    /// Loss of some hidden states `[tokens, hidden]`, outside autodiff, with what it sends back.
     fn head_gradients(
         &self,
         hidden: &Tensor<B, 2>,
-        targets: Tensor<B::InnerBackend, 2, Int>,
+        targets: Tensor<B::InnerBackend, 1, Int>,
         scored: usize,
     ) -> LossGradients<B::InnerBackend> {
-        let (hidden, weight) = (hidden.clone().inner(), self.head_weight().inner());
-        let [_, seq] = targets.dims();
-        loss_with_gradients(hidden, weight, targets.flatten(0, 1), scored, seq, self.precision)
+        let weight = self.head_weight().inner();
+        loss_with_gradients(hidden.clone().inner(), weight, targets, scored, self.precision)
     }
 
     /// Adds the head's gradient, `[hidden, vocab]`, to those of the layers.

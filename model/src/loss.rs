@@ -35,9 +35,7 @@ pub struct LossGradients<B: Backend> {
 
 /// Loss and gradients at once, without an autodiff graph.
 ///
-/// `scored` is the number of scored tokens of the whole optimizer step; with micro-batches the losses add up to the step's mean. `seq` is
-/// the number of tokens of a sequence; on a CPU the gradient of the head is summed sequence by sequence, so that it depends on a
-/// micro-batch's size as little as sums of f32 allow.
+/// `scored` is the number of scored tokens of the whole optimizer step; with micro-batches the losses add up to the step's mean.
 ///
 /// # Shapes
 /// - hidden: `[tokens, hidden]`
@@ -48,12 +46,11 @@ pub fn loss_with_gradients<B: Backend>(
     weight: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     scored: usize,
-    seq: usize,
     precision: Precision,
 ) -> LossGradients<B> {
     if host::runs(&hidden)
         && precision.products() == DType::F32
-        && let Some(found) = host::loss_with_gradients(&hidden, &weight, &targets, scored, seq)
+        && let Some(found) = host::loss_with_gradients(&hidden, &weight, &targets, scored)
     {
         return found;
     }
@@ -263,14 +260,12 @@ mod tests {
             .collect();
         let targets = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice);
         for weight in [random([width, vocab]), random([vocab, width]).transpose()] {
+            let fused = host::loss_with_gradients(&hidden, &weight, &targets, 900).unwrap();
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
-            for seq in [50, 550, 1100] {
-                let fused = host::loss_with_gradients(&hidden, &weight, &targets, 900, seq).unwrap();
-                assert_close(fused.loss, plain.loss.clone(), "loss");
-                assert_close(fused.hidden, plain.hidden.clone(), "hidden");
-                assert_close(fused.weight, plain.weight.clone(), "weight");
-            }
+            assert_close(fused.loss, plain.loss, "loss");
+            assert_close(fused.hidden, plain.hidden, "hidden");
+            assert_close(fused.weight, plain.weight, "weight");
             let fused = host::token_losses(&hidden, &weight, &targets).unwrap();
             assert_close(
                 fused,
@@ -287,7 +282,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let hidden = Tensor::<Flex, 2>::from_floats([[bad, 0.0, 0.0]], &FlexDevice);
             let target = Tensor::<Flex, 1, Int>::from_ints([0], &FlexDevice);
-            let fused = loss_with_gradients(hidden, weight.clone(), target, 1, 1, Precision::F32);
+            let fused = loss_with_gradients(hidden, weight.clone(), target, 1, Precision::F32);
             assert!(!fused.loss.into_scalar().is_finite(), "{bad}");
             assert!(!fused.weight.is_finite().all().into_scalar(), "{bad}");
         }
@@ -305,7 +300,7 @@ mod tests {
         let hidden = Tensor::<Flex, 2>::from_floats([[1e4, 0.0]], &FlexDevice);
         let weight = Tensor::<Flex, 2>::from_floats([[1.0, -1.0], [0.0, 0.0]], &FlexDevice);
         let target = Tensor::<Flex, 1, Int>::from_ints([0], &FlexDevice);
-        let fused = loss_with_gradients(hidden, weight, target, 1, 1, Precision::F32);
+        let fused = loss_with_gradients(hidden, weight, target, 1, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
     }
 
@@ -314,7 +309,7 @@ mod tests {
         let hidden = Tensor::<Flex, 2>::ones([2, 3], &FlexDevice);
         let weight = Tensor::<Flex, 2>::ones([3, 4], &FlexDevice);
         let targets = Tensor::<Flex, 1, Int>::from_ints([-100, -100], &FlexDevice);
-        let fused = loss_with_gradients(hidden, weight, targets, 0, 2, Precision::F32);
+        let fused = loss_with_gradients(hidden, weight, targets, 0, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
         assert_eq!(fused.weight.abs().max().into_scalar(), 0.0);
     }

@@ -48,11 +48,11 @@ impl<B: Backend> Mlp<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: see `Attention::forward`.
         let x = x.reshape([batch * seq, hidden]);
-        let gated = match fused_projections(&x, [&self.gate, &self.up], seq) {
+        let gated = match fused_projections(&x, [&self.gate, &self.up]) {
             Some(both) => host::apply(host::SwiGlu, [host::primitive(both)]),
-            None => silu(project(x.clone(), &self.gate, seq)) * project(x, &self.up, seq),
+            None => silu(project(x.clone(), &self.gate)) * project(x, &self.up),
         };
-        project(gated, &self.down, seq).reshape([batch, seq, hidden])
+        project(gated, &self.down).reshape([batch, seq, hidden])
     }
 }
 

@@ -63,13 +63,13 @@ impl Precision {
     }
 }
 
-/// `x · W` in the number format of `x`, which holds sequences of `seq` tokens.
+/// `x · W` in the number format of `x`.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
 /// - output: `[tokens, outputs]`
-pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, seq: usize) -> Tensor<B, 2> {
-    if let Some(y) = fused_projections(&x, [linear], seq) {
+pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>) -> Tensor<B, 2> {
+    if let Some(y) = fused_projections(&x, [linear]) {
         return y;
     }
     let weight = linear.weight.val().cast(x.dtype());
@@ -84,15 +84,10 @@ pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, seq: usiz
 pub(crate) fn fused_projections<B: Backend, const N: usize>(
     x: &Tensor<B, 2>,
     linears: [&Linear<B>; N],
-    seq: usize,
 ) -> Option<Tensor<B, 2>> {
     let weights = linears.map(|linear| linear.weight.val());
     if !host::runs(x) || !weights.iter().all(host::runs) {
         return None;
     }
-    Some(host::linear(
-        host::primitive(x.clone()),
-        weights.map(host::primitive),
-        seq,
-    ))
+    Some(host::linear(host::primitive(x.clone()), weights.map(host::primitive)))
 }

@@ -5,17 +5,15 @@
 //! 2. The maxima and sums of the blocks give those of the whole rows, and with them the losses.
 //! 3. Each block is scaled into `p − onehot(target)`, and while it is in the cache sent back to the hidden states and to the head.
 //!
-//! A logit is written once and read once; the gradient of the head is written in place, the sum of those of the sequences in their order
-//! (see [`super::linear`]).
+//! A logit is written once and read once; the gradient of the head is written in place.
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, multiply_in_pieces};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply};
 use super::memory::{Blank, assume_written, scratch, written};
 use super::vector::{exp, exp_and_sum, max, vectorised};
 use super::{matrix, primitive, tensor};
@@ -36,11 +34,10 @@ pub(crate) fn loss_with_gradients<B: Backend>(
     weight: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
     scored: usize,
-    seq: usize,
 ) -> Option<LossGradients<B>> {
     let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
     let (hidden, weight) = (matrix::<B>(&hidden)?, matrix::<B>(&weight)?);
-    let result = Head { hidden, weight }.backward(&read(targets), 1.0 / scored.max(1) as f32, seq);
+    let result = Head { hidden, weight }.backward(&read(targets), 1.0 / scored.max(1) as f32);
     let float = |values, shape: [usize; 2]| {
         Tensor::from_primitive(burn::tensor::TensorPrimitive::Float(tensor::<B>(values, shape.into())))
     };
@@ -94,8 +91,6 @@ struct Chunk<'a> {
     hidden: Matrix<'a>,
     targets: &'a [i64],
     share: f32,
-    /// Rows of a sequence.
-    seq: usize,
 }
 
 /// Of one row and one block of logits.
@@ -112,21 +107,12 @@ impl Head<'_> {
         (0..self.weight.columns()).step_by(BLOCK).collect()
     }
 
-    /// Chunks of rows, each of as many as the logits and the tasks' sums leave room for: whole sequences, or a part of one.
-    fn chunks(&self, seq: usize) -> Vec<Range<usize>> {
+    /// Rows of a chunk: what the logits and the tasks' sums leave room for.
+    fn rows(&self) -> usize {
         let width = self.hidden.columns().max(1);
-        let rows = (NUMBERS / self.weight.columns())
+        (NUMBERS / self.weight.columns())
             .min(NUMBERS / 2 / TASKS / width)
-            .clamp(16, ROWS);
-        let (tokens, seq) = (self.hidden.rows(), seq.max(1));
-        let cut = |whole: Range<usize>, rows: usize| {
-            let end = whole.end;
-            whole.step_by(rows).map(move |start| start..(start + rows).min(end))
-        };
-        if seq <= rows {
-            return cut(0..tokens, rows / seq * seq).collect();
-        }
-        cut(0..tokens, seq).flat_map(|sequence| cut(sequence, rows)).collect()
+            .clamp(16, ROWS)
     }
 
     /// Logits of some hidden states and of the block that begins at column `start`, then [`exponentials`]; puts the logits of the targets
@@ -195,31 +181,31 @@ impl Head<'_> {
         losses
     }
 
-    fn backward(&self, targets: &[i64], share: f32, seq: usize) -> Sent {
+    fn backward(&self, targets: &[i64], share: f32) -> Sent {
         let (tokens, width, vocab) = (self.hidden.rows(), self.hidden.columns(), self.weight.columns());
         let mut of_hidden = vec![0.0; tokens * width];
         let mut loss = 0.0;
         let write = |of_weight: &mut Blank| {
-            let chunks = self.chunks(seq);
-            let Some(rows) = chunks.iter().map(Range::len).max() else {
+            let rows = self.rows().min(tokens);
+            if rows == 0 {
                 of_weight.fill(MaybeUninit::new(0.0));
                 return;
-            };
+            }
             let mut logits = scratch(rows * vocab);
             let mut sums = scratch(TASKS * rows * width);
-            for range in chunks {
+            for first in (0..tokens).step_by(rows) {
+                let range = first..(first + rows).min(tokens);
                 let chunk = Chunk {
                     hidden: self.hidden.row_range(range.clone()),
                     targets: &targets[range.clone()],
                     share,
-                    seq,
                 };
                 let of_weight = if self.weight.is_by_rows() {
                     MatrixMut::blank(of_weight, width, vocab)
                 } else {
                     MatrixMut::blank(of_weight, vocab, width).transposed()
                 };
-                let into = if range.start == 0 { Into::Empty } else { Into::Sum };
+                let into = if first == 0 { Into::Empty } else { Into::Sum };
                 let of_hidden = &mut of_hidden[range.start * width..range.end * width];
                 loss += self.chunk(&chunk, &mut logits, &mut sums, of_hidden, of_weight, into);
             }
@@ -243,12 +229,7 @@ impl Head<'_> {
         of_weight: MatrixMut<'_>,
         into: Into,
     ) -> f64 {
-        let Chunk {
-            hidden,
-            targets,
-            share,
-            seq,
-        } = *chunk;
+        let Chunk { hidden, targets, share } = *chunk;
         let (count, width, vocab) = (hidden.rows(), hidden.columns(), self.weight.columns());
         let starts = self.starts();
         // One after the other, each row by row, so that a product writes into one piece.
@@ -313,7 +294,7 @@ impl Head<'_> {
                     let turned = turned_round(weight, turned);
                     let before = if index == 0 { Into::Empty } else { Into::Sum };
                     multiply(&mut MatrixMut::blank(sum, count, width), before, of_logits, turned);
-                    multiply_in_pieces(out, into, by_columns, of_logits, seq);
+                    multiply(out, into, by_columns, of_logits);
                 }
             },
         );

@@ -1,25 +1,19 @@
 //! One input times several weights, `[x·W₁ | x·W₂ | …]`: with the gradients `gᵢ` of the outputs, `∂L/∂x = Σ gᵢ·Wᵢᵀ` and
 //! `∂L/∂Wᵢ = xᵀ·gᵢ`.
 //!
-//! Adam divides a gradient by its own size, so that even the rounding of one that is nearly 0 reaches a weight. Hence `xᵀ·gᵢ` is summed
-//! sequence by sequence: however a batch is cut into micro-batches, a sequence adds the same numbers.
-//!
 //! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place, and `x` is
 //! turned round once for all weights.
 
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, multiply_in_pieces, threads_for};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, threads_for};
 use super::memory::{Blank, written};
 use super::{Gradient, Operation, Output, View};
 
 /// `[tokens, inputs]` times each of the weights `[inputs, outputsᵢ]`.
 #[derive(Debug)]
-pub(crate) struct Linear {
-    /// Tokens of a sequence.
-    pub(crate) seq: usize,
-}
+pub(crate) struct Linear;
 
 fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
     Matrix::new(view.values, view.shape[0], view.shape[1])
@@ -55,7 +49,7 @@ impl<const N: usize> Operation<N> for Linear {
         std::array::from_fn(|index| match index {
             _ if !wanted[index] => Gradient::None,
             0 => Gradient::Values(sum_of_products(&parts, weights)),
-            _ => Gradient::Values(sum_over_sequences(turned_x.matrix(), parts[index - 1], self.seq)),
+            _ => Gradient::Values(by_columns(turned_x.matrix(), parts[index - 1])),
         })
     }
 }
@@ -85,9 +79,8 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
     }
 }
 
-/// `a·b`, the sum of the products of `seq` columns of `a` each, row by row: each thread has some of the columns, since it is those of `b`
-/// that a product puts in order first.
-fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize) -> Vec<f32> {
+/// `a·b`, row by row: each thread has some of the columns, since it is those of `b` that a product puts in order first.
+fn by_columns(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
     let (rows, columns) = (a.rows(), b.columns());
     if rows * columns == 0 {
         return Vec::new();
@@ -99,8 +92,12 @@ fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize) -> Vec<f32> {
         let blocks = MatrixMut::blank(out, rows, columns).column_blocks(width);
         blocks.into_par_iter().enumerate().for_each(|(index, mut out)| {
             let start = index * width;
-            let b = b.column_range(start..(start + width).min(columns));
-            multiply_in_pieces(&mut out, Into::Empty, a, b, seq);
+            multiply(
+                &mut out,
+                Into::Empty,
+                a,
+                b.column_range(start..(start + width).min(columns)),
+            );
         });
     };
     // SAFETY: the blocks are all the columns, and a product writes all of its entries.
@@ -154,10 +151,9 @@ mod tests {
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let linear = Linear { seq: 29 };
                 let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
-                let forward = linear.forward(inputs()).values;
-                let gradients = Operation::<2>::backward(&linear, inputs(), &(), &upstream, [true; 2]);
+                let forward = Linear.forward(inputs()).values;
+                let gradients = Operation::<2>::backward(&Linear, inputs(), &(), &upstream, [true; 2]);
                 let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
                     panic!("both were wanted");
                 };

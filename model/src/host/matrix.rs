@@ -304,21 +304,6 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
     }
 }
 
-/// [`multiply`] whose sums are made of those of `piece` columns of `a` each, added in their order.
-///
-/// Where a piece is a sequence, its share of the gradient of a weight is the same sum in every micro-batch that it comes in.
-pub(super) fn multiply_in_pieces(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>, piece: usize) {
-    let depth = a.columns;
-    if depth <= piece {
-        return multiply(out, into, a, b);
-    }
-    for start in (0..depth).step_by(piece) {
-        let range = start..(start + piece).min(depth);
-        let into = if start == 0 { into } else { Into::Sum };
-        multiply(out, into, a.column_range(range.clone()), b.row_range(range));
-    }
-}
-
 /// The number of threads that so many multiplications are worth.
 pub(super) fn threads_for(multiplications: usize) -> usize {
     (multiplications >> 20).clamp(1, rayon::current_num_threads())
