@@ -6,6 +6,8 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod inspect;
+pub mod logits;
+pub mod opened;
 pub mod selfcheck;
 pub mod tokenizer;
 pub mod train;
