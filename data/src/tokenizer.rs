@@ -37,6 +37,7 @@ struct Shared {
     sha256: String,
     vocabulary: usize,
     pad: u32,
+    pad_token: Option<&'static str>,
 }
 
 impl Tokenizer {
@@ -73,8 +74,9 @@ impl Tokenizer {
         if vocabulary > i32::MAX as usize {
             return Err(refused(format!("its largest id, {}, is not an id", vocabulary - 1)));
         }
-        let named_pad = PAD.iter().find_map(|token| tokenizer.token_to_id(token));
-        let pad = named_pad
+        let pad_token = PAD.into_iter().find(|token| tokenizer.token_to_id(token).is_some());
+        let pad = pad_token
+            .and_then(|token| tokenizer.token_to_id(token))
             .or(tokenizer.get_padding().map(|padding: &PaddingParams| padding.pad_id))
             .unwrap_or(0);
         // Windows cut and pad documents, not the tokenizer.
@@ -114,6 +116,7 @@ impl Tokenizer {
             sha256,
             vocabulary,
             pad,
+            pad_token,
         };
         let mut this = Self {
             shared: Arc::new(shared),
@@ -169,6 +172,11 @@ impl Tokenizer {
     /// The token that fills windows up.
     pub fn pad(&self) -> u32 {
         self.shared.pad
+    }
+
+    /// The token that is there for padding, if there is one.
+    pub fn pad_token(&self) -> Option<&str> {
+        self.shared.pad_token
     }
 
     /// The id of a token as the tokenizer spells it.
@@ -286,6 +294,7 @@ pub(crate) mod tests {
             assert_eq!(tokenizer.end_of_document(), Some(1));
             assert_eq!((tokenizer.opening(), tokenizer.closing()), (&[][..], &[1][..]));
             assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (0, 29));
+            assert_eq!(tokenizer.pad_token(), Some("<pad>"));
             assert_eq!(tokenizer.encode("abz").unwrap(), [3, 4, 28]);
             assert_eq!(tokenizer.decode(&[3, 4, 28, 1]).unwrap(), "abz</s>");
             assert!(

@@ -52,12 +52,20 @@ impl LlamaConfig {
     /// # Panics
     /// If the configuration is not [valid](LlamaConfig::validate).
     pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
+        initialise(self.skeleton(device), self, seed)
+    }
+
+    /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
+    ///
+    /// # Panics
+    /// If the configuration is not [valid](LlamaConfig::validate).
+    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Llama<B> {
         if let Err(error) = self.validate() {
             panic!("{error}");
         }
         let head = LinearConfig::new(self.hidden, self.vocab).with_bias(false);
         let norm = RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon);
-        let model = Llama {
+        Llama {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             embedding_norm: self.scheme.norm.embedding_norm().map(|start| norm.init(start, device)),
             layers: (0..self.layers).map(|index| Block::new(self, index, device)).collect(),
@@ -68,8 +76,7 @@ impl LlamaConfig {
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
-        };
-        initialise(model, self, seed)
+        }
     }
 }
 

@@ -15,19 +15,24 @@
 //! trained branch scales, of shape `[hidden]` or `[1]`; and those of `keel`'s norms, which follow the sandwich's. The branch scale of
 //! `prores` is no weight: it follows from the number of steps.
 
+mod file;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_flex::{Flex, FlexDevice};
 use half::{bf16, f16};
 use safetensors::SafeTensorError;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::config::LlamaConfig;
 use crate::llama::Llama;
 use crate::scheme::Wiring;
+
+pub use file::{SafetensorsFile, is_float};
 
 /// Why weights could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +44,8 @@ pub enum WeightsError {
     Within { path: String, cause: Box<WeightsError> },
     #[error("not a safetensors file: {0}")]
     Format(#[from] SafeTensorError),
+    #[error("{0}")]
+    Damaged(String),
     #[error("weights do not fit the model: missing {missing:?}, not used {unused:?}, wrong {wrong:?}")]
     Mismatch {
         /// Names the model needs and the file lacks.
@@ -74,7 +81,7 @@ pub fn read_safetensors(bytes: &[u8], prefix: &str) -> Result<NamedTensors, Weig
         let Some(name) = name.strip_prefix(prefix) else {
             continue;
         };
-        match floats(&view) {
+        match floats(view.data(), view.dtype()) {
             Some(values) => {
                 let shape = view.shape().to_vec();
                 tensors.insert(name.to_string(), HostTensor { shape, values });
@@ -93,12 +100,12 @@ pub fn read_safetensors(bytes: &[u8], prefix: &str) -> Result<NamedTensors, Weig
     }
 }
 
-fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
+/// Numbers of one of the types that [`is_float`] knows, in f32.
+fn floats(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
     fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| number(*chunk)).collect()
     }
-    let bytes = view.data();
-    match view.dtype() {
+    match dtype {
         Dtype::F64 => Some(each(bytes, |b| f64::from_le_bytes(b) as f32)),
         Dtype::F32 => Some(each(bytes, f32::from_le_bytes)),
         Dtype::F16 => Some(each(bytes, |b| f16::from_le_bytes(b).to_f32())),
@@ -170,6 +177,75 @@ impl LlamaConfig {
             _ => return None,
         };
         Some(name)
+    }
+}
+
+impl LlamaConfig {
+    /// Released name and shape of every parameter; no weights are made for it.
+    ///
+    /// # Panics
+    /// If the configuration is not [valid](LlamaConfig::validate).
+    pub fn released_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        struct Shapes<'a> {
+            config: &'a LlamaConfig,
+            path: Vec<String>,
+            shapes: BTreeMap<String, Vec<usize>>,
+        }
+        impl<B: Backend> ModuleVisitor<B> for Shapes<'_> {
+            fn enter_module(&mut self, name: &str, _container_type: &str) {
+                self.path.push(name.to_string());
+            }
+            fn exit_module(&mut self, _name: &str, _container_type: &str) {
+                self.path.pop();
+            }
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                let path = self.path.join(".");
+                if let Some(name) = self.config.released_name(&path) {
+                    // That of a parameter which Burn has not drawn yet; asking for its value would draw it.
+                    let shape = param.lazy_shape();
+                    self.shapes.insert(name, released_shape(&path, shape.as_slice()));
+                }
+            }
+        }
+        // Rotary tables are no parameters.
+        let bare = self.clone().with_max_positions(1);
+        let mut shapes = Shapes {
+            config: self,
+            path: Vec::new(),
+            shapes: BTreeMap::new(),
+        };
+        bare.skeleton::<Flex>(&FlexDevice).visit(&mut shapes);
+        shapes.shapes
+    }
+
+    /// Compares names, types and shapes of some tensors with those of the model's parameters.
+    ///
+    /// # Errors
+    /// All that is missing, left over, or of another shape or type. A head beside a tied one is not used and not an error.
+    pub fn check_released<'a>(
+        &self,
+        tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize])>,
+    ) -> Result<(), WeightsError> {
+        let mut expected = self.released_shapes();
+        let (mut unused, mut wrong) = (Vec::new(), Vec::new());
+        for (name, dtype, shape) in tensors {
+            match expected.remove(name) {
+                None if self.tied_head && name == "lm_head.weight" => {}
+                None => unused.push(name.to_string()),
+                Some(_) if !is_float(dtype) => wrong.push(format!("{name} ({dtype:?})")),
+                // Some released checkpoints keep gates as `[1]`.
+                Some(known) if known != shape && !(known.is_empty() && shape == [1]) => {
+                    wrong.push(format!("{name} ({shape:?}, expected {known:?})"));
+                }
+                Some(_) => {}
+            }
+        }
+        let missing: Vec<String> = expected.into_keys().collect();
+        if missing.is_empty() && unused.is_empty() && wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(WeightsError::Mismatch { missing, unused, wrong })
+        }
     }
 }
 
@@ -295,15 +371,15 @@ impl<B: Backend> Llama<B> {
     /// Replaces every parameter by those of a safetensors file.
     ///
     /// # Errors
-    /// If the file cannot be read or does not fit the model.
+    /// If the file cannot be read or does not fit the model, which is known before its tensors are read.
     pub fn load(self, config: &LlamaConfig, path: &Path) -> Result<Self, WeightsError> {
-        let bytes = std::fs::read(path).map_err(|cause| file_error(path, cause))?;
-        read_safetensors(&bytes, "")
-            .and_then(|tensors| self.with_tensors(config, &tensors))
-            .map_err(|cause| WeightsError::Within {
-                path: path.display().to_string(),
-                cause: Box::new(cause),
-            })
+        let mut file = SafetensorsFile::open(path)?;
+        let within = |cause| WeightsError::Within {
+            path: path.display().to_string(),
+            cause: Box::new(cause),
+        };
+        config.check_released(file.tensors()).map_err(within)?;
+        self.with_tensors(config, &file.read_all()?).map_err(within)
     }
 }
 
@@ -314,17 +390,22 @@ fn file_error(path: &Path, cause: std::io::Error) -> WeightsError {
     }
 }
 
+/// The shape under which a parameter is released.
+fn released_shape(path: &str, shape: &[usize]) -> Vec<usize> {
+    match shape {
+        [inputs, outputs] if is_transposed(path) => vec![*outputs, *inputs],
+        _ if path.ends_with(".gate") => Vec::new(),
+        _ => shape.to_vec(),
+    }
+}
+
 /// A parameter on the host in its released shape and orientation.
 fn to_host<B: Backend, const D: usize>(path: &str, tensor: Tensor<B, D>) -> HostTensor {
+    let shape = released_shape(path, &tensor.dims());
     let tensor = if is_transposed(path) {
         tensor.swap_dims(0, 1)
     } else {
         tensor
-    };
-    let shape = if path.ends_with(".gate") {
-        Vec::new()
-    } else {
-        tensor.dims().to_vec()
     };
     let data = tensor.into_data().convert_dtype(DType::F32);
     let values = data.into_vec().unwrap_or_default();
@@ -363,7 +444,7 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn_flex::{Flex, FlexDevice};
+    use crate::Scheme;
 
     /// The names that are ours, and the shapes that go with them.
     #[test]
@@ -388,5 +469,42 @@ mod tests {
                 "{norm}"
             );
         }
+    }
+
+    /// What is known without weights is what a model with weights has, in every scheme.
+    #[test]
+    fn released_shapes_are_those_of_the_weights() {
+        for scheme in Scheme::all() {
+            for tied in [false, true] {
+                let config = LlamaConfig::new(24, 16, 40, 4, 3)
+                    .with_kv_heads(Some(2))
+                    .with_scheme(scheme)
+                    .with_tied_head(tied);
+                let tensors = config.init::<Flex>(1, &FlexDevice).to_tensors(&config);
+                let shapes = tensors
+                    .iter()
+                    .map(|(name, tensor)| (name.clone(), tensor.shape.clone()));
+                assert_eq!(config.released_shapes(), shapes.collect(), "{scheme}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_before_it_is_read() {
+        let config = LlamaConfig::new(24, 16, 40, 4, 1).with_scheme("pre".parse().unwrap());
+        let mut shapes = config.released_shapes();
+        shapes.remove("model.norm.weight");
+        shapes.insert("model.extra".into(), vec![1]);
+        shapes.insert("lm_head.weight".into(), vec![16, 24]);
+        let tensors = shapes.iter().map(|(name, shape)| {
+            let integer = name.ends_with("q_proj.weight");
+            let dtype = if integer { Dtype::I32 } else { Dtype::BF16 };
+            (name.as_str(), dtype, shape.as_slice())
+        });
+        assert_eq!(
+            config.check_released(tensors).unwrap_err().to_string(),
+            "weights do not fit the model: missing [\"model.norm.weight\"], not used [\"model.extra\"], \
+             wrong [\"lm_head.weight ([16, 24], expected [24, 16])\", \"model.layers.0.self_attn.q_proj.weight (I32)\"]"
+        );
     }
 }
