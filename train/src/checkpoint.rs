@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_model::weights::{NamedTensors, WeightsError, read_safetensors, write_safetensors};
+use gpas_model::weights::{NamedTensors, SafetensorsFile, WeightsError, write_safetensors};
 use gpas_model::{Llama, LlamaConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -146,6 +146,15 @@ impl Snapshot {
         Self {
             weights: trainer.model().valid().to_tensors(config),
             moments: trainer.moments(),
+            state,
+        }
+    }
+
+    /// Of weights that no step has changed yet, so that there are no moments.
+    pub fn initial(weights: NamedTensors, state: RunState) -> Self {
+        Self {
+            weights,
+            moments: NamedTensors::new(),
             state,
         }
     }
@@ -340,14 +349,22 @@ impl Checkpoint {
         Ok(config.init::<B>(0, device).load(config, &self.path.join(MODEL))?)
     }
 
+    /// The weights, whole on the host.
+    ///
+    /// # Errors
+    /// If they cannot be read or do not fit.
+    pub fn weights(&self, config: &LlamaConfig) -> Result<NamedTensors, CheckpointError> {
+        let mut file = SafetensorsFile::open(&self.path.join(MODEL))?;
+        config.check_released(file.tensors())?;
+        Ok(file.read_all()?)
+    }
+
     /// The optimizer's moments.
     ///
     /// # Errors
     /// If they cannot be read.
     pub fn moments(&self) -> Result<NamedTensors, CheckpointError> {
-        let path = self.path.join(OPTIMIZER);
-        let bytes = fs::read(&path).map_err(failed(&path))?;
-        Ok(read_safetensors(&bytes, "")?)
+        Ok(SafetensorsFile::open(&self.path.join(OPTIMIZER))?.read_all()?)
     }
 }
 

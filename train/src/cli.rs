@@ -11,8 +11,11 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, compare, config, data, eval, inspect, logits, selfcheck, tokenizer, train};
+use crate::commands::{
+    bench, compare, config, data, eval, export, import, inspect, logits, selfcheck, tokenizer, train,
+};
 use crate::compare::CompareError;
+use crate::exchange::ExchangeError;
 use crate::inference::InferenceError;
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
@@ -40,6 +43,8 @@ enum Command {
     Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
     Logits(logits::LogitsArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
@@ -81,6 +86,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Selfcheck(args) => return selfcheck::run(&args, cli.backend.unwrap_or_default()),
         Command::Eval(args) => eval::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
+        Command::Export(args) => export::run(args, cli.backend),
+        Command::Import(args) => import::run(args, cli.backend.unwrap_or_default()),
         Command::Logits(args) => logits::run(args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
@@ -104,6 +111,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let run = || cause.downcast_ref::<RunError>().and_then(RunError::hint);
     let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
     let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
+    let exchange = || cause.downcast_ref::<ExchangeError>().and_then(ExchangeError::hint);
     let inference = || cause.downcast_ref::<InferenceError>().and_then(InferenceError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
     let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
@@ -115,6 +123,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         .or_else(checkpoint)
         .or_else(training)
         .or_else(inference)
+        .or_else(exchange)
         .or_else(benchmark)
 }
 

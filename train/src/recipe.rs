@@ -26,7 +26,7 @@ pub use resolve::{DEFAULT_PRESET, RecipeArgs, RecipeFile, resolve, resolve_with}
 pub use shipped::{COMPARISONS, SHIPPED, Shipped};
 
 pub(crate) use error::suggestion;
-pub(crate) use keys::parse_values;
+pub(crate) use keys::{flatten, parse_values};
 
 /// Vocabulary of a size that is no preset's, where no data has decided it yet.
 const CUSTOM_VOCAB: usize = 32_000;
@@ -75,6 +75,12 @@ pub struct ModelRecipe {
     pub vocab: Option<usize>,
     /// Whether the head is the transposed embedding.
     pub tied_head: bool,
+    /// ε of every RMSNorm.
+    pub norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_base: f64,
+    /// Positions that the model has, at least; a longer `data.seq_len` makes more.
+    pub max_positions: usize,
     /// How weights start.
     pub init: Initialisation,
     /// The gates of a `_gpas` scheme.
@@ -173,7 +179,7 @@ impl Recipe {
         let model = &self.model;
         let vocab = model.vocab.unwrap_or(data_vocab);
         let sizes = LlamaConfig::new(vocab, model.hidden, model.intermediate, model.heads, model.layers);
-        let positions = sizes.max_positions.max(self.data.seq_len);
+        let positions = model.max_positions.max(self.data.seq_len);
         let config = sizes
             .with_kv_heads(Some(model.kv_heads))
             .with_scheme(model.scheme)
@@ -182,6 +188,8 @@ impl Recipe {
             .with_tied_head(model.tied_head)
             .with_gate(model.gate)
             .with_initialisation(model.init)
+            .with_norm_epsilon(model.norm_eps)
+            .with_rope_base(model.rope_base)
             .with_max_positions(positions)
             .with_precision(self.train.precision)
             .with_recompute(self.train.recompute);
@@ -231,7 +239,7 @@ impl Recipe {
     /// The keys in which another recipe differs from this one, with the value here and the value there; `""` where there is none.
     pub fn changes(&self, other: &Recipe) -> BTreeMap<String, [Value; 2]> {
         // A recipe without a TOML form has no keys, and so differs in all of them.
-        let leaves = |recipe| keys::flatten(Table::try_from(recipe).unwrap_or_default());
+        let leaves = |recipe| flatten(Table::try_from(recipe).unwrap_or_default());
         let (ours, theirs) = (leaves(self), leaves(other));
         let value = |leaves: &BTreeMap<String, Value>, key| leaves.get(key).cloned().unwrap_or_else(|| "".into());
         ours.keys()

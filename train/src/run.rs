@@ -34,9 +34,9 @@ pub struct RunInfo {
     pub platform: String,
     /// The command line.
     pub command: Vec<String>,
-    /// Directory of the prepared data.
+    /// Directory of the prepared data; empty for an imported run that has seen none yet.
     pub data: PathBuf,
-    /// SHA-256 of the data's manifest, which holds the hashes of its shards.
+    /// SHA-256 of the data's manifest, which holds the hashes of its shards; empty likewise.
     pub data_sha256: String,
     /// SHA-256 of the tokenizer.
     pub tokenizer_sha256: String,
@@ -48,9 +48,23 @@ pub struct RunInfo {
     pub seed: u64,
     /// Seconds since 1970 when the run was started.
     pub started: u64,
+    /// Where its first weights come from, if they were not drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
     /// Every time it was gone on with.
     #[serde(default)]
     pub resumes: Vec<Resume>,
+}
+
+/// A model from elsewhere that a run begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// The directory.
+    pub from: PathBuf,
+    /// The architecture that its configuration names.
+    pub architecture: String,
+    /// Whether gates were added, which start as the identity.
+    pub added_gates: bool,
 }
 
 /// A run that was gone on with.
@@ -295,8 +309,8 @@ impl RunDirectory {
     }
 }
 
-/// Temporary directories are private; a run is not.
-fn readable_by_all(path: &Path) -> io::Result<()> {
+/// Temporary directories are private; what becomes of one is not.
+pub(crate) fn readable_by_all(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -329,6 +343,7 @@ pub(crate) mod tests {
             gates: 4,
             seed: 42,
             started: 0,
+            imported: None,
             resumes: Vec::new(),
         }
     }

@@ -142,7 +142,12 @@ pub(super) fn begin(recipe: Recipe, out: PathBuf, selected: Selected) -> Result<
     let config = recipe.llama(data.tokenizer().vocab_size())?;
     check_vocabulary(&recipe, &data, &config)?;
     let recipe = recipe.with_vocab(config.vocab);
-    let info = Box::new(facts(&recipe, &data, &config, selected)?);
+    let info = Box::new(RunInfo {
+        data: data.directory().to_path_buf(),
+        data_sha256: data_sha256(&data)?,
+        tokenizer_sha256: data.tokenizer().sha256().to_string(),
+        ..facts(&recipe, &config, selected)
+    });
     Ok(Prepared {
         recipe,
         config,
@@ -174,7 +179,11 @@ pub(super) fn go_on(
         .as_ref()
         .map_or(&written, |checkpoint| &checkpoint.state.recipe);
     let changes = computed.changes(&recipe);
-    if let Some((key, [before, after])) = changes.iter().find(|(key, _)| !Recipe::may_change(key)) {
+    let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
+    // Nothing has been computed by its recipe yet but the model, which it did not decide.
+    let unstarted = info.imported.is_some() && step == 0 && !has_steps(&run);
+    let may_change = |key: &str| Recipe::may_change(key) || (unstarted && !key.starts_with("model."));
+    if let Some((key, [before, after])) = changes.iter().find(|(key, _)| !may_change(key)) {
         return Err(RecipeError::Mathematics {
             key: key.clone(),
             before: before.to_string(),
@@ -184,7 +193,16 @@ pub(super) fn go_on(
     }
 
     let data = PreparedData::open(&data_directory(&recipe)?)?;
-    if data_sha256(&data)? != info.data_sha256 {
+    let found = data_sha256(&data)?;
+    if unstarted && data.tokenizer().sha256() == info.tokenizer_sha256 {
+        (info.data, info.data_sha256) = (data.directory().to_path_buf(), found);
+    } else if unstarted {
+        return Err(TrainingError::Tokenizer {
+            data: data.directory().to_path_buf(),
+            run: run.tokenizer_path(),
+        }
+        .into());
+    } else if found != info.data_sha256 {
         return Err(TrainingError::DataChanged(data.directory().to_path_buf()).into());
     }
     let config = recipe.llama(data.tokenizer().vocab_size())?;
@@ -193,7 +211,6 @@ pub(super) fn go_on(
     for damage in &passed_over {
         eprintln!("warning: {damage}; passed over");
     }
-    let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
     checkpoint::clear(&run.checkpoints_path(), step)?;
     info.resumes.push(Resume {
         step,
@@ -242,23 +259,25 @@ pub fn data_sha256(data: &PreparedData) -> Result<String> {
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn facts(recipe: &Recipe, data: &PreparedData, config: &LlamaConfig, selected: Selected) -> Result<RunInfo> {
-    Ok(RunInfo {
+/// The facts of a run that begins here and now, but for its data and its tokenizer.
+pub(super) fn facts(recipe: &Recipe, config: &LlamaConfig, selected: Selected) -> RunInfo {
+    RunInfo {
         gpas: env!("CARGO_PKG_VERSION").into(),
         commit: env!("GPAS_COMMIT").into(),
         burn: "0.21.0".into(),
         backend: selected.to_string(),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         command: std::env::args().collect(),
-        data: data.directory().to_path_buf(),
-        data_sha256: data_sha256(data)?,
-        tokenizer_sha256: data.tokenizer().sha256().to_string(),
+        data: PathBuf::new(),
+        data_sha256: String::new(),
+        tokenizer_sha256: String::new(),
         parameters: config.parameters(),
         gates: config.gates(),
         seed: recipe.train.seed,
         started: now(),
+        imported: None,
         resumes: Vec::new(),
-    })
+    }
 }
 
 /// Seconds since 1970.

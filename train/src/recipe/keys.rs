@@ -189,7 +189,7 @@ impl Keys {
 }
 
 /// A table as its leaves by dotted key; an empty section is a leaf.
-pub(super) fn flatten(table: Table) -> BTreeMap<String, Value> {
+pub(crate) fn flatten(table: Table) -> BTreeMap<String, Value> {
     fn walk(prefix: &str, table: Table, leaves: &mut BTreeMap<String, Value>) {
         for (name, value) in table {
             let key = format!("{prefix}{name}");

@@ -17,6 +17,9 @@ use super::{
 
 /// The size of a run that names none.
 pub const DEFAULT_PRESET: &str = "nano";
+const DEFAULT_NORM_EPS: f64 = 1e-6;
+const DEFAULT_ROPE_BASE: f64 = 10_000.0;
+const DEFAULT_POSITIONS: usize = 2048;
 const DEFAULT_STEPS: u64 = 1500;
 const DEFAULT_LR: f64 = 1e-3;
 const DEFAULT_BATCH: usize = 8;
@@ -277,6 +280,15 @@ impl ModelRecipe {
             residual_warmup: k.steps("model.residual_warmup", steps)?.unwrap_or(warmup),
             vocab: k.size("model.vocab", 1..=MAX_VOCAB)?,
             tied_head: k.boolean("model.tied_head")?.unwrap_or(false),
+            norm_eps: k
+                .real("model.norm_eps", "a number above 0", |eps| eps > 0.0)?
+                .unwrap_or(DEFAULT_NORM_EPS),
+            rope_base: k
+                .real("model.rope_base", "a number above 1", |base| base > 1.0)?
+                .unwrap_or(DEFAULT_ROPE_BASE),
+            max_positions: k
+                .size("model.max_positions", 1..=MAX_SEQUENCE)?
+                .unwrap_or(DEFAULT_POSITIONS),
             init: k.choice("model.init", "model.init", &inits)?.unwrap_or_default(),
             gate,
         })
