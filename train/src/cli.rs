@@ -11,10 +11,11 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, compare, config, data, eval, inspect, selfcheck, tokenizer, train};
+use crate::commands::{bench, compare, config, data, eval, inspect, report, selfcheck, tokenizer, train};
 use crate::compare::CompareError;
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
+use crate::report::ReportError;
 use crate::run::RunError;
 use crate::training::TrainingError;
 
@@ -39,6 +40,7 @@ enum Command {
     Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Report(report::ReportArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
     /// Show what a recipe resolves to and what its model costs
@@ -79,6 +81,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Selfcheck(args) => return selfcheck::run(&args, cli.backend.unwrap_or_default()),
         Command::Eval(args) => eval::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
+        Command::Report(args) => report::run(&args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
@@ -102,9 +105,11 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
     let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
+    let report = || cause.downcast_ref::<ReportError>().and_then(ReportError::hint);
     let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
     recipe()
         .or_else(compare)
+        .or_else(report)
         .or_else(data)
         .or_else(backend)
         .or_else(run)

@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod inspect;
+pub mod report;
 pub mod selfcheck;
 pub mod tokenizer;
 pub mod train;
