@@ -11,7 +11,7 @@ use super::inspect::Look;
 use crate::backend::BackendChoice;
 use crate::checkpoint::newest_step;
 use crate::compare::Comparison;
-use crate::report::{read_inspection, write_comparison, write_inspection, write_run};
+use crate::report::{ReportError, read_inspection, write_comparison, write_inspection, write_run};
 use crate::run::RunDirectory;
 
 /// Tokens of the look at the layers for a report, at most: it costs about as many forward passes as the model has half layers.
@@ -40,7 +40,7 @@ pub fn run(args: &ReportArgs, backend: Option<BackendChoice>) -> Result<()> {
     let path = if directory.join("recipe.toml").is_file() {
         of_run(&RunDirectory::open(directory)?, backend)?
     } else {
-        let comparison = Comparison::read(directory)?;
+        let comparison = Comparison::read(directory).map_err(ReportError::from)?;
         for run in &comparison.runs {
             of_run(&RunDirectory::open(&directory.join(&run.directory))?, backend)?;
         }

@@ -123,7 +123,7 @@ fn over_seeds(subjects: &[Subject<'_>]) -> &'static str {
 }
 
 /// A number in a table, with four digits that count.
-fn cell(value: f64) -> String {
+pub fn cell(value: f64) -> String {
     let size = value.abs();
     match size {
         _ if !value.is_finite() => "–".into(),
@@ -133,6 +133,14 @@ fn cell(value: f64) -> String {
             let digits = (3 - size.log10().floor() as i32).max(0) as usize;
             format!("{value:.digits$}").replace('-', "−")
         }
+    }
+}
+
+/// A change of the loss, with its sign.
+pub fn change(value: f64) -> String {
+    match value.is_finite() {
+        true => format!("{value:+.4}").replace('-', "−"),
+        false => "–".into(),
     }
 }
 
@@ -593,11 +601,7 @@ fn skipped_layers(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError>
         table.head.push(subject.name.clone());
         for (layer, row) in table.rows.iter_mut().enumerate() {
             let value = values.get(layer).copied().unwrap_or(f64::NAN);
-            row.push(if value.is_finite() {
-                format!("{value:+.4}").replace('-', "−")
-            } else {
-                "–".into()
-            });
+            row.push(change(value));
         }
         panels.push(Panel {
             svg: bars(

@@ -5,13 +5,18 @@ use std::path::Path;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::RunRecords;
-use super::figures::{Figure, Legend, Subject, Table, all, differences};
+use super::figures::{Figure, Legend, Subject, Table, all, cell, change, differences};
 use super::ink::{Ink, hex};
 use super::plot::{GRID, INK, PlotError, number, swatch};
+use crate::compare::statistics::median;
 use crate::compare::{COLUMNS, Comparison, METHOD, cells, notes};
+use crate::metrics::EvalRecord;
 use crate::run::RunInfo;
 
 const STYLE: &str = include_str!("page.css");
+
+/// How many of a run's notices are shown: one that diverges has as many as steps.
+const NOTICES: usize = 12;
 
 /// The report of a run.
 pub fn of_run(path: &Path, records: &RunRecords) -> Result<String, PlotError> {
@@ -142,7 +147,7 @@ fn summary_of_run(records: &RunRecords) -> Markup {
         .last()
         .map_or((0, 0), |record| (record.step, record.tokens));
     let last = metrics.eval.last();
-    let finite = |record: &&crate::metrics::EvalRecord| record.loss.is_finite();
+    let finite = |record: &&EvalRecord| record.loss.is_finite();
     let best = metrics
         .eval
         .iter()
@@ -150,11 +155,12 @@ fn summary_of_run(records: &RunRecords) -> Markup {
         .min_by(|a, b| a.loss.total_cmp(&b.loss));
     let speeds = metrics.train.iter().map(|record| record.tokens_per_s).collect();
     let skipped = metrics.train.iter().filter(|record| record.skipped).count();
-    let figure = |record: &crate::metrics::EvalRecord| {
-        format!(
+    let figure = |record: &EvalRecord| match record.loss.is_finite() {
+        true => format!(
             "{:.3} (loss {:.4}) after {} steps",
             record.perplexity, record.loss, record.step
-        )
+        ),
+        false => format!("not finite after {} steps", record.step),
     };
     html! {
         section {
@@ -163,12 +169,13 @@ fn summary_of_run(records: &RunRecords) -> Markup {
                 @if let Some(last) = last { dt { "validation perplexity" } dd { b { (figure(last)) } } }
                 @if let Some(best) = best { dt { "its best" } dd { (figure(best)) } }
                 dt { "trained" } dd { (step) " of " (records.recipe.train.steps) " steps, " (number(tokens as f64)) " tokens" }
-                @if let Some(speed) = crate::compare::statistics::median(speeds) {
+                @if let Some(speed) = median(speeds) {
                     dt { "speed" } dd { (format!("{speed:.0}")) " tokens/s, the median over all steps" }
                 }
                 @if skipped > 0 { dt { "steps without update" } dd { (skipped) } }
             }
-            @for notice in &metrics.notices { p.note { "Step " (notice.step) ": " (notice.message) } }
+            @for notice in metrics.notices.iter().take(NOTICES) { p.note { "Step " (notice.step) ": " (notice.message) } }
+            @if metrics.notices.len() > NOTICES { p.note { "And " (metrics.notices.len() - NOTICES) " more, in metrics.jsonl." } }
         }
     }
 }
@@ -231,11 +238,7 @@ fn layers(records: &RunRecords) -> Markup {
     };
     let joined = |values: &[f64]| match values {
         [] => "–".to_string(),
-        _ => values
-            .iter()
-            .map(|value| number(*value))
-            .collect::<Vec<_>>()
-            .join(" / "),
+        _ => values.iter().map(|value| cell(*value)).collect::<Vec<_>>().join(" / "),
     };
     let head = [
         "layer",
@@ -255,12 +258,12 @@ fn layers(records: &RunRecords) -> Markup {
             .map(|(index, layer)| {
                 vec![
                     index.to_string(),
-                    number(layer.variance),
-                    number(layer.block_influence),
-                    format!("{:+.4}", layer.loss_change).replace('-', "−"),
+                    cell(layer.variance),
+                    cell(layer.block_influence),
+                    change(layer.loss_change),
                     joined(&layer.gates),
                     joined(&layer.scales),
-                    layer.running_scale.map_or("–".into(), number),
+                    layer.running_scale.map_or("–".into(), cell),
                 ]
             })
             .collect(),

@@ -161,6 +161,7 @@ fn log_ticks(ends: [f64; 2]) -> Vec<f64> {
 pub fn number(value: f64) -> String {
     let size = value.abs();
     let text = match size {
+        _ if !value.is_finite() => return "–".into(),
         0.0 => "0".into(),
         _ if size >= 1e9 => format!("{:.2}", value / 1e9),
         _ if size >= 1e6 => format!("{:.2}", value / 1e6),
@@ -524,6 +525,7 @@ mod tests {
             (-0.25, "−0.25"),
             (0.0001, "1e−4"),
             (100.0, "100"),
+            (f64::NAN, "–"),
         ] {
             assert_eq!(number(value), text);
         }
