@@ -431,6 +431,11 @@ pub fn clear(folder: &Path, step: u64) -> Result<(), CheckpointError> {
     clear().map_err(failed(folder))
 }
 
+/// The step of the newest checkpoint in a run's folder of checkpoints, whether or not it is whole.
+pub fn newest_step(folder: &Path) -> Option<u64> {
+    newest_first(folder).ok()?.first().map(|(step, _)| *step)
+}
+
 fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {

@@ -12,13 +12,15 @@ use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
 use crate::commands::{
-    bench, compare, config, data, eval, export, import, inspect, logits, selfcheck, tokenizer, train,
+    bench, compare, config, data, eval, export, import, inspect, logits, report, selfcheck, tokenizer,
+    train,
 };
 use crate::compare::CompareError;
 use crate::exchange::ExchangeError;
 use crate::inference::InferenceError;
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
+use crate::report::ReportError;
 use crate::run::RunError;
 use crate::training::TrainingError;
 
@@ -46,6 +48,7 @@ enum Command {
     Export(export::ExportArgs),
     Import(import::ImportArgs),
     Logits(logits::LogitsArgs),
+    Report(report::ReportArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
     /// Show what a recipe resolves to and what its model costs
@@ -89,6 +92,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Export(args) => export::run(args, cli.backend),
         Command::Import(args) => import::run(args, cli.backend.unwrap_or_default()),
         Command::Logits(args) => logits::run(args, cli.backend),
+        Command::Report(args) => report::run(&args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
@@ -114,9 +118,11 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let exchange = || cause.downcast_ref::<ExchangeError>().and_then(ExchangeError::hint);
     let inference = || cause.downcast_ref::<InferenceError>().and_then(InferenceError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
+    let report = || cause.downcast_ref::<ReportError>().and_then(ReportError::hint);
     let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
     recipe()
         .or_else(compare)
+        .or_else(report)
         .or_else(data)
         .or_else(backend)
         .or_else(run)

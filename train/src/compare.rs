@@ -20,20 +20,20 @@ pub mod statistics;
 mod table;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::metrics::{EvalRecord, GateRange, Metrics};
+use crate::metrics::{EvalRecord, GateRange, Metrics, null_is_nan};
 use crate::recipe::{Recipe, RecipeError, suggestion};
-use crate::run::{RunDirectory, RunError, RunInfo};
+use crate::run::{RunDirectory, RunError, RunInfo, replace};
 use statistics::{Difference, Sample, median};
 
 pub use plan::{Arm, Plan, PlannedRun};
-pub use table::{COLUMNS, cells, markdown, notes, plain};
+pub use table::{COLUMNS, METHOD, cells, markdown, notes, plain};
 
 /// A rise of the validation loss over its lowest value, in nats, from which on a run counts as diverged.
 const BLOW_UP: f64 = 1.0;
@@ -126,10 +126,6 @@ pub struct ArmSummary {
     pub gate_min: Option<f64>,
     /// Largest gate α at the last step of any run.
     pub gate_max: Option<f64>,
-}
-
-fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Why runs cannot be compared.
@@ -330,8 +326,8 @@ impl Comparison {
             path: path.clone(),
             cause,
         })?;
-        replace(&path, &(json + "\n"))?;
-        replace(&directory.join("compare.md"), &markdown(self))
+        replace(&path, (json + "\n").as_bytes())?;
+        Ok(replace(&directory.join("compare.md"), markdown(self).as_bytes())?)
     }
 
     /// Reads the `compare.json` of a directory.
@@ -349,18 +345,6 @@ impl Comparison {
         })?;
         serde_json::from_slice(&text).map_err(|cause| CompareError::Json { path, cause })
     }
-}
-
-/// Writes a file aside and puts it in place when it is whole.
-pub(crate) fn replace(path: &Path, text: &str) -> Result<(), CompareError> {
-    let aside = path.with_added_extension("new");
-    let written = fs::write(&aside, text)
-        .and_then(|()| File::open(&aside)?.sync_all())
-        .and_then(|()| fs::rename(&aside, path));
-    written.map_err(|cause| CompareError::File {
-        path: path.to_path_buf(),
-        cause,
-    })
 }
 
 /// A run with its figures.

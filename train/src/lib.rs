@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod profile;
 pub mod recipe;
+pub mod report;
 pub mod run;
 pub mod schedule;
 pub mod screen;

@@ -6,6 +6,8 @@
 //! RUN/tokenizer.json         the data's tokenizer
 //! RUN/metrics.jsonl          one line per step and per evaluation
 //! RUN/checkpoints/step-N/    weights and optimizer after step N
+//! RUN/inspection.json        the look at its layers that the report shows
+//! RUN/report.html            the report
 //! RUN/tensorboard/           event files, if asked for
 //! RUN/lock                   held by the process that trains
 //! ```
@@ -30,6 +32,9 @@ pub struct RunInfo {
     pub burn: String,
     /// Backend, with the number of the device if it is not the first.
     pub backend: String,
+    /// Name of the processor or card; empty if it is not known.
+    #[serde(default)]
+    pub device: String,
     /// Operating system and processor architecture.
     pub platform: String,
     /// The command line.
@@ -182,19 +187,12 @@ impl RunDirectory {
     /// # Errors
     /// If the disk does not take them.
     pub fn write(&self, recipe: &Recipe, info: &RunInfo) -> Result<(), RunError> {
-        let replace = |path: PathBuf, bytes: &[u8]| {
-            let aside = path.with_extension("new");
-            let written = fs::write(&aside, bytes)
-                .and_then(|()| File::open(&aside)?.sync_all())
-                .and_then(|()| fs::rename(&aside, &path));
-            written.map_err(|cause| RunError::File { path, cause })
-        };
-        replace(self.recipe_path(), recipe.to_toml()?.as_bytes())?;
+        replace(&self.recipe_path(), recipe.to_toml()?.as_bytes())?;
         let info = serde_json::to_vec_pretty(info).map_err(|cause| RunError::Json {
             path: self.info_path(),
             cause,
         })?;
-        replace(self.info_path(), &info)
+        replace(&self.info_path(), &info)
     }
 
     /// Takes the right to write into the directory.
@@ -298,6 +296,11 @@ impl RunDirectory {
         self.path.join("metrics.jsonl")
     }
 
+    /// Path of the look at its layers.
+    pub fn inspection_path(&self) -> PathBuf {
+        self.path.join("inspection.json")
+    }
+
     /// Path of the folder of TensorBoard's event files.
     pub fn tensorboard_path(&self) -> PathBuf {
         self.path.join("tensorboard")
@@ -307,6 +310,21 @@ impl RunDirectory {
     pub fn checkpoints_path(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
+}
+
+/// Writes a file in one piece: aside, synced, and moved into place.
+///
+/// # Errors
+/// If the disk does not take it.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    let aside = path.with_extension("new");
+    let written = fs::write(&aside, bytes)
+        .and_then(|()| File::open(&aside)?.sync_all())
+        .and_then(|()| fs::rename(&aside, path));
+    written.map_err(|cause| RunError::File {
+        path: path.to_path_buf(),
+        cause,
+    })
 }
 
 /// Temporary directories are private; what becomes of one is not.
@@ -334,6 +352,7 @@ pub(crate) mod tests {
             commit: "c".into(),
             burn: "0".into(),
             backend: "flex".into(),
+            device: "2 cores".into(),
             platform: "linux".into(),
             command: vec!["gpas".into()],
             data: "d".into(),

@@ -10,6 +10,7 @@ use clap::Args;
 use gpas_data::store::PreparedData;
 use indicatif::{HumanCount, HumanDuration};
 
+use super::report;
 use super::train::{begin, data_directory, data_sha256, execute, go_on};
 use crate::backend::{BackendChoice, Selected};
 use crate::benchmark::{Benchmark, Candidate};
@@ -17,6 +18,7 @@ use crate::checkpoint::{CheckpointError, RunState, newest_valid};
 use crate::compare::{CompareError, Comparison, FinishedRun, Plan, PlannedRun, may_differ, plain};
 use crate::dashboard::covers_terminal;
 use crate::recipe::{CompareTable, RecipeArgs, RecipeFile, parse_values};
+use crate::report::write_comparison;
 use crate::run::RunDirectory;
 use crate::screen::restore;
 use crate::signals::StopRequest;
@@ -35,7 +37,7 @@ use crate::training::{End, TrainingError, check_vocabulary};
 Every scheme is combined with every value of every varied key; each combination is an arm, named `pre_gpas+lr=0.001`, and has a run for
 each seed in DIR/ARM/seed-N. Runs with the same seed have the same initial weights and the same data in the same order, whatever their
 scheme. The same line again goes on where it was interrupted, and makes what has been added; finished runs stay as they are. A recipe's
-[compare] table says what the options do not. DIR/compare.json and DIR/compare.md have the table."
+[compare] table says what the options do not. DIR/compare.json and DIR/compare.md have the table, DIR/report.html has it with figures."
 )]
 pub struct CompareArgs {
     /// A recipe file, or the name of a shipped one: compare-quick, compare-small, nano, 9m, … 7b
@@ -112,6 +114,8 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
         let title = format!("[{}/{}] {}", index + 1, plan.runs.len(), plan.name(run));
         if *standing == Standing::Done {
             say(&format!("{title}: done before"));
+            // Made again, for one that was interrupted at its very end.
+            report::of_run(&RunDirectory::open(&path)?, backend)?;
         } else {
             say(&title);
             let prepared = match standing {
@@ -135,7 +139,9 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
             }
         }
         finished.push(FinishedRun::read(index, &RunDirectory::open(&path)?)?);
-        Comparison::of(&plan, &finished).write(&args.out)?;
+        let comparison = Comparison::of(&plan, &finished);
+        comparison.write(&args.out)?;
+        write_comparison(&args.out, &comparison)?;
         if let Some(stop) = stop.requested() {
             say("stopped; the same command goes on from there");
             return Ok(stop.exit_code().into());

@@ -71,7 +71,8 @@ pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
     Ok(())
 }
 
-struct Look(Validation);
+/// The task of looking at a checkpoint.
+pub(super) struct Look(pub Validation);
 
 impl BackendTask for Look {
     type Output = Result<Inspection, TrainingError>;

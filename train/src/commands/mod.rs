@@ -10,6 +10,7 @@ pub mod import;
 pub mod inspect;
 pub mod logits;
 pub mod opened;
+pub mod report;
 pub mod selfcheck;
 pub mod tokenizer;
 pub mod train;

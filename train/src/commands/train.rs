@@ -18,6 +18,7 @@ use crate::checkpoint::{self, CheckpointError, newest_valid};
 use crate::dashboard::covers_terminal;
 use crate::metrics::Record;
 use crate::recipe::{Recipe, RecipeArgs, RecipeError, resolve};
+use crate::report::write_run;
 use crate::run::{Resume, RunDirectory, RunError, RunInfo, RunLock};
 use crate::screen::restore;
 use crate::signals::StopRequest;
@@ -110,6 +111,10 @@ pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: 
         recipe.data.seq_len,
         data.directory().display(),
     );
+    let path = match &start {
+        Start::New { out, .. } => out.clone(),
+        Start::Resume { run, .. } => run.path().to_path_buf(),
+    };
     let begin = Instant::now();
     let outcome = selected.run(TrainingRun {
         recipe,
@@ -119,8 +124,25 @@ pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: 
         plain,
         tensorboard,
         stop,
-    })??;
-    let _ = report(&outcome, begin);
+    })?;
+    // Who stops a run wants it to stop: what there is to see of it takes no time, a look at its layers does.
+    let reported = match &outcome {
+        Ok(outcome) if outcome.end == End::Complete => {
+            let backend = BackendChoice::Named(selected.name, selected.index);
+            super::report::of_run(&outcome.run, Some(backend)).map(drop)
+        }
+        Ok(outcome) => write_run(&outcome.run).map(drop).map_err(Into::into),
+        Err(TrainingError::NotFinite { .. }) => RunDirectory::open(&path)
+            .map_err(Into::into)
+            .and_then(|run| Ok(write_run(&run).map(drop)?)),
+        Err(_) => Ok(()),
+    };
+    // The run is whole without it.
+    if let Err(error) = reported {
+        eprintln!("warning: no report: {error:#}");
+    }
+    let outcome = outcome?;
+    let _ = tell(&outcome, begin);
     Ok(outcome)
 }
 
@@ -266,6 +288,7 @@ pub(super) fn facts(recipe: &Recipe, config: &LlamaConfig, selected: Selected) -
         commit: env!("GPAS_COMMIT").into(),
         burn: "0.21.0".into(),
         backend: selected.to_string(),
+        device: selected.device_name().unwrap_or_default(),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         command: std::env::args().collect(),
         data: PathBuf::new(),
@@ -287,7 +310,7 @@ fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-fn report(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
+fn tell(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
     let run = outcome.run.path().display();
     let mut out = std::io::stdout();
     if let End::Stopped(_) = outcome.end {
@@ -304,5 +327,5 @@ fn report(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
             HumanDuration(begin.elapsed()),
         )?;
     }
-    writeln!(out, "run directory {run}")
+    writeln!(out, "run directory {run}, with its report.html")
 }

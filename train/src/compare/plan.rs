@@ -183,6 +183,8 @@ fn first_repeated<T: Ord + Clone>(values: &[T]) -> Option<T> {
 pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        // With an exponent where it is very large or small, as TOML does not.
+        Value::Float(number) => format!("{number:?}"),
         other => other.to_string(),
     }
 }

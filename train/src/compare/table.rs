@@ -122,16 +122,25 @@ pub fn notes(comparison: &Comparison) -> Vec<String> {
     notes
 }
 
-/// How the figures came about.
-const METHOD: &str = "\
-- perplexity: validation perplexity after the last step, mean ± standard deviation over the seeds;
-- difference: from the baseline's run with the same seed, hence the same initial weights and data; mean over the seeds and its 95 % interval \
-by Student's t. \"Not resolved\": the interval spans 0. Each interval stands for itself, uncorrected for the number of arms;
-- to the baseline's loss: where the validation loss first falls to the final one of the baseline's run with the same seed, on straight lines \
-between evaluations, mean over the seeds; × is the baseline's steps over those. \"in 1 of 3\": only so many of the runs got there;
-- tokens/s: median over all steps;
-- gates: the smallest and the largest α at the last step of any run.
-";
+/// How the figures of the columns came about.
+pub const METHOD: [(&str, &str); 5] = [
+    (
+        "perplexity",
+        "validation perplexity after the last step, mean ± standard deviation over the seeds",
+    ),
+    (
+        "difference",
+        "from the baseline's run with the same seed, hence the same initial weights and data; mean over the seeds and its 95 % interval by \
+         Student's t. “Not resolved”: the interval spans 0. Each interval stands for itself, uncorrected for the number of arms",
+    ),
+    (
+        "to the baseline's loss",
+        "where the validation loss first falls to the final one of the baseline's run with the same seed, on straight lines between \
+         evaluations, mean over the seeds; × is the baseline's steps over those. “in 1 of 3”: only so many of the runs got there",
+    ),
+    ("tokens/s", "median over all steps"),
+    ("gates", "the smallest and the largest α at the last step of any run"),
+];
 
 /// `compare.md`.
 pub fn markdown(comparison: &Comparison) -> String {
@@ -148,7 +157,11 @@ pub fn markdown(comparison: &Comparison) -> String {
     for note in notes(comparison) {
         let _ = write!(text, "\n{note}\n");
     }
-    text + "\n" + METHOD
+    text.push('\n');
+    for (what, how) in METHOD {
+        let _ = writeln!(text, "- {what}: {how}.");
+    }
+    text
 }
 
 /// The table for a terminal.
