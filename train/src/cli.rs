@@ -11,8 +11,9 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, compare, config, data, eval, inspect, selfcheck, tokenizer, train};
+use crate::commands::{bench, compare, config, data, eval, inspect, logits, selfcheck, tokenizer, train};
 use crate::compare::CompareError;
+use crate::inference::InferenceError;
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::run::RunError;
@@ -39,6 +40,7 @@ enum Command {
     Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Logits(logits::LogitsArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
     /// Show what a recipe resolves to and what its model costs
@@ -80,6 +82,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend),
+        Command::Logits(args) => logits::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
@@ -101,6 +104,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let run = || cause.downcast_ref::<RunError>().and_then(RunError::hint);
     let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
     let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
+    let inference = || cause.downcast_ref::<InferenceError>().and_then(InferenceError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
     let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
     recipe()
@@ -110,6 +114,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         .or_else(run)
         .or_else(checkpoint)
         .or_else(training)
+        .or_else(inference)
         .or_else(benchmark)
 }
 

@@ -11,6 +11,7 @@ pub mod commands;
 pub mod compare;
 pub mod dashboard;
 pub mod evaluate;
+pub mod inference;
 pub mod inspect;
 pub mod memory;
 pub mod metrics;

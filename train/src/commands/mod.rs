@@ -7,5 +7,7 @@ pub mod data;
 pub mod eval;
 pub mod inspect;
 pub mod selfcheck;
+pub mod logits;
+pub mod opened;
 pub mod tokenizer;
 pub mod train;
