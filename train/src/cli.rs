@@ -11,7 +11,9 @@ use gpas_data::DataError;
 use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
-use crate::commands::{bench, compare, config, data, eval, inspect, logits, selfcheck, tokenizer, train};
+use crate::commands::{
+    bench, compare, config, data, eval, generate, inspect, logits, selfcheck, tokenizer, train,
+};
 use crate::compare::CompareError;
 use crate::inference::InferenceError;
 use crate::memory::keep_freed_memory;
@@ -40,6 +42,7 @@ enum Command {
     Compare(compare::CompareArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Generate(generate::GenerateArgs),
     Logits(logits::LogitsArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
@@ -80,9 +83,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Compare(args) => return compare::run(args, cli.backend),
         Command::Selfcheck(args) => return selfcheck::run(&args, cli.backend.unwrap_or_default()),
         Command::Eval(args) => eval::run(args, cli.backend),
+        Command::Generate(args) => generate::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
-        Command::Bench(args) => bench::run(args, cli.backend),
         Command::Logits(args) => logits::run(args, cli.backend),
+        Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
