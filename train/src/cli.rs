@@ -19,6 +19,7 @@ use crate::inference::InferenceError;
 use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::run::RunError;
+use crate::task::TaskError;
 use crate::training::TrainingError;
 
 /// Pre-train language models with Gradient-Preserving Activation Scaling, on any GPU or CPU
@@ -109,6 +110,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
     let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
     let inference = || cause.downcast_ref::<InferenceError>().and_then(InferenceError::hint);
+    let task = || cause.downcast_ref::<TaskError>().and_then(TaskError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
     let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
     recipe()
@@ -119,6 +121,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         .or_else(checkpoint)
         .or_else(training)
         .or_else(inference)
+        .or_else(task)
         .or_else(benchmark)
 }
 

@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod screen;
 pub mod selfcheck;
 pub mod signals;
+pub mod task;
 pub mod telemetry;
 pub mod tensorboard;
 pub mod text;
