@@ -12,7 +12,7 @@ use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
 use crate::commands::{
-    bench, compare, config, data, eval, generate, inspect, logits, selfcheck, tokenizer, train,
+    bench, compare, config, data, eval, generate, inspect, logits, selfcheck, serve, tokenizer, train,
 };
 use crate::compare::CompareError;
 use crate::inference::InferenceError;
@@ -45,6 +45,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Generate(generate::GenerateArgs),
     Logits(logits::LogitsArgs),
+    Serve(serve::ServeArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
     /// Show what a recipe resolves to and what its model costs
@@ -87,6 +88,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
         Command::Logits(args) => logits::run(args, cli.backend),
+        Command::Serve(args) => serve::run(args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),

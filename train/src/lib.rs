@@ -24,6 +24,7 @@ pub mod sampler;
 pub mod schedule;
 pub mod screen;
 pub mod selfcheck;
+pub mod serve;
 pub mod signals;
 pub mod task;
 pub mod telemetry;

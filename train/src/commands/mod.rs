@@ -10,5 +10,6 @@ pub mod inspect;
 pub mod logits;
 pub mod opened;
 pub mod selfcheck;
+pub mod serve;
 pub mod tokenizer;
 pub mod train;
