@@ -3,4 +3,5 @@
 pub mod bench;
 pub mod ci;
 pub mod gpu_bench;
+pub mod harness;
 pub mod kill;

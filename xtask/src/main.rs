@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, gpu_bench, kill};
+use xtask::{bench, ci, gpu_bench, harness, kill};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -19,6 +19,7 @@ enum Command {
     Ci(ci::CiArgs),
     GpuBench(gpu_bench::GpuBenchArgs),
     Kill(kill::KillArgs),
+    VerifyHarness(harness::HarnessArgs),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Ci(args) => ci::run(&args),
         Command::GpuBench(args) => gpu_bench::run(&args),
         Command::Kill(args) => kill::run(&args),
+        Command::VerifyHarness(args) => harness::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
