@@ -92,7 +92,10 @@ fn metrics_have_one_line_per_step_with_the_documented_keys() {
             assert!(line["loss"].is_f64(), "{run}: {line}");
         }
         let evaluations = of_kind(&lines, "eval");
-        assert_eq!(keys(evaluations[0]), ["kind", "loss", "perplexity", "step", "tokens"]);
+        assert_eq!(
+            keys(evaluations[0]),
+            ["bits_per_byte", "kind", "loss", "perplexity", "step", "tokens"]
+        );
         assert_eq!(evaluations[0]["step"], 0);
         assert_eq!(evaluations.last().unwrap()["step"], 3);
         let layers = of_kind(&lines, "layers");

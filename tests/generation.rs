@@ -58,3 +58,82 @@ fn logits_are_written_for_every_token() {
         "`--context` is at most 2048",
     );
 }
+
+#[test]
+fn text_goes_on_from_a_prompt() {
+    let place = trained();
+    let say = |options: &str| place.does(&format!("generate run {options}"));
+    let text = say("--prompt fox --max-tokens 6");
+    assert!(text.ends_with('\n') && text.len() > 1);
+    assert_eq!(say("--prompt fox --max-tokens 6"), text);
+    assert_eq!(say("--prompt fox --max-tokens 6 --seed 42"), text);
+    let others: Vec<String> = (0..4)
+        .map(|seed| say(&format!("--prompt fox --max-tokens 6 --seed {seed}")))
+        .collect();
+    assert!(others.iter().any(|other| *other != text));
+    let greedy = say("--prompt fox --max-tokens 6 --temperature 0");
+    assert_eq!(say("--prompt fox --max-tokens 6 --temperature 0 --seed 7"), greedy);
+    assert_eq!(say("--prompt fox --max-tokens 6 --top-k 1 --seed 8"), greedy);
+    assert_eq!(say("--prompt fox --max-tokens 6 --min-p 1 --seed 9"), greedy);
+    assert_eq!(say("--prompt fox --max-tokens 6 --top-p 0.0001 --seed 10"), greedy);
+    assert_eq!(say("--prompt fox --max-tokens 0"), "\n");
+}
+
+/// Prompts of different lengths, among them the one that was asked for alone.
+#[test]
+fn prompts_of_a_file_go_together_and_each_says_what_it_says_alone() {
+    let place = trained();
+    let object = |output: &str| -> serde_json::Value { serde_json::from_str(output).unwrap() };
+    let alone = object(&place.does("generate run --prompt fox --max-tokens 6 --seed 3 --json"));
+    let keys = place::keys(&alone);
+    assert_eq!(keys, ["finish", "prompt", "prompt_tokens", "seed", "text", "tokens"]);
+    place.write("prompts.txt", "the quick brown\nfox\n\nriver and every animal\n");
+    place.write(
+        "prompts.jsonl",
+        "\"the quick brown\"\n{\"prompt\": \"fox\"}\n\"river and every animal\"\n",
+    );
+    for file in ["prompts.txt", "prompts.jsonl"] {
+        let output = place.does(&format!("generate run --prompts {file} --max-tokens 6 --seed 3 --json"));
+        let lines: Vec<_> = output.lines().map(object).collect();
+        let prompts: Vec<_> = lines.iter().map(|line| line["prompt"].as_str().unwrap()).collect();
+        assert_eq!(prompts, ["the quick brown", "fox", "river and every animal"]);
+        assert_eq!(lines[1], alone);
+    }
+    let plain = place.does("generate run --prompts prompts.txt --max-tokens 6 --seed 3");
+    assert!(
+        plain.contains(&format!("[2] fox{}\n", alone["text"].as_str().unwrap())),
+        "{plain}"
+    );
+}
+
+#[test]
+fn what_cannot_be_generated_is_refused() {
+    let place = trained();
+    let words =
+        "the quick brown fox jumps over lazy dogs and runs away from every small animal near a river ".repeat(4);
+    place.write("long.txt", &words);
+    place.refuses(
+        "generate run --prompts long.txt",
+        "… tokens are more than the 16 that the model was trained on",
+        "shorten the text, or let it run past what was trained with `--context N`",
+    );
+    place.write("empty.txt", "\n\n");
+    let said = |arguments: &str| {
+        let output = place.run(arguments);
+        assert!(!output.status.success(), "{arguments}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(said("generate run --prompts empty.txt").contains("empty.txt has no prompt"));
+    assert!(said("generate run --prompt a --temperature -1").contains("error"));
+    assert!(said("generate run --prompt a --top-p 2").contains("top_p = 2 is not above 0 and at most 1"));
+    assert!(said("generate run").contains("--prompt"));
+    assert!(said("generate nowhere --prompt a").contains("is not a run directory"));
+    // Said, where it is not refused.
+    let output = place.run("generate run --prompt fox --max-tokens 99 --seed 1");
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.is_empty() || said.contains("the context of 16 tokens is full"),
+        "{said}"
+    );
+}

@@ -216,6 +216,47 @@ impl Tokenizer {
             .map_err(|error| self.refused(&error.to_string()))
     }
 
+    /// The text of tokens without special ones.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder refuses them.
+    pub fn decode_plain(&self, ids: &[u32]) -> Result<String, DataError> {
+        let text = self.shared.tokenizer.decode(ids, true);
+        text.map_err(|error| self.refused(&error.to_string()))
+    }
+
+    /// Of each id the bytes of text that it stands for, 0 for special tokens and unused ids; none where the vocabulary's spelling is not one
+    /// of those in use, in bytes (GPT-2's) or with `▁` for a space (SentencePiece's).
+    pub fn byte_lengths(&self) -> Option<Vec<u32>> {
+        let tokenizer = &self.shared.tokenizer;
+        let decoder = serde_json::to_string(tokenizer.get_decoder()?).ok()?;
+        let is = |kind: &str| decoder.contains(&format!("\"type\":\"{kind}\""));
+        let length: fn(&str) -> usize = if is("ByteLevel") {
+            // A character for each byte.
+            |token| token.chars().count()
+        } else if is("Metaspace") || (is("Replace") && decoder.contains('▁')) {
+            |token| match token.strip_prefix("<0x") {
+                Some(rest) if rest.len() == 3 && rest.ends_with('>') => 1,
+                _ => token.replace('▁', " ").len(),
+            }
+        } else {
+            return None;
+        };
+        let mut lengths = vec![0; self.vocab_size()];
+        for (token, id) in tokenizer.get_vocab(false) {
+            lengths[id as usize] = length(&token) as u32;
+        }
+        for (id, token) in tokenizer.get_added_tokens_decoder() {
+            lengths[id as usize] = if token.special { 0 } else { token.content.len() as u32 };
+        }
+        Some(lengths)
+    }
+
+    /// A token as the vocabulary spells it.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.shared.tokenizer.id_to_token(id)
+    }
+
     fn refused(&self, cause: &str) -> DataError {
         DataError::Tokenizer {
             path: self.shared.path.clone(),

@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
+use crate::cache::{DeviceCache, LayerCache, Place};
 use crate::host;
 use crate::precision::{fused_projections, project};
 use crate::rotary::Rotary;
@@ -63,8 +64,9 @@ impl<B: Backend> Attention<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
+        let alone = seq == 1;
         let projections = [&self.query, &self.key, &self.value];
-        let mixed = match fused_projections(&x, projections) {
+        let mixed = match fused_projections(&x, projections, alone) {
             Some(projected) => {
                 let attention = host::CausalAttention {
                     seq,
@@ -74,9 +76,121 @@ impl<B: Backend> Attention<B> {
                 let [cos, sin] = rotary.tables(seq);
                 host::apply(attention, [projected, cos, sin].map(host::primitive))
             }
-            None => self.in_tensor_operations(projections.map(|linear| project(x.clone(), linear)), seq, rotary, mask),
+            None => self.in_tensor_operations(
+                projections.map(|linear| project(x.clone(), linear, alone)),
+                seq,
+                rotary,
+                mask,
+            ),
         };
-        project(mixed, &self.output).reshape([batch, seq, hidden])
+        project(mixed, &self.output, alone).reshape([batch, seq, hidden])
+    }
+
+    /// Attends to the tokens that came before, which the caches have kept, and keeps the new ones.
+    ///
+    /// # Shapes
+    /// - x: `[sequences, count, hidden]`, as many new tokens of each sequence
+    /// - output: `[sequences, count, hidden]`
+    pub(crate) fn extend(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, places: &mut [Place<'_, B>]) -> Tensor<B, 3> {
+        let [sequences, count, hidden] = x.dims();
+        let x = x.reshape([sequences * count, hidden]);
+        let alone = count == 1;
+        let projections = [&self.query, &self.key, &self.value];
+        let fused = fused_projections(&x, projections, alone)
+            .and_then(|projected| self.extend_fused(projected, count, rotary, places));
+        let mixed = fused.unwrap_or_else(|| {
+            let projected = projections.map(|linear| project(x.clone(), linear, alone));
+            let parts = places.iter_mut().enumerate().map(|(index, place)| {
+                let own = projected
+                    .each_ref()
+                    .map(|all| all.clone().narrow(0, index * count, count));
+                self.extend_in_tensor_operations(own, rotary, place)
+            });
+            Tensor::cat(parts.collect(), 0)
+        });
+        project(mixed, &self.output, alone).reshape([sequences, count, hidden])
+    }
+
+    /// The fused way, where it is open: what the heads have mixed of `[tokens, (heads + 2 · kv_heads) · head_dim]`.
+    fn extend_fused(
+        &self,
+        projected: Tensor<B, 2>,
+        count: usize,
+        rotary: &Rotary<B>,
+        places: &mut [Place<'_, B>],
+    ) -> Option<Tensor<B, 2>> {
+        let width = projected.dims()[1];
+        let heads = host::Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: width / (self.heads + 2 * self.kv_heads),
+        };
+        let tables = rotary.all_tables();
+        if let [Place { cache, before: 0 }] = places
+            && count > 1
+        {
+            let mut kept = host::HostCache::new(heads);
+            if !host::keep(&projected, heads, tables, &mut kept) {
+                return None;
+            }
+            **cache = LayerCache::Host(kept);
+            let attention = host::CausalAttention {
+                seq: count,
+                heads: self.heads,
+                kv_heads: self.kv_heads,
+            };
+            let [cos, sin] = rotary.tables(count);
+            return Some(host::apply(attention, [projected, cos, sin].map(host::primitive)));
+        }
+        let mut sequences = Vec::new();
+        for place in places.iter_mut() {
+            if matches!(place.cache, LayerCache::Empty) {
+                *place.cache = LayerCache::Host(host::HostCache::new(heads));
+            }
+            match place.cache {
+                LayerCache::Host(kept) => sequences.push((kept, place.before)),
+                _ => return None,
+            }
+        }
+        host::cached_attention(&projected, heads, tables, count, &mut sequences)
+    }
+
+    /// From queries, keys and values `[tokens, heads · head_dim]` of one sequence to what the heads have mixed, `[tokens, hidden]`.
+    fn extend_in_tensor_operations(
+        &self,
+        [query, key, value]: [Tensor<B, 2>; 3],
+        rotary: &Rotary<B>,
+        place: &mut Place<'_, B>,
+    ) -> Tensor<B, 2> {
+        let [count, hidden] = query.dims();
+        let (head_dim, group) = (hidden / self.heads, self.heads / self.kv_heads);
+        let split = |x: Tensor<B, 2>, heads: usize| x.reshape([1, count, heads, head_dim]);
+        let by_heads = |x: Tensor<B, 4>| x.swap_dims(1, 2).squeeze_dim::<3>(0);
+        let query = by_heads(rotary.forward_from(place.before, split(query, self.heads)));
+        let key = by_heads(rotary.forward_from(place.before, split(key, self.kv_heads)));
+        let value = by_heads(split(value, self.kv_heads));
+        let [keys, values] = DeviceCache::extended(place.cache, key, value).filled();
+
+        let seen = place.before + count;
+        // The query heads that share a key head meet it together.
+        let query =
+            query
+                .mul_scalar((head_dim as f64).sqrt().recip())
+                .reshape([self.kv_heads, group * count, head_dim]);
+        let scores = query.matmul(keys.swap_dims(1, 2));
+        let dtype = scores.dtype();
+        let scores = scores.cast(DType::F32).reshape([self.heads, count, seen]);
+        let scores = if count == 1 {
+            scores
+        } else {
+            let later = Tensor::<B, 2, Bool>::tril_mask([count, seen], place.before as i64, &scores.device());
+            let zeros = Tensor::<B, 2>::zeros([count, seen], (&scores.device(), DType::F32));
+            scores + zeros.mask_fill(later, f32::NEG_INFINITY).unsqueeze()
+        };
+        let weights = softmax(scores.reshape([self.heads * count, seen])).cast(dtype);
+        let mixed = weights.reshape([self.kv_heads, group * count, seen]).matmul(values);
+        let mixed = mixed.reshape([self.heads, count, head_dim]).swap_dims(0, 1);
+        mixed.reshape([count, hidden])
     }
 
     /// From queries, keys and values `[tokens, heads · head_dim]` to what the heads have mixed, `[tokens, hidden]`.

@@ -171,7 +171,17 @@ impl<B: Backend> Block<B> {
         rotary: &Rotary<B>,
         mask: &CausalMask<B>,
     ) -> Tensor<B, 3> {
-        let attention = |z| self.attention.forward(z, rotary, mask);
+        self.forward_with(x, progress, |attention, z| attention.forward(z, rotary, mask))
+    }
+
+    /// [`forward`](Self::forward) with another way to attend, such as to the tokens that a cache has kept.
+    pub(crate) fn forward_with(
+        &self,
+        x: Tensor<B, 3>,
+        progress: Progress,
+        attend: impl FnOnce(&Attention<B>, Tensor<B, 3>) -> Tensor<B, 3>,
+    ) -> Tensor<B, 3> {
+        let attention = |z| attend(&self.attention, z);
         let x = self
             .attention_residual
             .forward(x, progress, self.gates.first(), attention);

@@ -11,7 +11,9 @@
 
 mod adam;
 mod attention;
+mod cached;
 mod embedding;
+mod few;
 mod gate;
 mod head;
 mod linear;
@@ -24,6 +26,7 @@ mod vector;
 
 pub use adam::{AdamStep, sum_of_squares};
 pub(crate) use attention::CausalAttention;
+pub(crate) use cached::{Heads, HostCache};
 pub(crate) use embedding::Embed;
 pub(crate) use gate::{Gate, GatedSum, Sum};
 pub(crate) use head::{loss_with_gradients, token_losses};
@@ -168,21 +171,94 @@ pub(crate) fn apply<B: Backend, O: Operation<N>, const N: usize, const D: usize>
 
 /// `a·b` as a fused step multiplies it; none where the fused operations do not run.
 pub fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)]))
+    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)], false))
 }
 
-/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights.
-pub(crate) fn linear<B: Backend, const N: usize>(x: FloatTensor<B>, weights: [FloatTensor<B>; N]) -> Tensor<B, 2> {
+/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights, each row [`alone`](Linear::alone) or not.
+pub(crate) fn linear<B: Backend, const N: usize>(
+    x: FloatTensor<B>,
+    weights: [FloatTensor<B>; N],
+    alone: bool,
+) -> Tensor<B, 2> {
     let inputs: Vec<_> = std::iter::once(x).chain(weights).collect();
     // The number of inputs is part of an operation's type.
-    fn of<B: Backend, const N: usize>(inputs: Vec<FloatTensor<B>>) -> Result<Tensor<B, 2>, Vec<FloatTensor<B>>>
+    fn of<B: Backend, const N: usize>(
+        inputs: Vec<FloatTensor<B>>,
+        alone: bool,
+    ) -> Result<Tensor<B, 2>, Vec<FloatTensor<B>>>
     where
         Linear: Operation<N>,
     {
-        inputs.try_into().map(|inputs: [_; N]| apply(Linear, inputs))
+        inputs.try_into().map(|inputs: [_; N]| apply(Linear { alone }, inputs))
     }
-    let outputs = of::<B, 2>(inputs).or_else(of::<B, 3>).or_else(of::<B, 4>);
+    let outputs = of::<B, 2>(inputs, alone)
+        .or_else(|inputs| of::<B, 3>(inputs, alone))
+        .or_else(|inputs| of::<B, 4>(inputs, alone));
     outputs.unwrap_or_else(|_| unreachable!("no module has more than three weights on one input"))
+}
+
+/// `x·W` of few rows, each of which is summed by itself, from a weight that lies in either order; none where the tensors are not in the
+/// memory of this process.
+pub(crate) fn few_rows<B: Backend>(x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    let (x, weight) = (primitive(x.clone()), primitive(weight.clone()));
+    let (x, weight) = (matrix::<B>(&x)?, matrix::<B>(&weight)?);
+    if !x.is_by_rows() {
+        return None;
+    }
+    let (shape, values) = ([x.rows(), weight.columns()], few::multiply_few(x, &[weight]));
+    let values = tensor::<B>(values, shape.into());
+    Some(Tensor::from_primitive(TensorPrimitive::Float(values)))
+}
+
+/// Attention of new tokens to those of their sequences, themselves included; none where the fused operations do not run without autodiff.
+///
+/// # Shapes
+/// - projected: `[sequences · count, (heads + 2 · kv_heads) · head_dim]`
+/// - tables: the cosines and sines of all positions, `[positions, head_dim]`
+/// - sequences: what each has kept, and the number of its tokens before the new ones
+/// - output: `[sequences · count, heads · head_dim]`
+pub(crate) fn cached_attention<B: Backend>(
+    projected: &Tensor<B, 2>,
+    heads: Heads,
+    tables: [Tensor<B, 2>; 2],
+    count: usize,
+    sequences: &mut [(&mut HostCache, usize)],
+) -> Option<Tensor<B, 2>> {
+    let projected = primitive(projected.clone());
+    let tables = tables.map(primitive);
+    let projected = host_floats::<B>(&projected)?;
+    let tables = cached::Tables {
+        cos: host_floats::<B>(&tables[0])?,
+        sin: host_floats::<B>(&tables[1])?,
+    };
+    let own = projected.chunks_exact(projected.len() / sequences.len());
+    for ((cache, before), own) in sequences.iter_mut().zip(own) {
+        cache.append(own, heads, *before, tables);
+    }
+    let positions = sequences
+        .iter()
+        .flat_map(|(cache, before)| (*before..before + count).map(|position| cached::Asking { cache, position }));
+    let (values, shape) = cached::attend(projected, heads, &positions.collect::<Vec<_>>(), tables);
+    Some(Tensor::from_primitive(TensorPrimitive::Float(tensor::<B>(
+        values, shape,
+    ))))
+}
+
+/// Keeps keys and values of the first tokens of a sequence; whether that was done, as [`cached_attention`].
+pub(crate) fn keep<B: Backend>(
+    projected: &Tensor<B, 2>,
+    heads: Heads,
+    tables: [Tensor<B, 2>; 2],
+    cache: &mut HostCache,
+) -> bool {
+    let projected = primitive(projected.clone());
+    let tables = tables.map(primitive);
+    let floats = |tensor| host_floats::<B>(tensor);
+    let (Some(projected), Some(cos), Some(sin)) = (floats(&projected), floats(&tables[0]), floats(&tables[1])) else {
+        return false;
+    };
+    cache.append(projected, heads, 0, cached::Tables { cos, sin });
+    true
 }
 
 /// A value as the type that it has.

@@ -114,7 +114,7 @@ impl<B: Backend> Llama<B> {
     }
 
     /// The stream before the first layer, `[batch, seq, hidden]`.
-    fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let rows = self.look_up(ids);
         match &self.embedding_norm {
             Some(norm) => norm.forward(rows),
@@ -159,6 +159,15 @@ impl<B: Backend> Llama<B> {
         x
     }
 
+    pub(crate) fn rotary(&self) -> &Rotary<B> {
+        &self.rotary
+    }
+
+    /// Number format of the matrix products.
+    pub(crate) fn products(&self) -> DType {
+        self.precision.products()
+    }
+
     /// Logits of every position, in f32. They are large: training and evaluation use the losses below instead.
     ///
     /// # Shapes
@@ -167,11 +176,7 @@ impl<B: Backend> Llama<B> {
     pub fn logits(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
         let [batch, seq] = ids.dims();
         let hidden = flatten(self.forward(ids, progress));
-        let products = self.precision.products();
-        let logits = hidden
-            .cast(products)
-            .matmul(self.head_weight().cast(products))
-            .cast(DType::F32);
+        let logits = self.head_logits(hidden);
         let vocab = logits.dims()[1];
         logits.reshape([batch, seq, vocab])
     }

@@ -48,11 +48,12 @@ impl<B: Backend> Mlp<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: see `Attention::forward`.
         let x = x.reshape([batch * seq, hidden]);
-        let gated = match fused_projections(&x, [&self.gate, &self.up]) {
+        let alone = seq == 1;
+        let gated = match fused_projections(&x, [&self.gate, &self.up], alone) {
             Some(both) => host::apply(host::SwiGlu, [host::primitive(both)]),
-            None => silu(project(x.clone(), &self.gate)) * project(x, &self.up),
+            None => silu(project(x.clone(), &self.gate, alone)) * project(x, &self.up, alone),
         };
-        project(gated, &self.down).reshape([batch, seq, hidden])
+        project(gated, &self.down, alone).reshape([batch, seq, hidden])
     }
 }
 

@@ -63,13 +63,14 @@ impl Precision {
     }
 }
 
-/// `x · W` in the number format of `x`.
+/// `x · W` in the number format of `x`. In generation each row is a sequence's only new token: then its result does not depend on the other
+/// rows, where [`host`] runs.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
 /// - output: `[tokens, outputs]`
-pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>) -> Tensor<B, 2> {
-    if let Some(y) = fused_projections(&x, [linear]) {
+pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, alone: bool) -> Tensor<B, 2> {
+    if let Some(y) = fused_projections(&x, [linear], alone) {
         return y;
     }
     let weight = linear.weight.val().cast(x.dtype());
@@ -84,10 +85,15 @@ pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>) -> Tensor
 pub(crate) fn fused_projections<B: Backend, const N: usize>(
     x: &Tensor<B, 2>,
     linears: [&Linear<B>; N],
+    alone: bool,
 ) -> Option<Tensor<B, 2>> {
     let weights = linears.map(|linear| linear.weight.val());
     if !host::runs(x) || !weights.iter().all(host::runs) {
         return None;
     }
-    Some(host::linear(host::primitive(x.clone()), weights.map(host::primitive)))
+    Some(host::linear(
+        host::primitive(x.clone()),
+        weights.map(host::primitive),
+        alone,
+    ))
 }

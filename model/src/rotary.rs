@@ -52,10 +52,31 @@ impl<B: Backend> Rotary<B> {
     /// # Panics
     /// If `seq` is longer than the tables.
     pub(crate) fn tables(&self, seq: usize) -> [Tensor<B, 2>; 2] {
-        [&self.cos, &self.sin].map(|table| table.clone().narrow(0, 0, seq))
+        self.tables_from(0, seq)
     }
 
-    /// Turns queries or keys by their positions, counted from 0: `x · cos θ + turn₉₀(x) · sin θ`.
+    /// The tables for `seq` positions from `first` on.
+    fn tables_from(&self, first: usize, seq: usize) -> [Tensor<B, 2>; 2] {
+        [&self.cos, &self.sin].map(|table| table.clone().narrow(0, first, seq))
+    }
+
+    /// The tables for all positions.
+    pub(crate) fn all_tables(&self) -> [Tensor<B, 2>; 2] {
+        [&self.cos, &self.sin].map(Clone::clone)
+    }
+
+    /// Turns queries or keys by their positions, counted from 0.
+    ///
+    /// # Shapes
+    /// - input and output: `[batch, seq, heads, head_dim]`
+    ///
+    /// # Panics
+    /// If `seq` is longer than the tables.
+    pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.forward_from(0, x)
+    }
+
+    /// Turns queries or keys by their positions, the first of which is `first`: `x · cos θ + turn₉₀(x) · sin θ`.
     ///
     /// The two halves of a head change places in one copy, and the sign of that turn stands in the table of sines, so that every other
     /// operation runs over whole contiguous rows.
@@ -64,12 +85,12 @@ impl<B: Backend> Rotary<B> {
     /// - input and output: `[batch, seq, heads, head_dim]`
     ///
     /// # Panics
-    /// If `seq` is longer than the tables.
-    pub fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    /// If the tables end before the last position.
+    pub fn forward_from(&self, first: usize, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [batch, seq, heads, head_dim] = x.dims();
         let dtype = x.dtype();
         let half = head_dim / 2;
-        let [cos, sin] = self.tables(seq).map(|table| {
+        let [cos, sin] = self.tables_from(first, seq).map(|table| {
             let rows = table.reshape([seq, 1, head_dim]);
             rows.repeat_dim(1, heads).reshape([1, seq * heads * head_dim])
         });

@@ -4,6 +4,8 @@
 //! shapes and of a cube, so that the share says how much of a step is lost between them. Two schemes are compared within one process, a
 //! step of one and a step of the other in turn, since a machine's speed drifts by more than schemes differ.
 
+pub mod generation;
+
 use std::hint::black_box;
 use std::time::Instant;
 

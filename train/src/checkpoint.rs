@@ -593,6 +593,7 @@ mod tests {
             step,
             loss: 1.0,
             perplexity: 1.0,
+            bits_per_byte: None,
             tokens: 1,
         };
         for done in 6..=10 {

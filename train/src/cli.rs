@@ -12,8 +12,8 @@ use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
 use crate::commands::{
-    bench, compare, config, data, eval, export, import, inspect, logits, report, selfcheck, tokenizer,
-    train,
+    bench, compare, config, data, eval, export, generate, import, inspect, logits, report, selfcheck,
+    serve, tokenizer, train,
 };
 use crate::compare::CompareError;
 use crate::exchange::ExchangeError;
@@ -22,6 +22,7 @@ use crate::memory::keep_freed_memory;
 use crate::recipe::RecipeError;
 use crate::report::ReportError;
 use crate::run::RunError;
+use crate::task::TaskError;
 use crate::training::TrainingError;
 
 /// Pre-train language models with Gradient-Preserving Activation Scaling, on any GPU or CPU
@@ -46,9 +47,11 @@ enum Command {
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Export(export::ExportArgs),
+    Generate(generate::GenerateArgs),
     Import(import::ImportArgs),
     Logits(logits::LogitsArgs),
     Report(report::ReportArgs),
+    Serve(serve::ServeArgs),
     Bench(bench::BenchArgs),
     Selfcheck(selfcheck::SelfcheckArgs),
     /// Show what a recipe resolves to and what its model costs
@@ -88,11 +91,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Compare(args) => return compare::run(args, cli.backend),
         Command::Selfcheck(args) => return selfcheck::run(&args, cli.backend.unwrap_or_default()),
         Command::Eval(args) => eval::run(args, cli.backend),
+        Command::Generate(args) => generate::run(args, cli.backend),
         Command::Inspect(args) => inspect::run(args, cli.backend),
         Command::Export(args) => export::run(args, cli.backend),
         Command::Import(args) => import::run(args, cli.backend.unwrap_or_default()),
         Command::Logits(args) => logits::run(args, cli.backend),
         Command::Report(args) => report::run(&args, cli.backend),
+        Command::Serve(args) => serve::run(args, cli.backend),
         Command::Bench(args) => bench::run(args, cli.backend),
         Command::Config(args) => config::run(args),
         Command::Data(args) => data::run(args),
@@ -117,6 +122,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
     let exchange = || cause.downcast_ref::<ExchangeError>().and_then(ExchangeError::hint);
     let inference = || cause.downcast_ref::<InferenceError>().and_then(InferenceError::hint);
+    let task = || cause.downcast_ref::<TaskError>().and_then(TaskError::hint);
     let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
     let report = || cause.downcast_ref::<ReportError>().and_then(ReportError::hint);
     let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
@@ -130,6 +136,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         .or_else(training)
         .or_else(inference)
         .or_else(exchange)
+        .or_else(task)
         .or_else(benchmark)
 }
 

@@ -479,6 +479,7 @@ mod tests {
             step,
             loss,
             perplexity: loss.exp(),
+            bits_per_byte: None,
             tokens: 1,
         }
     }

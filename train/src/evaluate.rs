@@ -3,6 +3,8 @@
 //! The average is over tokens, not over batches. (The released trainer's batch count starts at 1, so what it reports is the loss times
 //! n / (n + 1) for n batches.)
 
+use std::f64::consts::LN_2;
+
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::Backend;
 use gpas_data::DataError;
@@ -10,6 +12,15 @@ use gpas_data::batch::{EvaluationBatches, Window, WindowBatcher, Windows};
 use gpas_model::{Llama, Progress, TokenBatch};
 
 use crate::metrics::EvalRecord;
+
+/// What a model is evaluated on.
+#[derive(Clone, Debug)]
+pub struct ValidationText {
+    /// The windows.
+    pub windows: Windows,
+    /// Of each token the bytes of text that it stands for, where the tokenizer tells.
+    pub bytes: Option<Vec<u32>>,
+}
 
 /// Loss and perplexity of `model` on the first windows that hold `tokens` scored tokens, after `step` optimizer steps.
 ///
@@ -19,32 +30,40 @@ use crate::metrics::EvalRecord;
 /// If there is no window, or the data is damaged.
 pub fn evaluate<B: Backend>(
     model: &Llama<B>,
-    windows: Windows,
+    validation: &ValidationText,
     batch: usize,
     tokens: Option<usize>,
     step: u64,
     device: &B::Device,
     stop: impl Fn() -> bool,
 ) -> Result<Option<EvalRecord>, DataError> {
-    let batches = EvaluationBatches::<B>::new(windows, batch, tokens, device.clone())?;
-    let mut loss = 0.0;
+    let batches = EvaluationBatches::<B>::new(validation.windows.clone(), batch, tokens, device.clone())?;
+    let bytes = validation.bytes.as_deref();
+    let (mut loss, mut length) = (0.0, 0);
     for index in 0..batches.batches() {
         if stop() {
             return Ok(None);
         }
-        let batch = to_device(batches.windows_of_batch(index)?, device);
+        let windows = batches.windows_of_batch(index)?;
+        let targets = windows.iter().flat_map(|window| &window.targets);
+        // Not scored is −1, which is no token.
+        let scored = targets.filter_map(|target| usize::try_from(*target).ok());
+        length += scored.filter_map(|id| Some(u64::from(*bytes?.get(id)?))).sum::<u64>();
+        let batch = to_device(windows, device);
         // Added up on the host in f64: the same on every backend but for the losses themselves.
         let losses = model
             .token_losses(batch.ids, batch.targets, Progress::after(step))
             .into_data();
         loss += losses.iter::<f64>().sum::<f64>();
     }
+    let bits_per_byte = (length > 0).then(|| loss / LN_2 / length as f64);
     let tokens = batches.scored();
     let loss = loss / tokens.max(1) as f64;
     Ok(Some(EvalRecord {
         step,
         loss,
         perplexity: loss.exp(),
+        bits_per_byte,
         tokens: tokens as u64,
     }))
 }
@@ -157,9 +176,18 @@ pub(crate) mod tests {
                     (loss + more, tokens + scored)
                 });
             let expected = loss / tokens as f64;
+            let targets: Vec<u32> = (0..count)
+                .flat_map(|index| windows.window(index).unwrap().targets)
+                .filter_map(|target| u32::try_from(target).ok())
+                .collect();
+            let text = data.tokenizer().decode_plain(&targets).unwrap();
+            let validation = ValidationText {
+                windows,
+                bytes: data.tokenizer().byte_lengths(),
+            };
 
             let at = |step| {
-                let found = evaluate(&model, windows.clone(), batch, None, step, &FlexDevice, || false);
+                let found = evaluate(&model, &validation, batch, None, step, &FlexDevice, || false);
                 found.unwrap().unwrap()
             };
             let found = at(STEP);
@@ -170,6 +198,9 @@ pub(crate) mod tests {
             let relative = (found.loss / expected - 1.0).abs();
             assert!(relative < 1e-5, "{mode:?}: {} against {expected}", found.loss);
             assert_eq!(found.perplexity, found.loss.exp(), "{mode:?}");
+            let bits = loss / 2f64.ln() / text.len() as f64;
+            let found = found.bits_per_byte.unwrap();
+            assert!((found / bits - 1.0).abs() < 1e-5, "{mode:?}: {found} against {bits}");
         }
     }
 }

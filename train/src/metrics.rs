@@ -113,6 +113,9 @@ pub struct EvalRecord {
     /// `exp(loss)`.
     #[serde(deserialize_with = "null_is_nan")]
     pub perplexity: f64,
+    /// The loss in bits, of all tokens over the bytes that they stand for; absent where the tokenizer does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
     /// Tokens scored.
     pub tokens: u64,
 }
@@ -284,6 +287,7 @@ mod tests {
             step: 3,
             loss: 1.5,
             perplexity: 4.5,
+            bits_per_byte: None,
             tokens: 7,
         });
         let line = serde_json::to_string(&record).unwrap();
@@ -326,6 +330,7 @@ mod tests {
             step,
             loss: 1.0,
             perplexity: 1.0,
+            bits_per_byte: None,
             tokens: 1,
         })
     }

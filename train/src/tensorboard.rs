@@ -164,6 +164,7 @@ mod tests {
             step: 300,
             loss: 0.5,
             perplexity: f64::INFINITY,
+            bits_per_byte: None,
             tokens: 1,
         });
         EventFile::create(place.path(), &[record]).unwrap();

@@ -19,7 +19,7 @@ use gpas_model::{LlamaConfig, Precision, Progress, TokenBatch};
 use crate::backend::BackendTask;
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
 use crate::dashboard::Dashboard;
-use crate::evaluate::{evaluate, to_device};
+use crate::evaluate::{ValidationText, evaluate, to_device};
 use crate::metrics::{EvalRecord, GateRange, LayersRecord, MetricsFile, NoticeRecord, Record, TrainRecord};
 use crate::recipe::Recipe;
 use crate::run::{RunDirectory, RunError, RunInfo, RunLock};
@@ -219,12 +219,15 @@ impl BackendTask for TrainingRun {
         let windows = Windows::new(data.train().clone(), recipe.data.mode, recipe.data.seq_len, data.pad())?;
         let (seed, batch, micro_batch) = (recipe.train.seed, recipe.train.batch, recipe.train.micro_batch);
         let batches = TrainBatches::<B>::new(windows, seed, batch, 0..steps as usize, device.clone())?;
-        let validation = validation_windows(&recipe, &data)?;
+        let validation = ValidationText {
+            windows: validation_windows(&recipe, &data)?,
+            bytes: data.tokenizer().byte_lengths(),
+        };
         let tokens = Some(recipe.eval.tokens as usize);
         // Damage that only reading shows is found before anything is written.
         batches.windows_of_step(0)?;
         let evaluation =
-            EvaluationBatches::<B::InnerBackend>::new(validation.clone(), micro_batch, tokens, device.clone())?;
+            EvaluationBatches::<B::InnerBackend>::new(validation.windows.clone(), micro_batch, tokens, device.clone())?;
         for index in 0..evaluation.batches() {
             evaluation.windows_of_batch(index)?;
         }
@@ -264,8 +267,7 @@ impl BackendTask for TrainingRun {
             if is_due && state.evaluation.is_none() {
                 let model = trainer.model().valid();
                 let stops = || stop.requested().is_some();
-                let windows = validation.clone();
-                state.evaluation = evaluate(&model, windows, micro_batch, tokens, state.step, &device, stops)?;
+                state.evaluation = evaluate(&model, &validation, micro_batch, tokens, state.step, &device, stops)?;
                 if let Some(record) = state.evaluation {
                     records.evaluation(&record)?;
                 }

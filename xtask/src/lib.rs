@@ -2,5 +2,7 @@
 
 pub mod bench;
 pub mod ci;
+pub mod generation_bench;
 pub mod gpu_bench;
+pub mod harness;
 pub mod kill;

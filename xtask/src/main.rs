@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, gpu_bench, kill};
+use xtask::{bench, ci, generation_bench, gpu_bench, harness, kill};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -17,16 +17,20 @@ struct Cli {
 enum Command {
     Bench(bench::BenchArgs),
     Ci(ci::CiArgs),
+    GenerationBench(generation_bench::GenerationBenchArgs),
     GpuBench(gpu_bench::GpuBenchArgs),
     Kill(kill::KillArgs),
+    VerifyHarness(harness::HarnessArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::Ci(args) => ci::run(&args),
+        Command::GenerationBench(args) => generation_bench::run(&args),
         Command::GpuBench(args) => gpu_bench::run(&args),
         Command::Kill(args) => kill::run(&args),
+        Command::VerifyHarness(args) => harness::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -296,7 +296,7 @@ vectorised! {
 
     /// `(x · cos + swapped(x) · sin) · scale` of each row, where the halves of `swapped(x)` have changed places. The rows of `x` are `width`
     /// apart.
-    fn turn(x: &'a [f32], width: usize, cos: &'a [f32], sin: &'a [f32], head_dim: usize, scale: f32, out: &'a mut [f32]) -> () {
+    pub(super) fn turn(x: &'a [f32], width: usize, cos: &'a [f32], sin: &'a [f32], head_dim: usize, scale: f32, out: &'a mut [f32]) -> () {
         let half = head_dim / 2;
         let tables = cos.chunks_exact(head_dim).zip(sin.chunks_exact(head_dim));
         for ((x, (cos, sin)), out) in x.chunks(width).zip(tables).zip(out.chunks_exact_mut(head_dim)) {

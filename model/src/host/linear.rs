@@ -7,13 +7,17 @@
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
+use super::few::multiply_few;
 use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, threads_for};
 use super::memory::{Blank, written};
 use super::{Gradient, Operation, Output, View};
 
 /// `[tokens, inputs]` times each of the weights `[inputs, outputsᵢ]`.
 #[derive(Debug)]
-pub(crate) struct Linear;
+pub(crate) struct Linear {
+    /// Whether each row is a sequence's only new token, as in generation: a product of few rows, whose results do not depend on each other.
+    pub(crate) alone: bool,
+}
 
 fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
     Matrix::new(view.values, view.shape[0], view.shape[1])
@@ -25,9 +29,15 @@ impl<const N: usize> Operation<N> for Linear {
     fn forward(&self, inputs: [View<'_>; N]) -> Output<()> {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
         let outputs: usize = weights.iter().map(View::width).sum();
-        let parts: Vec<_> = weights.iter().map(|weight| (x, matrix(weight))).collect();
+        let values = if self.alone {
+            let weights: Vec<_> = weights.iter().map(matrix).collect();
+            multiply_few(x, &weights)
+        } else {
+            let parts: Vec<_> = weights.iter().map(|weight| (x, matrix(weight))).collect();
+            side_by_side(x.rows(), outputs, &parts)
+        };
         Output {
-            values: side_by_side(x.rows(), outputs, &parts),
+            values,
             shape: Shape::from([x.rows(), outputs]),
             kept: (),
         }
@@ -152,8 +162,8 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
-                let forward = Linear.forward(inputs()).values;
-                let gradients = Operation::<2>::backward(&Linear, inputs(), &(), &upstream, [true; 2]);
+                let forward = Linear { alone: false }.forward(inputs()).values;
+                let gradients = Operation::<2>::backward(&Linear { alone: false }, inputs(), &(), &upstream, [true; 2]);
                 let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
                     panic!("both were wanted");
                 };

@@ -62,6 +62,13 @@ impl<'a> Matrix<'a> {
         self.column_stride == 1
     }
 
+    /// One row, whose numbers must lie side by side.
+    #[inline(always)]
+    pub(super) fn row(&self, index: usize) -> &'a [f32] {
+        assert!(index < self.rows && self.column_stride == 1);
+        &self.values[index * self.row_stride as usize..][..self.columns]
+    }
+
     pub(super) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -211,13 +218,24 @@ impl<'a> MatrixMut<'a> {
 
     /// Blocks of `width` columns, the last one with what is left.
     pub(super) fn column_blocks(self, width: usize) -> Vec<Self> {
-        let starts = (0..self.columns).step_by(width);
-        starts
-            .map(|start| Self {
-                // SAFETY: the first entry of column `start`, which is one of the matrix's; no two blocks have a column in common.
-                values: unsafe { self.values.offset(start as isize * self.column_stride) },
-                columns: width.min(self.columns - start),
-                ..self
+        let columns = self.columns;
+        self.split_columns((0..columns).step_by(width).map(|start| width.min(columns - start)))
+    }
+
+    /// Blocks of so many columns, from the first on.
+    pub(super) fn split_columns(self, widths: impl Iterator<Item = usize>) -> Vec<Self> {
+        let mut start = 0;
+        widths
+            .map(|columns| {
+                let first = start;
+                start += columns;
+                assert!(start <= self.columns);
+                Self {
+                    // SAFETY: the first entry of column `first`, which is one of the matrix's; no two blocks have a column in common.
+                    values: unsafe { self.values.offset(first as isize * self.column_stride) },
+                    columns,
+                    ..self
+                }
             })
             .collect()
     }

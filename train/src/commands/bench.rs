@@ -1,4 +1,4 @@
-//! `gpas bench`: tokens per second of training, on random tokens.
+//! `gpas bench`: tokens per second of training or of generation, on random tokens.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,15 +9,17 @@ use gpas_data::store::PreparedData;
 use indicatif::HumanBytes;
 
 use crate::backend::BackendChoice;
+use crate::benchmark::generation::GenerationBenchmark;
 use crate::benchmark::{Benchmark, Candidate};
 use crate::recipe::RecipeArgs;
 
-/// Time optimizer steps on random tokens
+/// Time optimizer steps, or generation, on random tokens
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas bench
   gpas bench --preset 60m --scheme sandwich_gpas --batch 4 --json
   gpas bench --vs pre --steps 20
+  gpas bench --generate 1024
   gpas bench --preset 350m --device cuda:0 --precision bf16")]
 pub struct BenchArgs {
     #[command(flatten)]
@@ -49,6 +51,12 @@ pub struct BenchArgs {
     /// Also tell where the time of the steps goes, by kind of work; needs a build with `--features profile`
     #[arg(long)]
     profile: bool,
+    /// Time generation instead: this many tokens of a prompt, then `--tokens` more, one at a time
+    #[arg(long, value_name = "N", conflicts_with_all = ["vs", "profile"], value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    generate: Option<u64>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "generate", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    tokens: u64,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -67,7 +75,10 @@ pub fn run(args: BenchArgs, backend: Option<BackendChoice>) -> Result<()> {
     };
     let mut own = vec![
         format!("train.batch={}", args.batch),
-        format!("data.seq_len={}", args.seq),
+        format!(
+            "data.seq_len={}",
+            args.generate.map_or(args.seq, |length| length + args.tokens)
+        ),
         format!("model.vocab={vocab}"),
         format!("train.steps={}", args.warmup + args.steps),
         "train.schedule=constant".into(),
@@ -85,6 +96,26 @@ pub fn run(args: BenchArgs, backend: Option<BackendChoice>) -> Result<()> {
         None => None,
     };
     let selected = args.device.or(backend).unwrap_or_default().select()?;
+    if let Some(length) = args.generate {
+        let benchmark = GenerationBenchmark {
+            model,
+            length: length as usize,
+            tokens: args.tokens as usize,
+            selected,
+        };
+        let report = selected.run(benchmark)??;
+        let mut out = std::io::stdout();
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        } else {
+            writeln!(
+                out,
+                "{} {} on {selected}: {:.1} tokens/s after {length} tokens of a prompt, which went at {:.1} tokens/s",
+                report.preset, report.scheme, report.tokens_per_s, report.prompt_tokens_per_s,
+            )?;
+        }
+        return Ok(());
+    }
     let benchmark = Benchmark {
         model,
         versus,

@@ -1,4 +1,4 @@
-//! `gpas eval`: loss and perplexity of a run's newest checkpoint.
+//! `gpas eval`: loss and perplexity of a run's newest checkpoint, or its accuracy at a likelihood task.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,28 @@ use gpas_data::batch::Windows;
 use gpas_data::store::PreparedData;
 use gpas_model::LlamaConfig;
 
+use super::opened::OpenedRun;
 use super::train::{data_directory, data_sha256};
 use crate::backend::{BackendChoice, BackendTask, Selected};
 use crate::checkpoint::{Checkpoint, newest_valid};
-use crate::evaluate::evaluate;
+use crate::evaluate::{ValidationText, evaluate};
+use crate::generate::Generator;
 use crate::metrics::{EvalRecord, Record};
 use crate::recipe::Recipe;
 use crate::run::RunDirectory;
+use crate::task::{Item, TaskReport, read_task};
 use crate::training::{TrainingError, check_precision, check_vocabulary, validation_windows};
 
-/// Evaluate a run's newest checkpoint on validation text
+/// Evaluate a run's newest checkpoint on validation text, or at a likelihood task
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas eval runs/pre_gpas-nano-001
-  gpas eval runs/pre_gpas-nano-001 --tokens 1000000 --json")]
+  gpas eval runs/pre_gpas-nano-001 --tokens 1000000 --json
+  gpas eval runs/pre_gpas-nano-001 --task pairs.jsonl
+
+A line of a task is a minimal pair, {\"sentence_good\": …, \"sentence_bad\": …}, or multiple choice, {\"context\": …, \"choices\": […],
+\"label\": 0}. Texts are cut into context and choice, tokenized and scored as in lm-evaluation-harness, which makes of the same items the same
+acc, acc_norm (per character) and acc_bytes (per byte).")]
 pub struct EvalArgs {
     /// The run directory
     #[arg(value_name = "RUN")]
@@ -34,7 +42,13 @@ pub struct EvalArgs {
     /// Tokens to score, at most [default: the recipe's eval.tokens]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     tokens: Option<u64>,
-    /// Print one JSON object, as it stands in metrics.jsonl
+    /// A file of likelihood items to score, rather than the validation text
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["data", "tokens"])]
+    task: Option<PathBuf>,
+    /// Positions that may be used by an item [default: those of a sequence in training]
+    #[arg(long, value_name = "N", requires = "task")]
+    context: Option<usize>,
+    /// Print one JSON object; of an evaluation on validation text, as it stands in metrics.jsonl
     #[arg(long)]
     json: bool,
 }
@@ -44,6 +58,9 @@ pub struct EvalArgs {
 /// # Errors
 /// If the run, its checkpoint or its data cannot be read or do not fit each other.
 pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
+    if let Some(task) = &args.task {
+        return run_task(&args, task, backend);
+    }
     let (selected, on) = Validation::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
     let record = selected.run(Evaluation(on))??;
     let mut out = std::io::stdout();
@@ -54,14 +71,64 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
             step,
             loss,
             perplexity,
+            bits_per_byte,
             tokens,
         } = record;
+        let bits = bits_per_byte.map_or(String::new(), |bits| format!("  {bits:.6} bits per byte"));
         writeln!(
             out,
-            "step {step}  validation loss {loss:.6}  perplexity {perplexity:.6}  {tokens} tokens"
+            "step {step}  validation loss {loss:.6}  perplexity {perplexity:.6}{bits}  {tokens} tokens"
         )?;
     }
     Ok(())
+}
+
+fn run_task(args: &EvalArgs, path: &Path, backend: Option<BackendChoice>) -> Result<()> {
+    let items = read_task(path)?;
+    let opened = OpenedRun::open(&args.run, backend)?;
+    let context = opened.context(args.context)?;
+    let selected = opened.selected;
+    let task = Task { opened, items, context };
+    let report = selected.run(task)??;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        return Ok(());
+    }
+    let TaskReport { items, truncated, .. } = report;
+    writeln!(out, "{items} items, {truncated} texts cut to {context} tokens")?;
+    let rows = [
+        ("acc", report.acc, report.acc_stderr),
+        ("acc_norm", report.acc_norm, report.acc_norm_stderr),
+        ("acc_bytes", report.acc_bytes, report.acc_bytes_stderr),
+    ];
+    for (name, accuracy, error) in rows {
+        let error = error.map_or(String::new(), |error| format!(" ± {error:.4}"));
+        writeln!(out, "{name:<9} {accuracy:.4}{error}")?;
+    }
+    Ok(())
+}
+
+struct Task {
+    opened: OpenedRun,
+    items: Vec<Item>,
+    context: usize,
+}
+
+impl BackendTask for Task {
+    type Output = Result<TaskReport>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let model = self.opened.model::<B>(&device)?;
+        let generator = Generator {
+            model: &model,
+            tokenizer: &self.opened.tokenizer,
+            progress: self.opened.progress(),
+            context: self.context,
+            vocab: self.opened.config.vocab,
+        };
+        Ok(generator.task(&self.items)?)
+    }
 }
 
 /// A run's newest checkpoint and the validation text to look at it with.
@@ -70,6 +137,8 @@ pub(super) struct Validation {
     pub config: LlamaConfig,
     pub checkpoint: Checkpoint,
     pub windows: Windows,
+    /// Of each token the bytes of text that it stands for, where the tokenizer tells.
+    pub bytes: Option<Vec<u32>>,
     /// Tokens to score, at most.
     pub tokens: usize,
 }
@@ -113,6 +182,7 @@ impl Validation {
             config,
             checkpoint: newest.checkpoint,
             windows,
+            bytes: found.tokenizer().byte_lengths(),
             tokens,
         };
         Ok((selected, validation))
@@ -130,12 +200,14 @@ impl BackendTask for Evaluation {
             config,
             checkpoint,
             windows,
+            bytes,
             tokens,
         } = self.0;
         check_precision::<B>(&config, &device)?;
         let model = checkpoint.model::<B::InnerBackend>(&config, &device)?;
         let (micro_batch, step) = (recipe.train.micro_batch, checkpoint.state.step);
-        let record = evaluate(&model, windows, micro_batch, Some(tokens), step, &device, || false)?;
+        let text = ValidationText { windows, bytes };
+        let record = evaluate(&model, &text, micro_batch, Some(tokens), step, &device, || false)?;
         Ok(record.expect("nothing asks an evaluation of its own to stop"))
     }
 }

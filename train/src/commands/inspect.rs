@@ -84,6 +84,7 @@ impl BackendTask for Look {
             checkpoint,
             windows,
             tokens,
+            ..
         } = self.0;
         check_precision::<B>(&config, &device)?;
         let model = checkpoint.model::<B::InnerBackend>(&config, &device)?;

@@ -6,7 +6,6 @@ use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use clap::Args;
-use gpas_model::Progress;
 use gpas_model::weights::{HostTensor, NamedTensors, write_safetensors};
 
 use super::opened::OpenedRun;
@@ -59,7 +58,10 @@ impl BackendTask for Logits {
         let ids: Vec<i64> = self.ids.into_iter().map(i64::from).collect();
         let shape = [1, ids.len()];
         let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, shape), &device);
-        let progress = Progress::after(self.opened.checkpoint.state.step);
-        Ok(model.logits(ids, progress).into_data().iter::<f32>().collect())
+        Ok(model
+            .logits(ids, self.opened.progress())
+            .into_data()
+            .iter::<f32>()
+            .collect())
     }
 }

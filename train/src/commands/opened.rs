@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use gpas_data::tokenizer::Tokenizer;
-use gpas_model::{Llama, LlamaConfig};
+use gpas_model::{Llama, LlamaConfig, Progress};
 
 use crate::backend::{BackendChoice, Selected};
 use crate::checkpoint::{Checkpoint, newest_valid};
@@ -66,6 +66,11 @@ impl OpenedRun {
             Some(asked) => Ok(asked),
             None => Ok(self.recipe.data.seq_len.min(limit)),
         }
+    }
+
+    /// How far its training had come.
+    pub fn progress(&self) -> Progress {
+        Progress::after(self.checkpoint.state.step)
     }
 
     /// The model on a device.

@@ -1,0 +1,505 @@
+//! Generation and scoring: what a model says after a prompt, and how probable it finds one.
+//!
+//! Sequences go through the model together, a token each at a time; one may join or leave between two tokens. Each has its own cache,
+//! random numbers and text, so on a CPU what it becomes depends on its prompt, its settings and its seed alone, whatever it goes with.
+
+use std::collections::HashSet;
+
+use burn::tensor::{Tensor, backend::Backend};
+use gpas_data::DataError;
+use gpas_data::tokenizer::Tokenizer;
+use gpas_model::{Cache, Llama, Progress};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::inference::{InferenceError, check_ids};
+use crate::sampler::{Sampling, distribution, draw, most_probable};
+use crate::text::{StopStrings, TextStream};
+
+/// Positions whose logits are held at once.
+const ROWS: usize = 64;
+
+/// What is asked of a sequence.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Tokens to add, at most.
+    pub max_tokens: usize,
+    /// How they are drawn.
+    pub sampling: Sampling,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Strings at which the text ends, without them.
+    pub stop: Vec<String>,
+    /// How many of the most probable tokens to name beside each one that was drawn, with the logarithms of their probabilities; none to
+    /// compute no probabilities.
+    pub alternatives: Option<usize>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// With the token that ends a text.
+    EndOfText,
+    /// Before a stop string.
+    Stop,
+    /// After as many tokens as were asked for.
+    Length,
+    /// Where the positions end that may be used.
+    Context,
+}
+
+impl Finish {
+    /// As OpenAI's interface says it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Finish::EndOfText | Finish::Stop => "stop",
+            Finish::Length | Finish::Context => "length",
+        }
+    }
+}
+
+/// How probable a token was, by the model's own distribution, whatever it was drawn from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token.
+    pub id: u32,
+    /// Logarithm of its probability.
+    pub log_probability: f64,
+    /// The most probable ones with theirs, in order.
+    pub top: Vec<(u32, f64)>,
+}
+
+impl TokenScore {
+    /// Of one token by the logits of its position.
+    fn of(logits: &[f32], id: u32, alternatives: usize) -> Self {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
+        let shift = f64::from(largest) + sum.ln();
+        let log = |id: u32| (id, f64::from(logits[id as usize]) - shift);
+        let top = match alternatives.min(logits.len()) {
+            0 => Vec::new(),
+            1 => vec![log(most_probable(logits))],
+            count => {
+                let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+                let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+                if count < ids.len() {
+                    ids.select_nth_unstable_by(count, order);
+                    ids.truncate(count);
+                }
+                ids.sort_unstable_by(order);
+                ids.into_iter().map(log).collect()
+            }
+        };
+        Self {
+            id,
+            log_probability: log(id).1,
+            top,
+        }
+    }
+}
+
+/// A prompt that has gone through the model.
+#[derive(Clone, Debug)]
+pub struct Prompt<B: Backend> {
+    ids: Vec<u32>,
+    cache: Cache<B>,
+    /// Of what follows.
+    logits: Vec<f32>,
+}
+
+/// A sequence that is being generated.
+#[derive(Debug)]
+pub struct Sequence<B: Backend> {
+    cache: Cache<B>,
+    /// Of what follows.
+    logits: Vec<f32>,
+    request: Request,
+    random: ChaCha8Rng,
+    seen: HashSet<u32>,
+    text: TextStream,
+    stops: StopStrings,
+    made: usize,
+    finish: Option<Finish>,
+}
+
+impl<B: Backend> Sequence<B> {
+    /// Why it has ended, if it has.
+    pub fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+
+    /// Number of tokens that it has added.
+    pub fn made(&self) -> usize {
+        self.made
+    }
+}
+
+/// What one step adds to a sequence.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// Text that is complete.
+    pub text: String,
+    /// The token, if there is one and its probability was asked for.
+    pub score: Option<TokenScore>,
+    /// Why it ends here, if it does.
+    pub finish: Option<Finish>,
+}
+
+/// The tokens of a text to go on with, as a document begins. Without any, a document begins after the end of another.
+///
+/// # Errors
+/// If the tokenizer refuses the text.
+pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> {
+    let mut ids = tokenizer.opening().to_vec();
+    ids.extend(tokenizer.encode(text)?);
+    if ids.is_empty() {
+        ids.extend(tokenizer.end_of_document());
+    }
+    Ok(ids)
+}
+
+/// A model that generates and scores.
+#[derive(Debug)]
+pub struct Generator<'a, B: Backend> {
+    /// The model.
+    pub model: &'a Llama<B>,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// How far its training had come.
+    pub progress: Progress,
+    /// Positions that may be used.
+    pub context: usize,
+    /// Number of the model's token ids.
+    pub vocab: usize,
+}
+
+impl<B: Backend> Generator<'_, B> {
+    /// Lets a prompt through the model.
+    ///
+    /// # Errors
+    /// If it is empty or too long, or the model lacks one of its tokens.
+    pub fn prompt(&self, ids: Vec<u32>) -> Result<Prompt<B>, InferenceError> {
+        check_ids(&ids, self.vocab, self.context)?;
+        let mut cache = self.model.cache();
+        let hidden = self.model.extend(&ids, self.progress, &mut cache);
+        let logits = self.next(hidden);
+        Ok(Prompt { ids, cache, logits })
+    }
+
+    /// Lets a prompt through the model and scores each of its tokens but the first, which follows nothing.
+    ///
+    /// # Errors
+    /// As [`prompt`](Self::prompt).
+    pub fn scored_prompt(
+        &self,
+        ids: Vec<u32>,
+        alternatives: usize,
+    ) -> Result<(Prompt<B>, Vec<TokenScore>), InferenceError> {
+        check_ids(&ids, self.vocab, self.context)?;
+        let mut cache = self.model.cache();
+        let hidden = self.model.extend(&ids, self.progress, &mut cache);
+        let mut scores = Vec::with_capacity(ids.len() - 1);
+        for start in (0..ids.len() - 1).step_by(ROWS) {
+            let rows = ROWS.min(ids.len() - 1 - start);
+            let part = self
+                .model
+                .head_logits(hidden.clone().narrow(0, start, rows))
+                .into_data();
+            let part: Vec<f32> = part.iter::<f32>().collect();
+            let targets = &ids[start + 1..][..rows];
+            scores.par_extend(
+                part.par_chunks(self.vocab)
+                    .zip(targets)
+                    .map(|(logits, id)| TokenScore::of(logits, *id, alternatives)),
+            );
+        }
+        let logits = self.next(hidden);
+        Ok((Prompt { ids, cache, logits }, scores))
+    }
+
+    /// Logits of what follows the last of some tokens, from the stream after the final norm.
+    fn next(&self, hidden: Tensor<B, 2>) -> Vec<f32> {
+        let last = hidden.dims()[0] - 1;
+        let logits = self.model.next_logits(hidden.narrow(0, last, 1));
+        logits.into_data().iter::<f32>().collect()
+    }
+
+    /// A sequence that goes on from a prompt.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder refuses the prompt.
+    pub fn sequence(&self, prompt: Prompt<B>, request: Request) -> Result<Sequence<B>, DataError> {
+        let Prompt { ids, cache, logits } = prompt;
+        Ok(Sequence {
+            random: ChaCha8Rng::seed_from_u64(request.seed),
+            text: TextStream::after(self.tokenizer, &ids)?,
+            stops: StopStrings::new(request.stop.clone()),
+            seen: ids.into_iter().collect(),
+            cache,
+            logits,
+            made: 0,
+            finish: None,
+            request,
+        })
+    }
+
+    /// Adds a token to each sequence that has not ended, and says what that adds to each of all.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder refuses a token.
+    pub fn step(&self, sequences: &mut [&mut Sequence<B>]) -> Result<Vec<Step>, DataError> {
+        let mut steps = Vec::with_capacity(sequences.len());
+        let mut next = Vec::new();
+        for sequence in sequences.iter_mut() {
+            let (token, step) = match sequence.finish {
+                Some(_) => (None, Step::default()),
+                None => self.choose(sequence)?,
+            };
+            sequence.finish = sequence.finish.or(step.finish);
+            if sequence.finish.is_none() {
+                next.extend(token);
+            }
+            steps.push(step);
+        }
+        if !next.is_empty() {
+            let mut running: Vec<_> = sequences
+                .iter_mut()
+                .filter(|sequence| sequence.finish.is_none())
+                .collect();
+            let mut caches: Vec<_> = running.iter_mut().map(|sequence| &mut sequence.cache).collect();
+            let logits: Vec<f32> = self
+                .model
+                .decode(&next, self.progress, &mut caches)
+                .into_data()
+                .iter::<f32>()
+                .collect();
+            for (sequence, logits) in running.into_iter().zip(logits.chunks_exact(self.vocab)) {
+                sequence.logits.copy_from_slice(logits);
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Draws the next token of a sequence.
+    fn choose(&self, sequence: &mut Sequence<B>) -> Result<(Option<u32>, Step), DataError> {
+        let ends = |sequence: &mut Sequence<B>, finish| -> Result<(Option<u32>, Step), DataError> {
+            let rest = sequence.text.finish()?;
+            let (mut text, stopped) = sequence.stops.push(&rest);
+            if !stopped {
+                text += &sequence.stops.finish();
+            }
+            let step = Step {
+                text,
+                finish: Some(finish),
+                ..Step::default()
+            };
+            Ok((None, step))
+        };
+        let used = sequence.cache.tokens();
+        if sequence.request.max_tokens == 0 {
+            return ends(sequence, Finish::Length);
+        }
+        let candidates = distribution(&sequence.logits, &sequence.seen, &sequence.request.sampling);
+        let id = draw(&candidates, sequence.random.random());
+        let score = |top| TokenScore::of(&sequence.logits, id, top);
+        let score = sequence.request.alternatives.map(score);
+        sequence.made += 1;
+        if Some(id) == self.tokenizer.end_of_document() {
+            let (token, step) = ends(sequence, Finish::EndOfText)?;
+            return Ok((token, Step { score, ..step }));
+        }
+        sequence.seen.insert(id);
+        let piece = sequence.text.push(id)?;
+        let (text, stopped) = sequence.stops.push(&piece);
+        let finish = if stopped {
+            Some(Finish::Stop)
+        } else if sequence.made >= sequence.request.max_tokens {
+            Some(Finish::Length)
+        } else if used >= self.context {
+            // The token stands after the last position, so the model cannot see it.
+            Some(Finish::Context)
+        } else {
+            None
+        };
+        let mut step = Step { text, score, finish };
+        if let Some(finish @ (Finish::Length | Finish::Context)) = finish {
+            step.text += &ends(sequence, finish)?.1.text;
+        }
+        Ok((Some(id), step))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    use burn_flex::{Flex, FlexDevice};
+    use gpas_data::bpe::train_bpe;
+    use gpas_data::source::{Documents, ReadOptions};
+    use gpas_model::LlamaConfig;
+
+    const VOCAB: usize = 270;
+
+    pub(crate) fn tokenizer() -> Tokenizer {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("a.txt");
+        std::fs::write(&text, "the cat and the dog\n".repeat(50)).unwrap();
+        let documents = Documents::open(&[text.display().to_string()], ReadOptions::default()).unwrap();
+        let path: PathBuf = place.path().join("tokenizer.json");
+        train_bpe(documents, VOCAB, true).unwrap().save(&path).unwrap();
+        Tokenizer::from_file(&path).unwrap()
+    }
+
+    /// A model whose next token depends much on what came before.
+    fn model(tied: bool) -> Llama<Flex> {
+        let mut model = LlamaConfig::new(VOCAB, 16, 32, 2, 2)
+            .with_tied_head(tied)
+            .init::<Flex>(5, &FlexDevice);
+        if let Some(mut head) = model.head.take() {
+            head.weight = head.weight.map(|weight| weight.mul_scalar(40.0));
+            model.head = Some(head);
+        }
+        model
+    }
+
+    fn generate(generator: &Generator<'_, Flex>, requests: Vec<(&str, Request)>) -> Vec<(String, Finish, usize)> {
+        let mut sequences: Vec<_> = requests
+            .into_iter()
+            .map(|(prompt, request)| {
+                let prompt = generator.prompt(encode(generator.tokenizer, prompt).unwrap()).unwrap();
+                generator.sequence(prompt, request).unwrap()
+            })
+            .collect();
+        let mut texts = vec![String::new(); sequences.len()];
+        while sequences.iter().any(|sequence| sequence.finish().is_none()) {
+            let mut all: Vec<_> = sequences.iter_mut().collect();
+            for (text, step) in texts.iter_mut().zip(generator.step(&mut all).unwrap()) {
+                *text += &step.text;
+            }
+        }
+        let ends = sequences
+            .iter()
+            .map(|sequence| (sequence.finish().unwrap(), sequence.made()));
+        texts
+            .into_iter()
+            .zip(ends)
+            .map(|(text, (finish, made))| (text, finish, made))
+            .collect()
+    }
+
+    fn request(max_tokens: usize, seed: u64) -> Request {
+        Request {
+            max_tokens,
+            seed,
+            ..Request::default()
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_one_text_whatever_else_is_in_the_batch() {
+        let (tokenizer, model) = (tokenizer(), model(false));
+        let generator = Generator {
+            model: &model,
+            tokenizer: &tokenizer,
+            progress: Progress::COMPLETE,
+            context: 64,
+            vocab: VOCAB,
+        };
+        let alone = generate(&generator, vec![("the cat", request(12, 7))]);
+        let mut others: Vec<_> = (0..19).map(|seed| ("a dog and", request(20, seed))).collect();
+        others.insert(11, ("the cat", request(12, 7)));
+        let together = generate(&generator, others);
+        assert_eq!(alone[0], together[11]);
+        assert_ne!(together[0].0, together[1].0, "another seed gives another text");
+        assert!(alone[0].2 <= 12);
+    }
+
+    #[test]
+    fn greedy_takes_the_most_probable_and_its_score_is_the_largest() {
+        let (tokenizer, model) = (tokenizer(), model(true));
+        let generator = Generator {
+            model: &model,
+            tokenizer: &tokenizer,
+            progress: Progress::COMPLETE,
+            context: 64,
+            vocab: VOCAB,
+        };
+        let greedy = Request {
+            sampling: Sampling {
+                temperature: 0.0,
+                ..Sampling::default()
+            },
+            alternatives: Some(3),
+            ..request(8, 0)
+        };
+        let ids = encode(&tokenizer, "the cat").unwrap();
+        let mut sequence = generator
+            .sequence(generator.prompt(ids.clone()).unwrap(), greedy)
+            .unwrap();
+        let mut all = ids;
+        let mut scores = Vec::new();
+        while sequence.finish().is_none() {
+            let step = generator.step(&mut [&mut sequence]).unwrap().remove(0);
+            if let Some(score) = step.score {
+                assert_eq!(score.top.len(), 3);
+                assert_eq!(score.top[0], (score.id, score.log_probability));
+                assert!(score.top[0].1 >= score.top[1].1 && score.top[1].1 >= score.top[2].1);
+                all.push(score.id);
+                scores.push(score);
+            }
+        }
+        // The same tokens, scored as a prompt.
+        let (_, again) = generator.scored_prompt(all, 3).unwrap();
+        for (score, again) in scores.iter().rev().zip(again.iter().rev()) {
+            assert_eq!(score.id, again.id);
+            assert!((score.log_probability - again.log_probability).abs() < 1e-4);
+        }
+    }
+
+    /// Logits 0, ln 2, ln 5: probabilities 1/8, 2/8, 5/8.
+    #[test]
+    fn scores_are_logarithms_of_the_softmax() {
+        let score = TokenScore::of(&[0.0, std::f32::consts::LN_2, 1.609_438], 1, 2);
+        assert!((score.log_probability - 0.25f64.ln()).abs() < 1e-6);
+        assert_eq!(score.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1]);
+        assert!((score.top[0].1 - 0.625f64.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_text_ends_where_it_is_told_to() {
+        let (tokenizer, model) = (tokenizer(), model(false));
+        let generator = Generator {
+            model: &model,
+            tokenizer: &tokenizer,
+            progress: Progress::COMPLETE,
+            context: 24,
+            vocab: VOCAB,
+        };
+        let prompt = encode(&tokenizer, "the cat").unwrap().len();
+        let seed =
+            (0..).find(|seed| generate(&generator, vec![("the cat", request(99, *seed))])[0].1 == Finish::Context);
+        let long = generate(&generator, vec![("the cat", request(99, seed.unwrap()))]).remove(0);
+        // Nothing needs to follow the last one.
+        assert_eq!(long.2, 24 - prompt + 1);
+        let short = generate(&generator, vec![("the cat", request(3, seed.unwrap()))]).remove(0);
+        assert_eq!((short.1, short.2), (Finish::Length, 3));
+        let nothing = generate(&generator, vec![("the cat", request(0, 1))]).remove(0);
+        assert_eq!(nothing, (String::new(), Finish::Length, 0));
+        // At a string of its own, which is not part of it.
+        let middle: String = long.0.chars().skip(2).take(2).collect();
+        let stop = Request {
+            stop: vec![middle.clone()],
+            ..request(99, seed.unwrap())
+        };
+        let stopped = generate(&generator, vec![("the cat", stop)]).remove(0);
+        assert_eq!(stopped.1, Finish::Stop);
+        assert_eq!(stopped.0, long.0[..long.0.find(&middle).unwrap()]);
+        let error = generator.prompt(vec![1; 25]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "25 tokens are more than the 24 that the model was trained on"
+        );
+    }
+}

@@ -1,0 +1,378 @@
+//! From the logits of a position to the token that follows: pure functions.
+//!
+//! The steps, their meaning and their order are those of `transformers`:
+//!
+//! 1. **repetition penalty** θ (arXiv 1909.05858): the logit of every token that the sequence has, prompt included, is divided by θ where it
+//!    is positive and multiplied by θ where it is negative
+//! 2. **temperature** T: logits are divided by T; 0 takes the most probable token, the first of several, and none of the steps below
+//! 3. **top-k**: the k most probable tokens stay
+//! 4. **top-p** (arXiv 1904.09751): the most probable tokens stay whose probabilities, among those that are left, first add up to p; the one
+//!    that gets there stays too
+//! 5. **min-p** (arXiv 2407.01082): tokens stay whose probability is at least that share of the largest one
+//!
+//! and what is left is drawn from in proportion. (llama.cpp has the same steps and divides by the temperature last by default, so that its
+//! top-p and min-p look at probabilities before it. `temp` first in its `--samplers` gives the order above.) Where tokens are equally
+//! probable, the lower id counts as more probable.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+
+/// How a token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// T; 0 is greedy.
+    pub temperature: f64,
+    /// Most tokens to draw from; 0 for any number.
+    pub top_k: usize,
+    /// Probability of the tokens to draw from, above 0; 1 for all.
+    pub top_p: f64,
+    /// Smallest probability relative to the largest one; 0 for any.
+    pub min_p: f64,
+    /// θ, above 0; 1 for none.
+    pub repetition_penalty: f64,
+}
+
+impl Default for Sampling {
+    /// The model's own distribution.
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+        }
+    }
+}
+
+/// A setting that is none.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{name} = {value} is not {expected}")]
+pub struct SamplingError {
+    /// The setting.
+    pub name: &'static str,
+    /// What it was set to.
+    pub value: f64,
+    /// What it may be.
+    pub expected: &'static str,
+}
+
+impl Sampling {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// The first one that has no meaning.
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        let check = |name, value: f64, fits: bool, expected| {
+            if fits {
+                Ok(())
+            } else {
+                Err(SamplingError { name, value, expected })
+            }
+        };
+        let share = "from 0 to 1";
+        check(
+            "temperature",
+            self.temperature,
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "0 or more",
+        )?;
+        check(
+            "top_p",
+            self.top_p,
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "above 0 and at most 1",
+        )?;
+        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), share)?;
+        let penalty = self.repetition_penalty;
+        check(
+            "repetition_penalty",
+            penalty,
+            penalty > 0.0 && penalty.is_finite(),
+            "above 0",
+        )
+    }
+}
+
+/// A token with its probability.
+pub type Candidate = (u32, f64);
+
+/// The tokens that may come next, with probabilities that add up to 1; by id where all may, else the most probable first.
+pub fn distribution(logits: &[f32], seen: &HashSet<u32>, sampling: &Sampling) -> Vec<Candidate> {
+    let logits = penalised(logits, seen, sampling.repetition_penalty);
+    if sampling.temperature == 0.0 {
+        return vec![(most_probable(&logits), 1.0)];
+    }
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| (f64::from(logit - largest) / sampling.temperature).exp();
+    let mut candidates: Vec<Candidate> = (0..).zip(logits.iter().map(|logit| weight(*logit))).collect();
+    if sampling.top_k > 0 && sampling.top_k < candidates.len() {
+        keep_most_probable(&mut candidates, sampling.top_k);
+    }
+    if sampling.top_p < 1.0 {
+        keep_share(&mut candidates, sampling.top_p);
+    }
+    // The largest weight is 1.
+    candidates.retain(|(_, weight)| *weight >= sampling.min_p);
+    let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+    for (_, weight) in &mut candidates {
+        *weight /= total;
+    }
+    candidates
+}
+
+/// The token that a number from 0 to 1 falls on.
+///
+/// # Panics
+/// If there are no candidates.
+pub fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
+    let mut sum = 0.0;
+    for (id, probability) in candidates {
+        sum += probability;
+        if uniform < sum {
+            return *id;
+        }
+    }
+    // Rounding left the sum below the number.
+    let possible = candidates.iter().rev().find(|(_, probability)| *probability > 0.0);
+    possible.or(candidates.last()).expect("there is a token").0
+}
+
+/// The logits with those of seen tokens moved away from them.
+fn penalised(logits: &[f32], seen: &HashSet<u32>, penalty: f64) -> Vec<f32> {
+    let mut logits = logits.to_vec();
+    if penalty != 1.0 {
+        for id in seen {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                let factor = if *logit > 0.0 { 1.0 / penalty } else { penalty };
+                *logit = (f64::from(*logit) * factor) as f32;
+            }
+        }
+    }
+    logits
+}
+
+/// The id of the largest logit, the first of several.
+pub fn most_probable(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// More probable first; of equal ones the lower id.
+fn more_probable(a: &Candidate, b: &Candidate) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// The `count` most probable ones, in order.
+fn keep_most_probable(candidates: &mut Vec<Candidate>, count: usize) {
+    if count < candidates.len() {
+        candidates.select_nth_unstable_by(count, more_probable);
+        candidates.truncate(count);
+    }
+    candidates.sort_unstable_by(more_probable);
+}
+
+/// The most probable ones whose share of the sum of all first reaches `share`, in order.
+fn keep_share(candidates: &mut Vec<Candidate>, share: f64) {
+    let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
+    // Few of a large vocabulary are enough as a rule, and only those need be put in order.
+    let mut count = 64;
+    loop {
+        let mut head = candidates.clone();
+        keep_most_probable(&mut head, count);
+        let mut sum = 0.0;
+        let end = head.iter().position(|(_, weight)| {
+            sum += weight;
+            sum >= share * total
+        });
+        if let Some(end) = end {
+            head.truncate(end + 1);
+            *candidates = head;
+            return;
+        }
+        if count >= candidates.len() {
+            *candidates = head;
+            return;
+        }
+        count *= 8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits of probabilities 0.5, 0.25, 0.125, 0.125 at temperature 1, out of order.
+    const LOGITS: [f32; 4] = [-2.079_441_5, -std::f32::consts::LN_2, -1.386_294_4, -2.079_441_5];
+
+    fn of(sampling: Sampling) -> Vec<Candidate> {
+        distribution(&LOGITS, &HashSet::new(), &sampling)
+    }
+
+    fn assert_is(found: &[Candidate], expected: &[Candidate]) {
+        let ids = |candidates: &[Candidate]| candidates.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        assert_eq!(ids(found), ids(expected), "{found:?}");
+        for ((_, found), (_, expected)) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn plain_is_the_softmax() {
+        assert_is(&of(Sampling::default()), &[(0, 0.125), (1, 0.5), (2, 0.25), (3, 0.125)]);
+    }
+
+    /// Halving the temperature squares the probabilities: 16 : 4 : 1 : 1.
+    #[test]
+    fn temperature_sharpens() {
+        let cold = Sampling {
+            temperature: 0.5,
+            ..Sampling::default()
+        };
+        let part = 1.0 / 22.0;
+        assert_is(&of(cold), &[(0, part), (1, 16.0 * part), (2, 4.0 * part), (3, part)]);
+    }
+
+    #[test]
+    fn temperature_0_takes_the_most_probable_and_the_first_of_equals() {
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        assert_is(&of(greedy), &[(1, 1.0)]);
+        assert_is(&distribution(&[1.0, 3.0, 3.0], &HashSet::new(), &greedy), &[(1, 1.0)]);
+    }
+
+    #[test]
+    fn top_k_keeps_the_most_probable() {
+        let top_k = |top_k| {
+            of(Sampling {
+                top_k,
+                ..Sampling::default()
+            })
+        };
+        assert_is(&top_k(1), &[(1, 1.0)]);
+        assert_is(&top_k(2), &[(1, 2.0 / 3.0), (2, 1.0 / 3.0)]);
+        // Of two that are equally probable the lower id.
+        assert_is(&top_k(3), &[(1, 4.0 / 7.0), (2, 2.0 / 7.0), (0, 1.0 / 7.0)]);
+        assert_eq!(top_k(9).len(), 4);
+    }
+
+    #[test]
+    fn top_p_keeps_the_one_that_gets_there() {
+        let top_p = |top_p| {
+            of(Sampling {
+                top_p,
+                ..Sampling::default()
+            })
+        };
+        assert_is(&top_p(0.1), &[(1, 1.0)]);
+        assert_is(&top_p(0.6), &[(1, 2.0 / 3.0), (2, 1.0 / 3.0)]);
+        assert_eq!(top_p(0.9999).len(), 4);
+        // More than are put in order at first.
+        let flat = distribution(
+            &[0.0; 1000],
+            &HashSet::new(),
+            &Sampling {
+                top_p: 0.7,
+                ..Sampling::default()
+            },
+        );
+        assert!((700..=701).contains(&flat.len()), "{}", flat.len());
+        assert_eq!(flat[0].0, 0);
+    }
+
+    /// After top-k has left 4/7, 2/7, 1/7, the first two add up to 6/7.
+    #[test]
+    fn top_p_looks_at_what_top_k_has_left() {
+        let both = Sampling {
+            top_k: 3,
+            top_p: 0.85,
+            ..Sampling::default()
+        };
+        assert_is(&of(both), &[(1, 2.0 / 3.0), (2, 1.0 / 3.0)]);
+    }
+
+    #[test]
+    fn min_p_is_relative_to_the_largest() {
+        let min_p = |min_p, temperature| {
+            of(Sampling {
+                min_p,
+                temperature,
+                ..Sampling::default()
+            })
+        };
+        assert_is(&min_p(0.4, 1.0), &[(1, 2.0 / 3.0), (2, 1.0 / 3.0)]);
+        // After the temperature: there 4/16 is too little.
+        assert_is(&min_p(0.4, 0.5), &[(1, 1.0)]);
+    }
+
+    /// A positive logit is divided, a negative one multiplied.
+    #[test]
+    fn the_penalty_moves_seen_tokens_down() {
+        let penalty = Sampling {
+            repetition_penalty: 2.0,
+            ..Sampling::default()
+        };
+        let found = distribution(&[2.0, -1.0, 0.5], &HashSet::from([0, 1, 77]), &penalty);
+        let weights = [1f64.exp(), (-2f64).exp(), 0.5f64.exp()];
+        let total: f64 = weights.iter().sum();
+        let expected: Vec<Candidate> = (0..).zip(weights.map(|weight| weight / total)).collect();
+        assert_is(&found, &expected);
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..penalty
+        };
+        assert_is(
+            &distribution(&[2.0, -1.0, 1.5], &HashSet::from([0]), &greedy),
+            &[(2, 1.0)],
+        );
+    }
+
+    #[test]
+    fn a_draw_is_the_inverse_of_the_distribution() {
+        let candidates = [(7, 0.25), (2, 0.5), (5, 0.25)];
+        for (uniform, id) in [
+            (0.0, 7),
+            (0.249, 7),
+            (0.25, 2),
+            (0.749, 2),
+            (0.75, 5),
+            (0.999, 5),
+            (1.0, 5),
+        ] {
+            assert_eq!(draw(&candidates, uniform), id, "{uniform}");
+        }
+        assert_eq!(draw(&[(1, 1.0 - 1e-12), (2, 0.0)], 1.0 - 1e-16), 1);
+    }
+
+    #[test]
+    fn settings_without_a_meaning_are_named() {
+        let said = |sampling: Sampling| sampling.validate().unwrap_err().to_string();
+        let default = Sampling::default();
+        assert_eq!(default.validate(), Ok(()));
+        let wrong = Sampling {
+            temperature: -0.1,
+            ..default
+        };
+        assert_eq!(said(wrong), "temperature = -0.1 is not 0 or more");
+        assert_eq!(
+            said(Sampling { top_p: 0.0, ..default }),
+            "top_p = 0 is not above 0 and at most 1"
+        );
+        assert_eq!(
+            said(Sampling { min_p: 1.5, ..default }),
+            "min_p = 1.5 is not from 0 to 1"
+        );
+        let wrong = Sampling {
+            repetition_penalty: f64::NAN,
+            ..default
+        };
+        assert_eq!(said(wrong), "repetition_penalty = NaN is not above 0");
+    }
+}

@@ -1,0 +1,186 @@
+//! Text as it comes out of a model: whole characters from tokens that may hold parts of them, and the strings at which it stops.
+
+use gpas_data::DataError;
+use gpas_data::tokenizer::Tokenizer;
+
+/// Tokens that are decoded together with the next one, since the text of a token depends on what stands before it.
+const CONTEXT: usize = 8;
+
+/// Turns tokens into text one at a time. A character whose bytes have not all come is held back.
+#[derive(Clone, Debug)]
+pub struct TextStream {
+    tokenizer: Tokenizer,
+    window: Vec<u32>,
+    /// Bytes of the window's text that have been handed out.
+    sent: usize,
+}
+
+impl TextStream {
+    /// A text that goes on after some tokens, which are not part of it.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder refuses the tokens.
+    pub fn after(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<Self, DataError> {
+        let window = tokens[tokens.len().saturating_sub(CONTEXT)..].to_vec();
+        let sent = tokenizer.decode_plain(&window)?.len();
+        Ok(Self {
+            tokenizer: tokenizer.clone(),
+            window,
+            sent,
+        })
+    }
+
+    /// The text that one more token completes.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder refuses it.
+    pub fn push(&mut self, token: u32) -> Result<String, DataError> {
+        self.window.push(token);
+        let text = self.tokenizer.decode_plain(&self.window)?;
+        // An incomplete character decodes to one replacement character.
+        let complete = text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text);
+        let new = complete.get(self.sent..).unwrap_or_default().to_string();
+        self.sent = self.sent.max(complete.len());
+        if complete.len() == text.len() && self.window.len() > 4 * CONTEXT {
+            self.window.drain(..self.window.len() - CONTEXT);
+            self.sent = self.tokenizer.decode_plain(&self.window)?.len();
+        }
+        Ok(new)
+    }
+
+    /// What is still held back: at the end of a text an incomplete character is a replacement character.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder refuses the tokens.
+    pub fn finish(&mut self) -> Result<String, DataError> {
+        let text = self.tokenizer.decode_plain(&self.window)?;
+        let rest = text.get(self.sent..).unwrap_or_default().to_string();
+        self.sent = text.len();
+        Ok(rest)
+    }
+}
+
+/// Watches a text for strings at which it stops, and holds back what may be the beginning of one.
+#[derive(Clone, Debug, Default)]
+pub struct StopStrings {
+    strings: Vec<String>,
+    held: String,
+}
+
+impl StopStrings {
+    /// Empty strings stop nothing.
+    pub fn new(strings: Vec<String>) -> Self {
+        Self {
+            strings: strings.into_iter().filter(|string| !string.is_empty()).collect(),
+            held: String::new(),
+        }
+    }
+
+    /// More text: what may be handed out of it, and whether a stop string came after that.
+    pub fn push(&mut self, text: &str) -> (String, bool) {
+        self.held += text;
+        let first = self
+            .strings
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min();
+        if let Some(at) = first {
+            self.held.truncate(at);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let begins = |rest: &str| self.strings.iter().any(|stop| stop.starts_with(rest));
+        let keep = self
+            .held
+            .char_indices()
+            .map(|(at, _)| at)
+            .find(|at| begins(&self.held[*at..]));
+        let rest = self.held.split_off(keep.unwrap_or(self.held.len()));
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// What was held back, at the end of a text that did not stop.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    use gpas_data::bpe::train_bpe;
+    use gpas_data::source::{Documents, ReadOptions};
+
+    /// A byte-level tokenizer that has hardly any merges, so that every character beyond ASCII takes several tokens.
+    fn bytes() -> Tokenizer {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("a.txt");
+        std::fs::write(&text, "a b c d\n".repeat(50)).unwrap();
+        let documents = Documents::open(&[text.display().to_string()], ReadOptions::default()).unwrap();
+        let path = place.path().join("tokenizer.json");
+        train_bpe(documents, 260, true).unwrap().save(&path).unwrap();
+        Tokenizer::from_file(Path::new(&path)).unwrap()
+    }
+
+    #[test]
+    fn characters_come_whole() {
+        let tokenizer = bytes();
+        for text in [
+            "plain words",
+            "é",
+            "a ü 漢字 🦀🦀 z",
+            "ends in 🦀",
+            &"長い文 ".repeat(40),
+        ] {
+            let ids = tokenizer.encode(text).unwrap();
+            let mut stream = TextStream::after(&tokenizer, &[]).unwrap();
+            let mut found = String::new();
+            for id in &ids {
+                let piece = stream.push(*id).unwrap();
+                assert!(!piece.contains(char::REPLACEMENT_CHARACTER), "{text}: {piece:?}");
+                found += &piece;
+            }
+            assert_eq!(stream.finish().unwrap(), "");
+            assert_eq!(found, text);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_handed_out_as_such() {
+        let tokenizer = bytes();
+        let crab = tokenizer.encode("🦀").unwrap();
+        let letter = tokenizer.encode("a").unwrap()[0];
+        let mut stream = TextStream::after(&tokenizer, &[letter]).unwrap();
+        assert_eq!(stream.push(crab[0]).unwrap(), "");
+        assert_eq!(stream.push(letter).unwrap(), "\u{fffd}a");
+        // A character that never ends.
+        for id in &crab[..crab.len() - 1] {
+            assert_eq!(stream.push(*id).unwrap(), "");
+        }
+        assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+        assert_eq!(stream.finish().unwrap(), "");
+    }
+
+    #[test]
+    fn a_stop_string_may_come_in_pieces() {
+        let mut stops = StopStrings::new(vec!["END".into(), "\n\n".into(), String::new()]);
+        let mut say = |text: &str| stops.push(text);
+        assert_eq!(say("one E"), ("one ".into(), false));
+        assert_eq!(say("N"), ("".into(), false));
+        assert_eq!(say("Ξ two\n"), ("ENΞ two".into(), false));
+        assert_eq!(say("three EEN"), ("\nthree E".into(), false));
+        assert_eq!(say("D four\n\n"), ("".into(), true));
+
+        let mut stops = StopStrings::new(vec!["END".into()]);
+        assert_eq!(stops.push("to the EN"), ("to the ".into(), false));
+        assert_eq!(stops.finish(), "EN");
+        assert_eq!(stops.finish(), "");
+    }
+
+    #[test]
+    fn the_first_stop_string_counts() {
+        let mut stops = StopStrings::new(vec!["later".into(), "soon".into()]);
+        assert_eq!(stops.push("as soon as later"), ("as ".into(), true));
+    }
+}
