@@ -12,8 +12,8 @@ use crate::backend::{BackendChoice, BackendError};
 use crate::benchmark::BenchmarkError;
 use crate::checkpoint::CheckpointError;
 use crate::commands::{
-    bench, compare, config, data, eval, export, generate, import, inspect, logits, report, selfcheck,
-    serve, tokenizer, train,
+    bench, compare, config, data, eval, export, generate, import, inspect, logits, report, selfcheck, serve, tokenizer,
+    train,
 };
 use crate::compare::CompareError;
 use crate::exchange::ExchangeError;
