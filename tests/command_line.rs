@@ -311,6 +311,7 @@ fn bench_prints_the_keys_of_its_peers() {
     let expected = [
         "batch",
         "dtype",
+        "fastest_step_s",
         "flops_per_s",
         "matmul_flops_per_s",
         "matmul_share",

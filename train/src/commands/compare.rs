@@ -234,7 +234,7 @@ fn standing(path: &Path, planned: &PlannedRun, data_sha256: &str) -> Result<Stan
 }
 
 /// Steps of each arm that are timed for an estimate, after one that is not.
-const TIMED_STEPS: usize = 3;
+const TIMED_STEPS: usize = 8;
 
 /// A forward pass is a third of a training step's work: the backward pass is two more.
 const FORWARD_SHARE: f64 = 1.0 / 3.0;
@@ -262,7 +262,7 @@ fn dry_run(plan: &Plan, standings: &[Standing], selected: Selected) -> Result<()
             selected,
         };
         let report = selected.run(benchmark)?.with_context(|| arm.name.clone())?;
-        seconds.push(steps * batch * seq / report.tokens_per_s);
+        seconds.push(steps * report.fastest_step_s);
     }
     let mut out = std::io::stdout().lock();
     let width = plan
@@ -300,7 +300,7 @@ fn dry_run(plan: &Plan, standings: &[Standing], selected: Selected) -> Result<()
     )?;
     writeln!(
         out,
-        "estimated from {TIMED_STEPS} timed steps of each arm on random tokens; an evaluation as a third of as many training tokens"
+        "estimated from the fastest of {TIMED_STEPS} steps of each arm on random tokens; an evaluation as a third of as many training tokens"
     )?;
     Ok(())
 }

@@ -18,6 +18,9 @@ const STYLE: &str = include_str!("page.css");
 /// How many of a run's notices are shown: one that diverges has as many as steps.
 const NOTICES: usize = 12;
 
+/// Columns of a table that stands beside its figure, at most.
+const BESIDE: usize = 5;
+
 /// The report of a run.
 pub fn of_run(path: &Path, records: &RunRecords) -> Result<String, PlotError> {
     let name = path
@@ -195,10 +198,11 @@ fn section(figure: &Figure, subjects: &[Subject<'_>]) -> Markup {
         _ => Vec::new(),
     };
     let is_alone = figure.panels.len() == 1;
+    let fits_beside = is_alone && figure.table.head.len() <= BESIDE;
     html! {
         section {
             h2 { (figure.title) }
-            div class=[is_alone.then_some("beside")] {
+            div class=[fits_beside.then_some("beside")] {
                 figure {
                     figcaption { (figure.caption) }
                     @if !legend.is_empty() {
