@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn few_rows_are_a_product() {
         let normal = Distribution::Normal(0.0, 1.0);
-        for (rows, inputs, outputs) in [(1, 1, 1), (1, 7, 33), (3, 130, 2100), (40, 64, 1300)] {
+        for (rows, inputs, outputs) in [(1, 1, 1), (1, 7, 33), (3, 130, 2100), (40, 64, 1300), (2, 30, 9000)] {
             let x = Tensor::<Flex, 2>::random([rows, inputs], normal, &FlexDevice);
             let weight = Tensor::<Flex, 2>::random([inputs, outputs], normal, &FlexDevice);
             let turned = Tensor::from_data(weight.clone().transpose().into_data(), &FlexDevice).transpose();
