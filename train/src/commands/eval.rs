@@ -8,19 +8,14 @@ use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 use gpas_data::batch::Windows;
 use gpas_data::store::PreparedData;
-use gpas_model::LlamaConfig;
 
 use super::opened::OpenedRun;
 use super::train::{data_directory, data_sha256};
 use crate::backend::{BackendChoice, BackendTask, Selected};
-use crate::checkpoint::{Checkpoint, newest_valid};
 use crate::evaluate::{ValidationText, evaluate};
-use crate::generate::Generator;
 use crate::metrics::{EvalRecord, Record};
-use crate::recipe::Recipe;
-use crate::run::RunDirectory;
 use crate::task::{Item, TaskReport, read_task};
-use crate::training::{TrainingError, check_precision, check_vocabulary, validation_windows};
+use crate::training::{TrainingError, check_vocabulary, validation_windows};
 
 /// Evaluate a run's newest checkpoint on validation text, or at a likelihood task
 #[derive(Debug, Args)]
@@ -120,22 +115,14 @@ impl BackendTask for Task {
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let model = self.opened.model::<B>(&device)?;
-        let generator = Generator {
-            model: &model,
-            tokenizer: &self.opened.tokenizer,
-            progress: self.opened.progress(),
-            context: self.context,
-            vocab: self.opened.config.vocab,
-        };
+        let generator = self.opened.generator(&model, self.context);
         Ok(generator.task(&self.items)?)
     }
 }
 
-/// A run's newest checkpoint and the validation text to look at it with.
+/// A run and the validation text to look at its newest checkpoint with.
 pub(super) struct Validation {
-    pub recipe: Recipe,
-    pub config: LlamaConfig,
-    pub checkpoint: Checkpoint,
+    pub opened: OpenedRun,
     pub windows: Windows,
     /// Of each token the bytes of text that it stands for, where the tokenizer tells.
     pub bytes: Option<Vec<u32>>,
@@ -152,12 +139,17 @@ impl Validation {
         tokens: Option<u64>,
         backend: Option<BackendChoice>,
     ) -> Result<(Selected, Self)> {
-        let run = RunDirectory::open(run)?;
-        let (recipe, info) = (run.recipe()?, run.info()?);
-        let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
+        let opened = OpenedRun::open(run, backend)?;
+        let OpenedRun {
+            run,
+            info,
+            recipe,
+            config,
+            ..
+        } = &opened;
         let found = match data {
             Some(directory) => PreparedData::open(directory)?,
-            None => PreparedData::open(&data_directory(&recipe)?)?,
+            None => PreparedData::open(&data_directory(recipe)?)?,
         };
         if found.tokenizer().sha256() != info.tokenizer_sha256 {
             return Err(TrainingError::Tokenizer {
@@ -169,43 +161,31 @@ impl Validation {
         if data.is_none() && data_sha256(&found)? != info.data_sha256 {
             return Err(TrainingError::DataChanged(found.directory().to_path_buf()).into());
         }
-        let config = recipe.llama(found.tokenizer().vocab_size())?;
-        check_vocabulary(&recipe, &found, &config)?;
-        let newest = newest_valid(&run.checkpoints_path())?;
-        for damage in &newest.passed_over {
-            eprintln!("warning: {damage}; passed over");
-        }
-        let windows = validation_windows(&recipe, &found)?;
-        let tokens = tokens.unwrap_or(recipe.eval.tokens) as usize;
+        check_vocabulary(recipe, &found, config)?;
         let validation = Self {
-            recipe,
-            config,
-            checkpoint: newest.checkpoint,
-            windows,
+            windows: validation_windows(recipe, &found)?,
             bytes: found.tokenizer().byte_lengths(),
-            tokens,
+            tokens: tokens.unwrap_or(recipe.eval.tokens) as usize,
+            opened,
         };
-        Ok((selected, validation))
+        Ok((validation.opened.selected, validation))
     }
 }
 
 struct Evaluation(Validation);
 
 impl BackendTask for Evaluation {
-    type Output = Result<EvalRecord, TrainingError>;
+    type Output = Result<EvalRecord>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let Validation {
-            recipe,
-            config,
-            checkpoint,
+            opened,
             windows,
             bytes,
             tokens,
         } = self.0;
-        check_precision::<B>(&config, &device)?;
-        let model = checkpoint.model::<B::InnerBackend>(&config, &device)?;
-        let (micro_batch, step) = (recipe.train.micro_batch, checkpoint.state.step);
+        let model = opened.model::<B>(&device)?;
+        let (micro_batch, step) = (opened.recipe.train.micro_batch, opened.checkpoint.state.step);
         let text = ValidationText { windows, bytes };
         let record = evaluate(&model, &text, micro_batch, Some(tokens), step, &device, || false)?;
         Ok(record.expect("nothing asks an evaluation of its own to stop"))

@@ -13,7 +13,7 @@ use crate::backend::BackendChoice;
 use crate::exchange::ExchangeError;
 use crate::exchange::export::{Export, Format, SHARD_BYTES};
 use crate::recipe::Recipe;
-use crate::run::{RunDirectory, RunInfo};
+use crate::run::RunInfo;
 
 /// Write a run's model as a directory that transformers loads
 #[derive(Debug, Args)]
@@ -52,13 +52,14 @@ pub fn run(args: ExportArgs, backend: Option<BackendChoice>) -> Result<()> {
     if args.out.symlink_metadata().is_ok() {
         return Err(ExchangeError::Exists(args.out).into());
     }
-    let info = RunDirectory::open(&args.run)?.info()?;
     let OpenedRun {
+        info,
         recipe,
         config,
         checkpoint,
         tokenizer,
         selected,
+        ..
     } = OpenedRun::open(&args.run, backend)?;
     let data = found_data(&recipe, &info);
     let exported = selected.run(Export {

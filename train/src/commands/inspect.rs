@@ -11,8 +11,6 @@ use super::eval::Validation;
 use crate::backend::{BackendChoice, BackendTask};
 use crate::inspect::Inspection;
 use crate::metrics::{Record, read_records};
-use crate::run::RunDirectory;
-use crate::training::{TrainingError, check_precision};
 
 /// Look at a run's newest checkpoint layer by layer, on validation text
 #[derive(Debug, Args)]
@@ -54,7 +52,7 @@ pub struct InspectArgs {
 /// If the run, its checkpoint or its data cannot be read or do not fit each other.
 pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
     let (selected, validation) = Validation::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
-    let metrics = RunDirectory::open(&args.run)?.metrics_path();
+    let metrics = validation.opened.run.metrics_path();
     let records = read_records(&metrics).with_context(|| metrics.display().to_string())?;
     let mut inspection = selected.run(Look(validation))??;
     let layers = records.into_iter().filter_map(|record| match record {
@@ -75,20 +73,25 @@ pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
 pub(super) struct Look(pub Validation);
 
 impl BackendTask for Look {
-    type Output = Result<Inspection, TrainingError>;
+    type Output = Result<Inspection>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let Validation {
-            recipe,
-            config,
-            checkpoint,
+            opened,
             windows,
             tokens,
             ..
         } = self.0;
-        check_precision::<B>(&config, &device)?;
-        let model = checkpoint.model::<B::InnerBackend>(&config, &device)?;
-        let (batch, step) = (recipe.train.micro_batch, checkpoint.state.step);
-        Ok(Inspection::of(&model, &config, step, windows, batch, tokens, &device)?)
+        let model = opened.model::<B>(&device)?;
+        let (batch, step) = (opened.recipe.train.micro_batch, opened.checkpoint.state.step);
+        Ok(Inspection::of(
+            &model,
+            &opened.config,
+            step,
+            windows,
+            batch,
+            tokens,
+            &device,
+        )?)
     }
 }

@@ -3,19 +3,24 @@
 use std::path::Path;
 
 use anyhow::Result;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::tokenizer::Tokenizer;
 use gpas_model::{Llama, LlamaConfig, Progress};
 
 use crate::backend::{BackendChoice, Selected};
 use crate::checkpoint::{Checkpoint, newest_valid};
+use crate::generate::Generator;
 use crate::inference::InferenceError;
 use crate::recipe::Recipe;
-use crate::run::RunDirectory;
+use crate::run::{RunDirectory, RunInfo};
 use crate::training::check_precision;
 
 /// A run, opened. Its data is not needed.
 pub struct OpenedRun {
+    /// Where it lies.
+    pub run: RunDirectory,
+    /// What was noted when it began.
+    pub info: RunInfo,
     /// Its recipe.
     pub recipe: Recipe,
     /// Its model's sizes.
@@ -35,11 +40,8 @@ impl OpenedRun {
     /// If it is none, or something of it cannot be read.
     pub fn open(path: &Path, backend: Option<BackendChoice>) -> Result<Self> {
         let run = RunDirectory::open(path)?;
-        let recipe = run.recipe()?;
-        let selected = match backend {
-            Some(choice) => choice.select()?,
-            None => run.info()?.backend.parse::<BackendChoice>()?.select()?,
-        };
+        let (recipe, info) = (run.recipe()?, run.info()?);
+        let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
         let tokenizer = Tokenizer::from_file(&run.tokenizer_path())?;
         let config = recipe.llama(tokenizer.vocab_size())?;
         let found = newest_valid(&run.checkpoints_path())?;
@@ -47,6 +49,8 @@ impl OpenedRun {
             eprintln!("warning: {damage}; passed over");
         }
         Ok(Self {
+            run,
+            info,
             recipe,
             config,
             checkpoint: found.checkpoint,
@@ -80,5 +84,16 @@ impl OpenedRun {
     pub fn model<B: AutodiffBackend>(&self, device: &B::Device) -> Result<Llama<B::InnerBackend>> {
         check_precision::<B>(&self.config, device)?;
         Ok(self.checkpoint.model::<B::InnerBackend>(&self.config, device)?)
+    }
+
+    /// Its model as one that generates and scores, in `context` positions.
+    pub fn generator<'a, B: Backend>(&'a self, model: &'a Llama<B>, context: usize) -> Generator<'a, B> {
+        Generator {
+            model,
+            tokenizer: &self.tokenizer,
+            progress: self.progress(),
+            context,
+            vocab: self.config.vocab,
+        }
     }
 }
