@@ -106,6 +106,63 @@ fn prompts_of_a_file_go_together_and_each_says_what_it_says_alone() {
     );
 }
 
+/// Of a pair one sentence is the more probable: with the two in each other's place what was right is wrong.
+#[test]
+fn a_task_is_scored() {
+    let place = trained();
+    let sentences = [
+        "the quick brown fox",
+        "fox brown quick the",
+        "a small animal",
+        "near a river",
+    ];
+    let pairs = |swap: bool| -> String {
+        let pair = |pair: &[&str]| {
+            let (good, bad) = if swap { (pair[1], pair[0]) } else { (pair[0], pair[1]) };
+            format!("{{\"sentence_good\": \"{good}\", \"sentence_bad\": \"{bad}\"}}\n")
+        };
+        sentences.windows(2).map(pair).collect()
+    };
+    place.write("pairs.jsonl", &pairs(false));
+    place.write("swapped.jsonl", &pairs(true));
+    place.write(
+        "choices.jsonl",
+        "{\"context\": \"the\", \"choices\": [\"fox\", \"dog\", \"river\"], \"label\": 2, \"id\": 7}\n",
+    );
+    let score = |file: &str| -> serde_json::Value {
+        serde_json::from_str(&place.does(&format!("eval run --task {file} --json"))).unwrap()
+    };
+    let (found, swapped) = (score("pairs.jsonl"), score("swapped.jsonl"));
+    let keys = [
+        "acc",
+        "acc_bytes",
+        "acc_bytes_stderr",
+        "acc_norm",
+        "acc_norm_stderr",
+        "acc_stderr",
+        "items",
+        "truncated",
+    ];
+    assert_eq!(place::keys(&found), keys);
+    assert_eq!((&found["items"], &found["truncated"]), (&3.into(), &0.into()));
+    for figure in ["acc", "acc_norm", "acc_bytes"] {
+        let sum = found[figure].as_f64().unwrap() + swapped[figure].as_f64().unwrap();
+        assert!((sum - 1.0).abs() < 1e-12, "{figure}: {found} {swapped}");
+    }
+    assert_eq!(score("choices.jsonl")["items"], 1);
+    assert!(score("choices.jsonl")["acc_stderr"].is_null());
+    let text = place.does("eval run --task pairs.jsonl");
+    let acc = found["acc"].as_f64().unwrap();
+    assert!(text.starts_with("3 items, 0 texts cut to 16 tokens\n"), "{text}");
+    assert!(text.contains(&format!("acc       {acc:.4} ± ")), "{text}");
+    place.write("wrong.jsonl", "{\"sentence_good\": \"a\"}\n");
+    place.refuses(
+        "eval run --task wrong.jsonl",
+        "wrong.jsonl:1: neither a minimal pair nor multiple choice",
+        "a line is {\"sentence_good\": …, \"sentence_bad\": …} or {\"context\": …, \"choices\": […], \"label\": 0}",
+    );
+}
+
 #[test]
 fn what_cannot_be_generated_is_refused() {
     let place = trained();
@@ -124,7 +181,7 @@ fn what_cannot_be_generated_is_refused() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(said("generate run --prompts empty.txt").contains("empty.txt has no prompt"));
-    assert!(said("generate run --prompt a --temperature -1").contains("error"));
+    assert!(said("generate run --prompt a --temperature -1").contains("temperature = -1 is not 0 or more"));
     assert!(said("generate run --prompt a --top-p 2").contains("top_p = 2 is not above 0 and at most 1"));
     assert!(said("generate run").contains("--prompt"));
     assert!(said("generate nowhere --prompt a").contains("is not a run directory"));

@@ -20,6 +20,9 @@ use crate::text::{StopStrings, TextStream};
 /// Positions whose logits are held at once.
 const ROWS: usize = 64;
 
+/// Sequences that go through the model together, as a rule: each keeps its keys and values in memory.
+pub const TOGETHER: usize = 64;
+
 /// What is asked of a sequence.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -190,7 +193,7 @@ impl<B: Backend> Generator<'_, B> {
     /// Lets a prompt through the model and scores each of its tokens but the first, which follows nothing.
     ///
     /// # Errors
-    /// As [`prompt`](Self::prompt).
+    /// As [`prompt`](Self::prompt), or if what the model says are no numbers.
     pub fn scored_prompt(
         &self,
         ids: Vec<u32>,
@@ -213,6 +216,9 @@ impl<B: Backend> Generator<'_, B> {
                     .zip(targets)
                     .map(|(logits, id)| TokenScore::of(logits, *id, alternatives)),
             );
+        }
+        if !scores.iter().all(|score| score.log_probability.is_finite()) {
+            return Err(InferenceError::NotFinite);
         }
         let logits = self.next(hidden);
         Ok((Prompt { ids, cache, logits }, scores))
@@ -247,8 +253,8 @@ impl<B: Backend> Generator<'_, B> {
     /// Adds a token to each sequence that has not ended, and says what that adds to each of all.
     ///
     /// # Errors
-    /// If the tokenizer's decoder refuses a token.
-    pub fn step(&self, sequences: &mut [&mut Sequence<B>]) -> Result<Vec<Step>, DataError> {
+    /// If what the model says are no numbers, or the tokenizer's decoder refuses a token.
+    pub fn step(&self, sequences: &mut [&mut Sequence<B>]) -> Result<Vec<Step>, InferenceError> {
         let mut steps = Vec::with_capacity(sequences.len());
         let mut next = Vec::new();
         for sequence in sequences.iter_mut() {
@@ -282,8 +288,8 @@ impl<B: Backend> Generator<'_, B> {
     }
 
     /// Draws the next token of a sequence.
-    fn choose(&self, sequence: &mut Sequence<B>) -> Result<(Option<u32>, Step), DataError> {
-        let ends = |sequence: &mut Sequence<B>, finish| -> Result<(Option<u32>, Step), DataError> {
+    fn choose(&self, sequence: &mut Sequence<B>) -> Result<(Option<u32>, Step), InferenceError> {
+        let ends = |sequence: &mut Sequence<B>, finish| -> Result<(Option<u32>, Step), InferenceError> {
             let rest = sequence.text.finish()?;
             let (mut text, stopped) = sequence.stops.push(&rest);
             if !stopped {
@@ -299,6 +305,9 @@ impl<B: Backend> Generator<'_, B> {
         let used = sequence.cache.tokens();
         if sequence.request.max_tokens == 0 {
             return ends(sequence, Finish::Length);
+        }
+        if !sequence.logits.iter().all(|logit| logit.is_finite()) {
+            return Err(InferenceError::NotFinite);
         }
         let candidates = distribution(&sequence.logits, &sequence.seen, &sequence.request.sampling);
         let id = draw(&candidates, sequence.random.random());
@@ -455,6 +464,26 @@ pub(crate) mod tests {
         for (score, again) in scores.iter().rev().zip(again.iter().rev()) {
             assert_eq!(score.id, again.id);
             assert!((score.log_probability - again.log_probability).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn a_model_that_has_diverged_says_so() {
+        let (tokenizer, mut model) = (tokenizer(), model(false));
+        model.norm.weight = model.norm.weight.map(|weight| weight.mul_scalar(f32::NAN));
+        let generator = Generator {
+            model: &model,
+            tokenizer: &tokenizer,
+            progress: Progress::COMPLETE,
+            context: 64,
+            vocab: VOCAB,
+        };
+        let prompt = generator.prompt(vec![5, 6, 7]).unwrap();
+        let mut sequence = generator.sequence(prompt, request(3, 0)).unwrap();
+        let generated = generator.step(&mut [&mut sequence]).unwrap_err();
+        let scored = generator.scored_prompt(vec![5, 6, 7], 0).unwrap_err();
+        for error in [generated, scored] {
+            assert!(matches!(error, InferenceError::NotFinite), "{error}");
         }
     }
 

@@ -16,6 +16,8 @@ pub enum InferenceError {
     TooLong { tokens: usize, limit: usize },
     #[error("the model has no positions beyond {limit}, so a context of {asked} cannot be had")]
     Context { asked: usize, limit: usize },
+    #[error("the model's logits are not numbers: its training has diverged, so it can say nothing")]
+    NotFinite,
     #[error(transparent)]
     Training(#[from] TrainingError),
     #[error(transparent)]
@@ -26,6 +28,7 @@ impl InferenceError {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
+            InferenceError::NotFinite => None,
             InferenceError::NoIds => Some("give at least one".into()),
             InferenceError::Id { vocab, .. } => Some(format!("an id is 0 to {}", vocab.saturating_sub(1))),
             InferenceError::TooLong { .. } => {

@@ -41,6 +41,10 @@ pub enum TaskError {
     Empty(PathBuf),
     #[error("line {line}: choice {choice} adds no token to its context")]
     NoTokens { line: usize, choice: usize },
+    #[error(
+        "line {line}: choice {choice} has no token before it, since the tokenizer has none that opens or ends a text"
+    )]
+    NoContext { line: usize, choice: usize },
     #[error("line {line}: choice {choice} has {tokens} tokens, more than the {limit} that the model was trained on")]
     TooLong {
         line: usize,
@@ -228,6 +232,9 @@ impl<B: Backend> Generator<'_, B> {
         if tokens == 0 {
             return Err(TaskError::NoTokens { line, choice });
         }
+        if first == 0 {
+            return Err(TaskError::NoContext { line, choice });
+        }
         let limit = self.context;
         // The first token of a choice needs one before it.
         if tokens >= limit && ids.len() > limit {
@@ -355,6 +362,36 @@ mod tests {
         assert_eq!(mean_and_error(&[1.0, 1.0, 0.0, 1.0]), (0.75, Some(0.25)));
         assert_eq!(mean_and_error(&[1.0]), (1.0, None));
         assert_eq!(first_largest(&[-2.0, -1.0, -1.0]), 1);
+    }
+
+    /// A sentence of a pair has no context, and this tokenizer has nothing to put there.
+    #[test]
+    fn a_choice_that_nothing_stands_before_is_refused() {
+        let vocabulary = serde_json::json!({"the": 0, "cat": 1, "dog": 2});
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "the"},
+        });
+        let tokenizer = Tokenizer::from_bytes(json.to_string().into_bytes(), Path::new("words.json")).unwrap();
+        assert_eq!(tokenizer.end_of_document(), None);
+        let model = LlamaConfig::new(3, 16, 32, 2, 2).init::<Flex>(5, &FlexDevice);
+        let generator = Generator {
+            model: &model,
+            tokenizer: &tokenizer,
+            progress: Progress::COMPLETE,
+            context: 12,
+            vocab: 3,
+        };
+        let item = |context: &str| Item {
+            line: 4,
+            context: context.into(),
+            choices: vec!["the cat".into(), "the dog".into()],
+            label: 0,
+        };
+        assert!(generator.task(&[item("cat")]).is_ok());
+        let error = generator.task(&[item("")]).unwrap_err().to_string();
+        assert!(error.starts_with("line 4: choice 0 has no token before it"), "{error}");
     }
 
     /// The probabilities of all ways to go on by one token add up to 1, and the label decides what is right.

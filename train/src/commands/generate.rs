@@ -13,12 +13,9 @@ use serde_json::Value;
 
 use super::opened::OpenedRun;
 use crate::backend::{BackendChoice, BackendTask};
-use crate::generate::{Finish, Generator, Request, Sequence, encode};
+use crate::generate::{Finish, Request, Sequence, TOGETHER, encode};
 use crate::inference::check_ids;
 use crate::sampler::Sampling;
-
-/// Sequences that go through the model together, at most.
-const TOGETHER: usize = 64;
 
 /// Let a run's model go on from a text
 #[derive(Debug, Args)]
@@ -66,19 +63,19 @@ pub struct GenerateArgs {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct SamplingArgs {
     /// Divides the logits; 0 takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from the K most probable tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
     /// Draw from the most probable tokens that make up this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f64,
     /// Draw from tokens at least this probable, relative to the most probable one
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f64,
     /// Divides the positive logits of tokens that were there before and multiplies the negative ones
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
     repetition_penalty: f64,
 }
 
@@ -176,13 +173,7 @@ impl BackendTask for Generation {
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let model = self.opened.model::<B>(&device)?;
-        let generator = Generator {
-            model: &model,
-            tokenizer: &self.opened.tokenizer,
-            progress: self.opened.progress(),
-            context: self.context,
-            vocab: self.opened.config.vocab,
-        };
+        let generator = self.opened.generator(&model, self.context);
         // All of them first: nothing is said before everything has been checked.
         let mut waiting: VecDeque<(usize, Vec<u32>)> = VecDeque::new();
         for (index, prompt) in self.prompts.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! `gpas serve`: a run's model behind OpenAI's completions interface.
 
 use std::io::Write;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
@@ -13,7 +13,7 @@ use clap::Args;
 
 use super::opened::OpenedRun;
 use crate::backend::{BackendChoice, BackendTask};
-use crate::generate::Generator;
+use crate::generate::TOGETHER;
 use crate::serve::worker::work;
 use crate::serve::{Limits, Service, seconds_since_1970, serve, url};
 use crate::signals::{Stop, StopRequest};
@@ -26,8 +26,8 @@ use crate::signals::{Stop, StopRequest};
   lm_eval --model local-completions --tasks TASK --model_args \\
     model=DIR,base_url=http://127.0.0.1:8080/v1/completions,tokenizer_backend=huggingface
 
-DIR is a directory with the tokenizer, as `gpas export` writes it. There are POST /v1/completions (prompts as text or token ids, echo,
-logprobs, stop, seed, n, stream), GET /v1/models and GET /health.")]
+DIR is a directory with the tokenizer, as `gpas export` writes it; trust_remote_code=True is needed where the model is no stock LLaMA. There
+are POST /v1/completions (prompts as text or token ids, echo, logprobs, stop, seed, n, stream), GET /v1/models and GET /health.")]
 pub struct ServeArgs {
     /// The run directory
     #[arg(value_name = "RUN")]
@@ -44,6 +44,9 @@ pub struct ServeArgs {
     /// Requests that may wait for the model; more are told to come back
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
     queue: u64,
+    /// Texts that go through the model at a time; each keeps its keys and values in memory
+    #[arg(long, value_name = "N", default_value_t = TOGETHER as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    together: u64,
 }
 
 /// Runs the command until a signal ends it.
@@ -53,8 +56,8 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
     let opened = OpenedRun::open(&args.run, backend)?;
     let context = opened.context(args.context)?;
-    let address = (args.host, args.port);
-    let listener = TcpListener::bind(address).with_context(|| format!("{}:{}", args.host, args.port))?;
+    let address = SocketAddr::new(args.host, args.port);
+    let listener = TcpListener::bind(address).with_context(|| address.to_string())?;
     if !args.host.is_loopback() {
         eprintln!(
             "warning: anybody who reaches {} may use the model; there is no password",
@@ -74,6 +77,7 @@ pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
         name,
         context,
         queue: args.queue as usize,
+        together: args.together as usize,
     })?
 }
 
@@ -94,6 +98,7 @@ struct Serving {
     name: String,
     context: usize,
     queue: usize,
+    together: usize,
 }
 
 impl BackendTask for Serving {
@@ -126,18 +131,12 @@ impl BackendTask for Serving {
         )?;
         out.flush()?;
         let cancel = AtomicBool::new(false);
-        let generator = Generator {
-            model: &model,
-            tokenizer: &self.opened.tokenizer,
-            progress: self.opened.progress(),
-            context,
-            vocab,
-        };
+        let generator = self.opened.generator(&model, context);
         // The model works on this thread, the rest on others.
         thread::scope(|scope| {
             let _guard = StopAtEnd(&stop);
             let server = scope.spawn(|| serve(self.listener, service, &stop, &cancel));
-            work(&generator, &taken, &cancel);
+            work(&generator, &taken, self.together, &cancel);
             match server.join() {
                 Ok(served) => Ok(served?),
                 Err(panic) => std::panic::resume_unwind(panic),

@@ -13,8 +13,9 @@ use crate::text::TextStream;
 pub const MOST_CHOICES: usize = 256;
 /// Alternatives of each token that it may ask for.
 const MOST_LOGPROBS: usize = 20;
-/// Stop strings that it may name.
+/// Stop strings that it may name, and bytes of each: every text has a copy.
 const MOST_STOPS: usize = 16;
+const LONGEST_STOP: usize = 1024;
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
@@ -186,6 +187,12 @@ impl Completion {
             return Err(BadRequest::of(
                 "stop",
                 format!("there are more than {MOST_STOPS} stop strings"),
+            ));
+        }
+        if stop.iter().any(|stop| stop.len() > LONGEST_STOP) {
+            return Err(BadRequest::of(
+                "stop",
+                format!("a stop string is longer than {LONGEST_STOP} bytes"),
             ));
         }
         let default = Sampling::default();
@@ -435,6 +442,8 @@ mod tests {
             ("frequency_penalty", json!(-0.5)),
             ("logit_bias", json!({"5": 1})),
             ("best_of", json!(3)),
+            ("stop", json!(vec!["x"; 17])),
+            ("stop", json!("x".repeat(1025))),
             ("logprobs", json!(21)),
             ("n", json!(0)),
             ("n", json!(257)),

@@ -1,7 +1,9 @@
 //! The one thread on which the model works. It takes jobs from a bounded queue, a prompt at a time, and adds a token to every text in
-//! progress between two prompts, so that a long request does not keep the short ones waiting.
+//! progress between two prompts, so that a long request does not keep the short ones waiting. As many texts are in progress as there is room
+//! for keys and values; the others wait.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -10,10 +12,9 @@ use std::time::Duration;
 use burn::tensor::backend::Backend;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::generate::{Generator, Request, Sequence, Step, TokenScore};
+use crate::generate::{Generator, Prompt, Request, Sequence, Step, TokenScore};
+use crate::inference::InferenceError;
 
-/// Texts in progress, at most.
-const TOGETHER: usize = 64;
 /// Between two looks at whether to stop while there is nothing to do.
 const IDLE: Duration = Duration::from_millis(100);
 
@@ -56,11 +57,19 @@ pub enum Event {
     Failed(String),
 }
 
-/// A prompt that waits.
-struct Waiting {
-    ids: Vec<u32>,
-    first_choice: usize,
+/// Texts that wait, all of one prompt.
+struct Waiting<B: Backend> {
+    prompt: Stage<B>,
+    choices: Range<usize>,
     job: Arc<Job>,
+}
+
+/// How far a prompt has come.
+enum Stage<B: Backend> {
+    /// Its tokens are known.
+    Asked(Vec<u32>),
+    /// It has gone through the model, and its tokens have these scores.
+    Through(Prompt<B>, Arc<Vec<TokenScore>>),
 }
 
 /// A text in progress.
@@ -70,9 +79,9 @@ struct Running<B: Backend> {
     job: Arc<Job>,
 }
 
-/// Works until there are no more jobs and nobody is left to send one, or until `cancel`.
-pub fn work<B: Backend>(generator: &Generator<'_, B>, jobs: &Receiver<Job>, cancel: &AtomicBool) {
-    let mut waiting: VecDeque<Waiting> = VecDeque::new();
+/// Works, on at most `together` texts at a time, until there are no more jobs and nobody is left to send one, or until `cancel`.
+pub fn work<B: Backend>(generator: &Generator<'_, B>, jobs: &Receiver<Job>, together: usize, cancel: &AtomicBool) {
+    let mut waiting: VecDeque<Waiting<B>> = VecDeque::new();
     let mut running: Vec<Running<B>> = Vec::new();
     while !cancel.load(Ordering::Relaxed) {
         if waiting.is_empty() {
@@ -87,14 +96,16 @@ pub fn work<B: Backend>(generator: &Generator<'_, B>, jobs: &Receiver<Job>, canc
             };
             waiting.extend(next.into_iter().flat_map(prompts_of));
         }
-        if running.len() < TOGETHER
+        let room = together.saturating_sub(running.len());
+        if room > 0
             && let Some(next) = waiting.pop_front()
             && !next.job.reply.is_closed()
         {
             let job = next.job.clone();
-            match begin(generator, next) {
-                Ok(begun) => running.extend(begun),
-                Err(message) => fail(&job, message),
+            match begin(generator, next, room, &mut running) {
+                Ok(Some(rest)) => waiting.push_front(rest),
+                Ok(None) => {}
+                Err(error) => fail(&job, error.to_string()),
             }
         }
         running.retain(|text| !text.job.reply.is_closed());
@@ -126,56 +137,58 @@ pub fn work<B: Backend>(generator: &Generator<'_, B>, jobs: &Receiver<Job>, canc
     }
 }
 
-fn prompts_of(job: Job) -> Vec<Waiting> {
+fn prompts_of<B: Backend>(job: Job) -> Vec<Waiting<B>> {
     let mut job = job;
     let prompts = std::mem::take(&mut job.prompts);
     let (n, job) = (job.n, Arc::new(job));
     let waiting = prompts.into_iter().enumerate();
     waiting
         .map(|(index, ids)| Waiting {
-            ids,
-            first_choice: index * n,
+            prompt: Stage::Asked(ids),
+            choices: index * n..(index + 1) * n,
             job: job.clone(),
         })
         .collect()
 }
 
-fn begin<B: Backend>(generator: &Generator<'_, B>, waiting: Waiting) -> Result<Vec<Running<B>>, String> {
-    let Waiting { ids, first_choice, job } = waiting;
-    let failed = |error: &dyn std::error::Error| error.to_string();
-    let (prompt, scores) = if job.score_prompts {
-        let alternatives = job.request.alternatives.unwrap_or(0);
-        generator
-            .scored_prompt(ids, alternatives)
-            .map_err(|error| failed(&error))?
-    } else {
-        (generator.prompt(ids).map_err(|error| failed(&error))?, Vec::new())
+/// Begins as many texts of a prompt as there is room for, and returns those that go on waiting.
+fn begin<B: Backend>(
+    generator: &Generator<'_, B>,
+    waiting: Waiting<B>,
+    room: usize,
+    running: &mut Vec<Running<B>>,
+) -> Result<Option<Waiting<B>>, InferenceError> {
+    let Waiting {
+        prompt,
+        mut choices,
+        job,
+    } = waiting;
+    let (prompt, scores) = match prompt {
+        Stage::Through(prompt, scores) => (prompt, scores),
+        Stage::Asked(ids) if job.score_prompts => {
+            let (prompt, scores) = generator.scored_prompt(ids, job.request.alternatives.unwrap_or(0))?;
+            (prompt, Arc::new(scores))
+        }
+        Stage::Asked(ids) => (generator.prompt(ids)?, Arc::default()),
     };
-    let scores = Arc::new(scores);
-    (0..job.n)
-        .map(|index| {
-            let choice = first_choice + index;
-            send(
-                &job,
-                Event::Prompt {
-                    choice,
-                    scores: scores.clone(),
-                },
-            );
-            let request = Request {
-                seed: job.request.seed.wrapping_add(index as u64),
-                ..job.request.clone()
-            };
-            let sequence = generator
-                .sequence(prompt.clone(), request)
-                .map_err(|error| failed(&error))?;
-            Ok(Running {
-                sequence,
-                choice,
-                job: job.clone(),
-            })
-        })
-        .collect()
+    for choice in choices.by_ref().take(room) {
+        let scores = scores.clone();
+        send(&job, Event::Prompt { choice, scores });
+        let request = Request {
+            seed: job.request.seed.wrapping_add((choice % job.n) as u64),
+            ..job.request.clone()
+        };
+        running.push(Running {
+            sequence: generator.sequence(prompt.clone(), request)?,
+            choice,
+            job: job.clone(),
+        });
+    }
+    Ok((!choices.is_empty()).then_some(Waiting {
+        prompt: Stage::Through(prompt, scores),
+        choices,
+        job,
+    }))
 }
 
 /// To a client that may have gone.
