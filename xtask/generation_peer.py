@@ -6,6 +6,7 @@ Prints one JSON object with the keys of `gpas bench --generate`. A prompt of ran
 follows it, greedily: the loop of `generate` without what that does besides.
 """
 import argparse
+import inspect
 import json
 import statistics
 import time
@@ -34,6 +35,9 @@ def main():
         num_hidden_layers=layers,
         max_position_embeddings=args.length + args.tokens,
     )
+    # Newer releases have another name for it.
+    known = inspect.signature(LlamaForCausalLM.forward).parameters
+    name = "cache" if "cache" in known else "past_key_values"
     torch.manual_seed(1)
     model = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, args.vocab, (1, args.length))
@@ -41,12 +45,12 @@ def main():
     def run():
         cache = DynamicCache(config=config)
         begin = time.perf_counter()
-        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(ids, **{name: cache}, use_cache=True, logits_to_keep=1).logits
         last = logits[:, -1].argmax(-1, keepdim=True)
         prompt, times = time.perf_counter() - begin, []
         for _ in range(args.tokens):
             begin = time.perf_counter()
-            logits = model(last, past_key_values=cache, use_cache=True).logits
+            logits = model(last, **{name: cache}, use_cache=True).logits
             last = logits[:, -1].argmax(-1, keepdim=True)
             last.item()
             times.append(time.perf_counter() - begin)

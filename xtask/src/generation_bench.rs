@@ -19,13 +19,13 @@ use crate::bench::{Peers, line, number, root, spread, torch_version, versions};
   cargo xtask generation-bench --setup")]
 pub struct GenerationBenchArgs {
     /// Rounds
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
     /// Size of the model
     #[arg(long, default_value = "20m")]
     preset: String,
     /// Tokens of the prompts
-    #[arg(long, value_delimiter = ',', default_value = "64,1024", value_name = "N")]
+    #[arg(long, value_delimiter = ',', default_value = "64,256,1024", value_name = "N")]
     lengths: Vec<usize>,
     /// A Python with torch and transformers [default: the one that --setup makes]
     #[arg(long, value_name = "FILE")]
@@ -73,7 +73,7 @@ pub fn run(args: &GenerationBenchArgs) -> Result<()> {
         }
     }
     println!(
-        "\n| `{}` after a prompt of | tokens/s | of transformers | prompt, of transformers |\n|---|---|---|---|",
+        "\n| `{}` after a prompt of | tokens/s | ms a token | of transformers | prompt, of transformers |\n|---|---|---|---|---|",
         args.preset
     );
     let mut medians = Vec::new();
@@ -91,8 +91,9 @@ pub fn run(args: &GenerationBenchArgs) -> Result<()> {
         let (speed, prompt) = (ratio("tokens_per_s")?, ratio("prompt_tokens_per_s")?);
         let mut own = of(0, "tokens_per_s")?;
         println!(
-            "| {length} | {} | {} | {} |",
+            "| {length} | {} | {} | {} | {} |",
             spread(own.clone(), 0),
+            spread(own.iter().map(|speed| 1e3 / speed).collect(), 2),
             spread(speed, 2),
             spread(prompt, 2)
         );
