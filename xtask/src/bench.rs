@@ -234,8 +234,14 @@ fn row(options: &str, rounds: &[Round]) -> Result<String> {
 /// Median, then smallest and largest.
 pub(crate) fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_by(f64::total_cmp);
-    let (low, middle, high) = (values[0], values[values.len() / 2], values[values.len() - 1]);
+    let (low, middle, high) = (values[0], median(&values), values[values.len() - 1]);
     format!("**{middle:.digits$}** ({low:.digits$}–{high:.digits$})")
+}
+
+/// The number in the middle of sorted ones, or between the two there.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
+    let last = sorted.len() - 1;
+    f64::midpoint(sorted[last / 2], sorted[last.div_ceil(2)])
 }
 
 /// What the table was made on and with.
@@ -321,6 +327,12 @@ mod tests {
             row("--x", &rounds).unwrap(),
             "| `--x` | **20** (10–30) | **2.00** (1.00–3.00) | **1.50** (1.50–1.50) | **0.25** (0.25–0.25) | **0.50** (0.50–0.50) |\n"
         );
+    }
+
+    #[test]
+    fn an_even_number_of_rounds_has_its_median_between_two() {
+        assert_eq!(spread(vec![4.0, 1.0, 2.0, 8.0], 1), "**3.0** (1.0–8.0)");
+        assert_eq!(spread(vec![4.0, 1.0, 2.0], 1), "**2.0** (1.0–4.0)");
     }
 
     #[test]

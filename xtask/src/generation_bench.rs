@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use crate::bench::{Peers, line, number, root, spread, torch_version, versions};
+use crate::bench::{Peers, line, median, number, root, spread, torch_version, versions};
 
 /// Time generation beside transformers, in turn, and print the ratios
 #[derive(Debug, Args)]
@@ -98,7 +98,7 @@ pub fn run(args: &GenerationBenchArgs) -> Result<()> {
             spread(prompt, 2)
         );
         own.sort_by(f64::total_cmp);
-        medians.push((*length, own[own.len() / 2]));
+        medians.push((*length, median(&own)));
     }
     if let [(short, fast), .., (long, slow)] = medians[..] {
         let (grows, allowed) = (fast / slow, long as f64 / short as f64);
