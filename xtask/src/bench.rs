@@ -12,6 +12,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::Value;
 
+use crate::peers::{Peers, line, number, root, torch_version, versions};
+
 /// Time training steps beside PyTorch, in turn, and print the ratios
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -116,91 +118,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// The programs that are timed.
-pub(crate) struct Peers {
-    /// The binary.
-    pub(crate) gpas: PathBuf,
-    /// A Python with torch.
-    pub(crate) python: PathBuf,
-    /// The script for it.
-    pub(crate) peer: PathBuf,
-}
-
-impl Peers {
-    /// Builds `gpas` with these features besides the default ones, and finds the Python or, where asked, makes it.
-    pub(crate) fn new(python: Option<PathBuf>, setup: bool, features: &[&str]) -> Result<Self> {
-        let root = root()?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-        let environment = target.join("peer");
-        if setup {
-            set_up(&environment)?;
-        }
-        let python = python.unwrap_or_else(|| environment.join("bin/python"));
-        ensure!(python.exists(), "{} is missing; `--setup` makes it", python.display());
-        let built = Command::new("cargo")
-            .args([
-                "build",
-                "--release",
-                "--locked",
-                "--package",
-                "gpas-train",
-                "--features",
-                &features.join(","),
-            ])
-            .current_dir(root)
-            .status()?;
-        ensure!(built.success(), "gpas does not build");
-        Ok(Self {
-            gpas: target.join("release/gpas"),
-            python,
-            peer: root.join("xtask/peer.py"),
-        })
-    }
-}
-
-/// The top of the workspace.
-pub(crate) fn root() -> Result<&'static Path> {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask lies at the top of the workspace")
-}
-
 /// One round: the JSON objects of the peers.
 struct Round {
     ours: Value,
     eager: Value,
     compiled: Option<Value>,
-}
-
-/// A Python environment with what the peer needs.
-fn set_up(environment: &Path) -> Result<()> {
-    let made = Command::new("python3").args(["-m", "venv"]).arg(environment).status()?;
-    ensure!(made.success(), "python3 cannot make {}", environment.display());
-    let pip = environment.join("bin/pip");
-    let installed = Command::new(pip)
-        .args(["install", "--quiet", "torch", "numpy"])
-        .status()?;
-    ensure!(installed.success(), "pip cannot install torch");
-    Ok(())
-}
-
-/// The JSON object that a command prints last.
-pub(crate) fn line(command: &mut Command) -> Result<Value> {
-    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    let last = text.lines().last().unwrap_or_default();
-    serde_json::from_str(last).with_context(|| format!("{command:?} printed {last}"))
-}
-
-/// A number of a peer's object.
-pub(crate) fn number(line: &Value, key: &str) -> Result<f64> {
-    line[key].as_f64().with_context(|| format!("no number {key} in {line}"))
 }
 
 fn row(options: &str, rounds: &[Round]) -> Result<String> {
@@ -267,28 +189,6 @@ fn caption(root: &Path, python: &Path, command: &str) -> Result<String> {
         field("model name"),
         versions(root)?,
     ))
-}
-
-/// What a command prints.
-pub(crate) fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
-}
-
-pub(crate) fn torch_version(python: &Path) -> Result<String> {
-    said(Command::new(python).args(["-c", "import torch; print(torch.__version__)"]))
-}
-
-/// Compiler, commit and date.
-pub(crate) fn versions(root: &Path) -> Result<String> {
-    let commit = said(
-        Command::new("git")
-            .args(["rev-parse", "--short", "HEAD"])
-            .current_dir(root),
-    )?;
-    let date = said(Command::new("date").arg("+%Y-%m-%d"))?;
-    let rust = said(Command::new("rustc").arg("--version"))?;
-    Ok(format!("{rust}, commit {commit}, {date}"))
 }
 
 /// The command line of this table, for its reader, who has another Python.

@@ -11,7 +11,8 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use crate::bench::{Peers, line, median, number, root, spread, torch_version, versions};
+use crate::bench::{median, spread};
+use crate::peers::{Peers, line, number, root, torch_version, versions};
 
 /// Time generation beside transformers, in turn, and print the ratios
 #[derive(Debug, Args)]
@@ -41,12 +42,6 @@ pub struct GenerationBenchArgs {
 /// If something does not build or run.
 pub fn run(args: &GenerationBenchArgs) -> Result<()> {
     let peers = Peers::new(args.python.clone(), args.setup, &[])?;
-    if args.setup {
-        let installed = Command::new(&peers.python)
-            .args(["-m", "pip", "install", "--quiet", "transformers"])
-            .status()?;
-        ensure!(installed.success(), "pip cannot install transformers");
-    }
     let script = root()?.join("xtask/generation_peer.py");
     // Of each length the rounds: ours and theirs.
     let mut rounds: Vec<Vec<[Value; 2]>> = vec![Vec::new(); args.lengths.len()];

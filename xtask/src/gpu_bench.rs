@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use crate::bench::{Peers, between_marks, command_line, line, number, root, said, spread, torch_version, versions};
+use crate::bench::{between_marks, command_line, spread};
+use crate::peers::{Peers, line, number, root, said, torch_version, versions};
 
 /// Time training steps beside PyTorch on an NVIDIA card
 #[derive(Debug, Args)]

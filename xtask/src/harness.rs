@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::bench::{line, number, root, said};
+use crate::peers::{build, find_python, line, number, said};
 
 /// Compare lm-evaluation-harness against `gpas serve` with `gpas eval --task`
 #[derive(Debug, Args)]
@@ -42,20 +42,10 @@ const TOLERANCE: f64 = 1e-9;
 /// # Errors
 /// If something does not build or run, or a score differs.
 pub fn run(args: &HarnessArgs) -> Result<()> {
-    let root = root()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let environment = target.join("harness");
-    if args.setup {
-        set_up(&environment)?;
-    }
-    let python = args.python.clone().unwrap_or_else(|| environment.join("bin/python"));
-    ensure!(python.exists(), "{} is missing; `--setup` makes it", python.display());
-    let built = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--package", "gpas-train"])
-        .current_dir(root)
-        .status()?;
-    ensure!(built.success(), "gpas does not build");
-    let gpas = target.join("release/gpas");
+    // Its `api` needs no PyTorch; `transformers` is for the tokenizer alone.
+    let packages = ["lm-eval[api]", "transformers"];
+    let python = find_python(args.python.clone(), args.setup, "harness", &packages)?;
+    let gpas = build(&[])?;
     let place = tempfile::tempdir()?;
     let run = match &args.run {
         Some(run) => run.clone(),
@@ -104,17 +94,6 @@ pub fn run(args: &HarnessArgs) -> Result<()> {
         differs.join(", ")
     );
     println!("lm-evaluation-harness {version} and gpas eval agree on every figure.");
-    Ok(())
-}
-
-/// A Python environment with the harness. Its `api` needs no PyTorch; `transformers` is for the tokenizer alone.
-fn set_up(environment: &Path) -> Result<()> {
-    let made = Command::new("python3").args(["-m", "venv"]).arg(environment).status()?;
-    ensure!(made.success(), "python3 cannot make {}", environment.display());
-    let installed = Command::new(environment.join("bin/pip"))
-        .args(["install", "--quiet", "lm-eval[api]", "transformers"])
-        .status()?;
-    ensure!(installed.success(), "pip cannot install lm-eval");
     Ok(())
 }
 

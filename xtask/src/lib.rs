@@ -6,3 +6,5 @@ pub mod generation_bench;
 pub mod gpu_bench;
 pub mod harness;
 pub mod kill;
+mod peers;
+pub mod verify_hf;

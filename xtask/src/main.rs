@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, generation_bench, gpu_bench, harness, kill};
+use xtask::{bench, ci, generation_bench, gpu_bench, harness, kill, verify_hf};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ enum Command {
     GpuBench(gpu_bench::GpuBenchArgs),
     Kill(kill::KillArgs),
     VerifyHarness(harness::HarnessArgs),
+    VerifyHf(verify_hf::VerifyArgs),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::GpuBench(args) => gpu_bench::run(&args),
         Command::Kill(args) => kill::run(&args),
         Command::VerifyHarness(args) => harness::run(&args),
+        Command::VerifyHf(args) => verify_hf::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
