@@ -51,51 +51,84 @@ struct Leaving {
     scheme: &'static str,
     /// Besides the steps.
     options: &'static str,
-    fold: bool,
+    export: Way,
+}
+
+/// How a model leaves.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// As what it is.
+    AsItIs,
+    /// Folded.
+    Folded,
+    /// Not folded, though that is asked: its gates shrink the stream until ε of the norms counts, and the exporter has to see that.
+    Refused,
 }
 
 impl Leaving {
     /// As one would export it.
     fn name(&self) -> String {
-        let fold = if self.fold { " --fold" } else { "" };
         let sets: String = self.options.split_whitespace().map(|set| format!(" {set}")).collect();
-        format!("`{}`{fold}{sets}", self.scheme)
+        format!("`{}`{}{sets}", self.scheme, self.fold())
     }
 
-    fn failed(&self, error: &anyhow::Error) -> Row {
+    fn fold(&self) -> &'static str {
+        if self.export == Way::AsItIs { "" } else { " --fold" }
+    }
+
+    /// What was not exported, or not loaded.
+    fn stopped(&self, error: &anyhow::Error) -> Row {
         let error = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
-        Row {
-            text: format!("| {} | FAILED: {error} | | | |", self.name()),
-            passed: false,
+        let refusal = error.split_once("the largest difference of a logit between the model and its export is ");
+        match refusal.and_then(|(_, rest)| rest.split_once(", more than 1e-3")) {
+            Some((difference, _)) if self.export == Way::Refused => Row {
+                text: format!(
+                    "| {} | refused, as it has to be | | {difference} (1e-3) | |",
+                    self.name()
+                ),
+                passed: true,
+            },
+            _ => Row {
+                text: format!("| {} | FAILED: {error} | | | |", self.name()),
+                passed: false,
+            },
         }
     }
 }
 
-const fn leaving(scheme: &'static str, options: &'static str, fold: bool) -> Leaving {
-    Leaving { scheme, options, fold }
+const fn leaving(scheme: &'static str, options: &'static str, export: Way) -> Leaving {
+    Leaving {
+        scheme,
+        options,
+        export,
+    }
 }
 
 const LEAVING: [Leaving; 19] = [
-    leaving("pre", "", false),
-    leaving("pre_gpas", "", true),
-    leaving("pre_gpas", "model.gate.init=0.6", true),
-    // Beyond 1.28 the scale of the stream is negative.
-    leaving("pre_gpas", "model.gate.init=1.6", true),
-    leaving("pre_gpas", "model.gate.init=2.0", true),
-    leaving("pre_gpas", "model.gate.init=2.0 model.gate.per_sublayer=true", true),
-    leaving("lns_gpas", "", true),
-    leaving("lns_gpas", "model.gate.init=0.6", true),
-    leaving("lns_gpas", "model.gate.init=1.6", true),
-    leaving("lns_gpas", "model.gate.init=2.0", true),
-    leaving("sandwich_gpas", "", false),
-    leaving("deeppost", "", false),
-    leaving("post_pre_gpas", "", false),
-    leaving("post", "", false),
-    leaving("lns_fixed", "", false),
-    leaving("prores_gpas", "model.residual_warmup=40", false),
-    leaving("peri_gpas", "", false),
-    leaving("keel_gpas", "", false),
-    leaving("layerscale_gpas", "", true),
+    leaving("pre", "", Way::AsItIs),
+    leaving("pre_gpas", "", Way::Folded),
+    leaving("pre_gpas", "model.gate.init=0.6", Way::Folded),
+    // Beyond 1.28 the scale of the stream is negative: −0.33 here, and −0.76 below.
+    leaving("pre_gpas", "model.gate.init=1.6", Way::Refused),
+    leaving("pre_gpas", "model.gate.init=2.0", Way::Folded),
+    leaving(
+        "pre_gpas",
+        "model.gate.init=2.0 model.gate.per_sublayer=true",
+        Way::Folded,
+    ),
+    leaving("lns_gpas", "", Way::Folded),
+    leaving("lns_gpas", "model.gate.init=0.6", Way::Folded),
+    leaving("lns_gpas", "model.gate.init=1.6", Way::Refused),
+    leaving("lns_gpas", "model.gate.init=2.0", Way::Folded),
+    leaving("sandwich_gpas", "", Way::AsItIs),
+    leaving("deeppost", "", Way::AsItIs),
+    leaving("post_pre_gpas", "", Way::AsItIs),
+    leaving("post", "", Way::AsItIs),
+    leaving("lns_fixed", "", Way::AsItIs),
+    leaving("prores_gpas", "model.residual_warmup=40", Way::AsItIs),
+    leaving("peri_gpas", "", Way::AsItIs),
+    leaving("keel_gpas", "", Way::AsItIs),
+    leaving("layerscale_gpas", "", Way::Folded),
 ];
 
 /// The authors' checkpoints that come in, and what has to be said where their names do not tell the scheme.
@@ -145,7 +178,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     for (index, case) in LEAVING.iter().enumerate().filter(|(_, case)| is_asked(case.scheme)) {
         // What is refused is a row as well, and the others follow.
         let row = sides.leaves(case, &format!("{index:02}"), args);
-        say(&mut header, row.unwrap_or_else(|error| case.failed(&error)), &mut rows);
+        say(&mut header, row.unwrap_or_else(|error| case.stopped(&error)), &mut rows);
     }
     let mut header =
         "\n| model from elsewhere | largest difference of a logit (may be) | exported again |\n|---|---|---|"
@@ -254,8 +287,7 @@ impl Sides {
             }
             None => self.gpas(&train)?,
         };
-        let fold = if case.fold { " --fold" } else { "" };
-        let exported: Value = serde_json::from_str(&self.gpas(&format!("export {run} {out} --json{fold}"))?)?;
+        let exported: Value = serde_json::from_str(&self.gpas(&format!("export {run} {out} --json{}", case.fold()))?)?;
         let is_stock = exported["architecture"] == "LlamaForCausalLM";
         let is_folded = exported["folded"] == true;
 
@@ -293,8 +325,13 @@ impl Sides {
                 scale.as_deref().unwrap_or("–"),
                 yes.join(", ")
             ),
-            // What folds has become what it should.
-            passed: difference <= limit && same == [true; 4] && (is_stock || !case.fold),
+            passed: difference <= limit
+                && same == [true; 4]
+                && match case.export {
+                    Way::AsItIs => true,
+                    Way::Folded => is_stock,
+                    Way::Refused => false,
+                },
         })
     }
 
