@@ -9,6 +9,7 @@ use std::fs;
 use gpas_model::weights::{NamedTensors, read_safetensors, write_safetensors};
 use place::Place;
 use serde_json::{Value, json};
+use torch::{Entry, View};
 
 const IDS: &str = "5,17,9,250,3,44,12,60";
 
@@ -39,6 +40,21 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 fn export(place: &Place, arguments: &str) -> Value {
     serde_json::from_str(&place.does(&format!("export {arguments} --json"))).expect("json")
+}
+
+/// What the program may take to refuse a file, besides what it takes to start.
+const REFUSAL_BYTES: u64 = 100 << 20;
+
+/// An import that is refused with this cause and this hint, however much the files claim to hold without the memory for it.
+fn refuses_import(place: &Place, directory: &str, error: &str, hint: &str) {
+    let import = format!("import {directory} none");
+    place.refuses(&import, error, hint);
+    let [start, peak] = ["config presets", &import].map(|arguments| place.peak_memory(arguments));
+    println!("{} MiB ({} MiB to start): {error}", peak >> 20, start >> 20);
+    assert!(
+        start > 0 && peak <= start + REFUSAL_BYTES,
+        "{error}: {peak} bytes, {start} to start"
+    );
 }
 
 fn config(place: &Place, directory: &str) -> Value {
@@ -229,8 +245,9 @@ fn shards_and_bf16_come_back() {
         .unwrap();
     fs::remove_file(&first).unwrap();
     let name = first.file_name().unwrap().to_string_lossy().into_owned();
-    place.refuses(
-        "import out none",
+    refuses_import(
+        &place,
+        "out",
         &format!("out/model.safetensors.index.json: the shard `{name}` is missing"),
         "get the file again from where it came from; nothing was written",
     );
@@ -313,7 +330,7 @@ fn damaged_and_hostile_safetensors_are_refused_in_one_line() {
     let weights = "the names decide the scheme unless `--scheme` does; `config.json` decides the sizes";
     let refuses = |bytes: &[u8], error: &str| {
         place.write("out/model.safetensors", bytes);
-        place.refuses("import out none", &format!("out/model.safetensors: {error}"), weights);
+        refuses_import(&place, "out", &format!("out/model.safetensors: {error}"), again);
     };
     refuses(&whole[..whole.len() - 5], "its tensors claim … bytes, and it holds …");
     refuses(&whole[..100], "its header claims … bytes, and 92 follow its length");
@@ -338,8 +355,9 @@ fn damaged_and_hostile_safetensors_are_refused_in_one_line() {
         let mut tensors = good.clone();
         change(&mut tensors);
         write_safetensors(&tensors, &place.path("out/model.safetensors")).unwrap();
-        place.refuses(
-            "import out none",
+        refuses_import(
+            &place,
+            "out",
             &format!("weights do not fit the model: {error}"),
             weights,
         );
@@ -360,8 +378,9 @@ fn damaged_and_hostile_safetensors_are_refused_in_one_line() {
     let mut integers = whole.clone();
     integers[place_of..place_of + 13].copy_from_slice(b"\"dtype\":\"I32\"");
     place.write("out/model.safetensors", integers);
-    place.refuses(
-        "import out none",
+    refuses_import(
+        &place,
+        "out",
         "weights do not fit the model: missing [], not used [], wrong [\"… (I32)\"]",
         weights,
     );
@@ -370,8 +389,9 @@ fn damaged_and_hostile_safetensors_are_refused_in_one_line() {
     let mut deep = config(&place, "out");
     deep["num_hidden_layers"] = json!(1_u64 << 50);
     place.write("out/config.json", deep.to_string());
-    place.refuses(
-        "import out none",
+    refuses_import(
+        &place,
+        "out",
         "out/config.json: num_hidden_layers 1125899906842624 is more than the … tensors that there are",
         again,
     );
@@ -382,15 +402,17 @@ fn foreign_pickles_and_archives_are_refused_in_one_line() {
     let place = trained("pre", "");
     place.does("export run out");
     fs::remove_file(place.path("out/model.safetensors")).unwrap();
-    place.refuses(
-        "import out none",
+    refuses_import(
+        &place,
+        "out",
         "out holds no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards",
         "a model is a directory as `save_pretrained` of transformers writes it",
     );
     let refuses = |bytes: &[u8], error: &str| {
         place.write("out/pytorch_model.bin", bytes);
-        place.refuses(
-            "import out none",
+        refuses_import(
+            &place,
+            "out",
             &format!("out/pytorch_model.bin: {error}"),
             "get the file again from where it came from; nothing was written",
         );
@@ -419,22 +441,57 @@ fn foreign_pickles_and_archives_are_refused_in_one_line() {
         "it is no archive of torch.save (or one of before PyTorch 1.6)",
     );
     // 4 GB of zeros in a few bytes, if it were unpacked.
-    let bomb = [("archive/data.pkl", &b"\xed\xc1\x01\x0d"[..], 8, u32::MAX - 1)];
+    let bomb = Entry {
+        method: 8,
+        claimed: Some(u32::MAX - 1),
+        ..Entry::stored("archive/data.pkl", b"\xed\xc1\x01\x0d")
+    };
+    let beyond = Entry {
+        method: 0,
+        ..bomb.clone()
+    };
+    for bomb in [bomb, beyond] {
+        refuses(
+            &torch::archive(&[bomb]),
+            "its entry archive/data.pkl is compressed or encrypted, which torch.save does not do",
+        );
+    }
+    // Thousands of tensors of a megabyte in the same bytes.
+    let views: Vec<View> = (0..4000)
+        .map(|number| View::whole(&number.to_string(), number, &[1 << 18]))
+        .collect();
+    let mut entries = vec![Entry::storage(0, &vec![0.0; 1 << 18])];
+    entries.extend((1..views.len()).map(|number| Entry {
+        over: Some(0),
+        ..Entry::storage(number, &[])
+    }));
+    entries.push(Entry::stored("archive/data.pkl", &torch::program(&views)));
     refuses(
-        &torch::archive_of(bomb.into_iter()),
-        "its entry archive/data.pkl is compressed or encrypted, which torch.save does not do",
+        &torch::archive(&entries),
+        "its entries claim more bytes than it has: they lie over each other",
     );
-    let beyond = [("archive/data.pkl", &b"\x80\x02}."[..], 0, u32::MAX - 1)];
+    let claims = |length: u64, shape: Vec<u64>| {
+        let view = View {
+            length,
+            shape,
+            ..View::whole("x", 0, &[4])
+        };
+        let program = torch::program(&[view]);
+        torch::archive(&[
+            Entry::stored("archive/data.pkl", &program),
+            Entry::storage(0, &[0.0; 4]),
+        ])
+    };
     refuses(
-        &torch::archive_of(beyond.into_iter()),
-        "its entry archive/data.pkl is compressed or encrypted, which torch.save does not do",
-    );
-    refuses(
-        &torch::claiming(1 << 40, &[1 << 40], 4),
+        &claims(1 << 40, vec![1 << 40]),
         "its tensor `x` is a view of a storage of another length",
     );
     refuses(
-        &torch::claiming(4, &[1 << 40, 1 << 40], 4),
+        &claims(4, vec![1 << 40, 1 << 40]),
+        "its tensor `x` has another number of strides than of dimensions",
+    );
+    refuses(
+        &claims(4, vec![1 << 40]),
         "its tensor `x` has more numbers than its storage",
     );
     let saved = torch::saved(&tensors(&place, "run/checkpoints/step-3/model.safetensors"));

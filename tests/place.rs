@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
+use wait4::Wait4;
 
 const TINY: &str = "\
 [model]
@@ -67,11 +68,24 @@ impl Place {
     }
 
     pub fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_gpas"))
-            .args(arguments.split_whitespace())
-            .current_dir(self.root())
-            .output()
-            .expect("the binary starts")
+        self.command(arguments).output().expect("the binary starts")
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gpas"));
+        command.args(arguments.split_whitespace()).current_dir(self.root());
+        command
+    }
+
+    /// Runs a command, whatever comes of it; its largest resident memory, in bytes.
+    pub fn peak_memory(&self, arguments: &str) -> u64 {
+        let mut command = self.command(arguments);
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        child.wait4().expect("it ends").rusage.maxrss
     }
 
     /// Runs a command that succeeds; its standard output.

@@ -1,8 +1,8 @@
 //! The zip archives that `torch.save` writes, and no others: entries that are stored as they are, each within the file.
 //!
 //! An archive is not trusted. The zip crates allocate by the number of entries that an archive claims and unpack what is compressed; here
-//! a compressed entry is refused, so no entry is larger than the file that holds it, and the directory is at most
-//! [`LARGEST_DIRECTORY`] bytes, all of which are there, before anything is allocated.
+//! a compressed entry is refused, and so are entries that lie in the same bytes, so all entries together are no larger than the file; and
+//! the directory is at most [`LARGEST_DIRECTORY`] bytes, all of which are there, before anything is allocated.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -35,6 +35,8 @@ pub(super) enum ArchiveError {
     Compressed(String),
     #[error("its entry {0} reaches beyond the file")]
     Beyond(String),
+    #[error("its entries claim more bytes than it has: they lie over each other")]
+    Overlap,
     #[error("it has no entry {0}")]
     Missing(String),
     #[error("its entry {name} has {bytes} bytes, more than {most}")]
@@ -76,7 +78,7 @@ impl Archive {
         let mut directory = vec![0; bytes as usize];
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut directory)?;
-        let entries = entries(&directory, length)?;
+        let entries = entries(&directory, start, length)?;
         Ok(Self { file, entries })
     }
 
@@ -155,8 +157,10 @@ fn directory_place(file: &mut File, length: u64) -> Result<(u64, u64), ArchiveEr
     Ok((u64_at(&record, 48), u64_at(&record, 40)))
 }
 
-fn entries(mut directory: &[u8], length: u64) -> Result<BTreeMap<String, Entry>, ArchiveError> {
+/// The entries of a directory that begins at `start`: what they hold lies before it, each in bytes of its own.
+fn entries(mut directory: &[u8], start: u64, length: u64) -> Result<BTreeMap<String, Entry>, ArchiveError> {
     let mut entries = BTreeMap::new();
+    let mut claimed = 0_u64;
     while !directory.is_empty() {
         let (fixed, rest) = directory.split_at_checked(ENTRY).ok_or(ArchiveError::Directory)?;
         if &fixed[..4] != b"PK\x01\x02" {
@@ -182,6 +186,10 @@ fn entries(mut directory: &[u8], length: u64) -> Result<BTreeMap<String, Entry>,
         let end = header.checked_add(LOCAL).and_then(|start| start.checked_add(bytes));
         if end.is_none_or(|end| end > length) {
             return Err(ArchiveError::Beyond(name));
+        }
+        claimed = claimed.saturating_add(LOCAL + bytes);
+        if claimed > start {
+            return Err(ArchiveError::Overlap);
         }
         let checksum = u32_at(fixed, 16);
         let entry = Entry {

@@ -173,10 +173,10 @@ impl BackendTask for Export {
         // A difference that is no number is larger than any limit.
         if largest.is_nan() || largest > limit {
             let because = match model.folded {
-                Some(scale) => {
+                Some(scale) if scale < 1.0 => {
                     format!(": the stream is scaled down to {scale:.1e}, where ε of the norms is no longer small")
                 }
-                None => String::new(),
+                _ => String::new(),
             };
             return Err(ExchangeError::Differs {
                 largest,

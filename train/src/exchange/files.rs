@@ -16,11 +16,11 @@ use super::ExchangeError;
 use super::archive::Archive;
 use super::pickle::{self, PickledTensor};
 
-/// No JSON file of a model is larger: tokenizers of a million tokens are not.
-const LARGEST_JSON: u64 = 256 << 20;
+/// A configuration has some kilobytes, and an index of shards a hundred bytes per tensor. Parsed, either may take twenty times its size.
+const LARGEST_JSON: u64 = 16 << 20;
 
-/// The program of a checkpoint has some hundred bytes per tensor.
-const LARGEST_PICKLE: u64 = 64 << 20;
+/// The program of a checkpoint has some hundred bytes per tensor too. What it makes may take forty times its size.
+const LARGEST_PICKLE: u64 = 8 << 20;
 
 /// Reads a whole file of text, if it is not too large to be what it should be.
 pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, ExchangeError> {
@@ -30,7 +30,10 @@ pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, ExchangeError> {
     };
     let facts = fs::metadata(path).map_err(failed)?;
     if !facts.is_file() || facts.len() > LARGEST_JSON {
-        return Err(ExchangeError::damaged(path, "it is no file of at most 256 MiB"));
+        return Err(ExchangeError::damaged(
+            path,
+            format!("it is no file of at most {} MiB", LARGEST_JSON >> 20),
+        ));
     }
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
@@ -320,5 +323,267 @@ impl TorchFile {
             }
         }
         Ok(HostTensor { shape, values })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::torch::{Entry, View, archive, program, saved};
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Result<TorchFile, ExchangeError> {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("pytorch_model.bin");
+        fs::write(&path, bytes).unwrap();
+        TorchFile::open(&path)
+    }
+
+    fn refused(bytes: &[u8]) -> String {
+        let said = open(bytes).map(|_| "it was read").unwrap_err().to_string();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let (path, cause) = said.split_once(": ").unwrap();
+        assert!(path.ends_with("pytorch_model.bin"), "{said}");
+        cause.to_string()
+    }
+
+    fn with(views: &[View], storages: &[&[f32]]) -> Vec<u8> {
+        let storage = |(number, values): (usize, &&[f32])| Entry::storage(number, values);
+        let mut entries = vec![Entry::stored("archive/data.pkl", &program(views))];
+        entries.extend(storages.iter().enumerate().map(storage));
+        archive(&entries)
+    }
+
+    const SIX: &[f32] = &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+
+    #[test]
+    fn tensors_are_views_of_storages() {
+        let whole = View::whole("whole", 0, &[2, 3]);
+        let turned = View {
+            name: "turned".into(),
+            offset: 1,
+            shape: vec![2, 2],
+            strides: vec![1, 3],
+            ..whole.clone()
+        };
+        let mut file = open(&with(&[whole, turned], &[SIX])).unwrap();
+        assert_eq!(file.read("whole").unwrap().values, SIX);
+        assert_eq!(file.read("turned").unwrap().values, [2.0, 5.0, 3.0, 6.0]);
+        let gate = HostTensor {
+            shape: vec![],
+            values: vec![0.5],
+        };
+        let mut scalar = open(&saved(&[("gate".to_string(), gate)].into())).unwrap();
+        let gate = scalar.read("gate").unwrap();
+        assert_eq!((gate.shape, gate.values), (vec![], vec![0.5]));
+    }
+
+    #[test]
+    fn hostile_archives_are_refused() {
+        let whole = View::whole("w", 0, &[2, 3]);
+        let view = |change: fn(&mut View)| {
+            let mut view = whole.clone();
+            change(&mut view);
+            with(&[view], &[SIX])
+        };
+        let entries = |change: fn(&mut Vec<Entry>)| {
+            let mut entries = vec![
+                Entry::stored("archive/data.pkl", &program(std::slice::from_ref(&whole))),
+                Entry::storage(0, SIX),
+            ];
+            change(&mut entries);
+            archive(&entries)
+        };
+        for (bytes, cause) in [
+            (
+                view(|view| view.length = 1 << 60),
+                "its tensor `w` is a view of a storage of another length",
+            ),
+            (
+                view(|view| view.length = u64::MAX / 2),
+                "its tensor `w` is a view of a storage of another length",
+            ),
+            (
+                view(|view| view.shape = vec![1 << 40, 3]),
+                "its tensor `w` has more numbers than its storage",
+            ),
+            (
+                view(|view| view.shape = vec![1 << 40, 1 << 40]),
+                "its tensor `w` has more numbers than its storage",
+            ),
+            // A number that is repeated a million million times.
+            (
+                view(|view| (view.shape, view.strides) = (vec![1 << 40], vec![0])),
+                "its tensor `w` has more numbers than its storage",
+            ),
+            (
+                view(|view| view.offset = 1),
+                "its tensor `w` reaches beyond its storage",
+            ),
+            (
+                view(|view| view.strides = vec![1 << 62, 1 << 62]),
+                "its tensor `w` reaches beyond its storage",
+            ),
+            (
+                view(|view| view.strides = vec![1]),
+                "its tensor `w` has another number of strides than of dimensions",
+            ),
+            (
+                view(|view| view.storage = 7),
+                "its tensor `w` is a view of a storage of another length",
+            ),
+            // A zip bomb: 24 bytes that claim to become four thousand million.
+            (
+                entries(|entries| (entries[1].method, entries[1].claimed) = (8, Some(u32::MAX - 1))),
+                "its entry archive/data/0 is compressed or encrypted, which torch.save does not do",
+            ),
+            (
+                entries(|entries| entries[0].method = 8),
+                "its entry archive/data.pkl is compressed or encrypted, which torch.save does not do",
+            ),
+            (
+                entries(|entries| drop(entries.remove(1))),
+                "its tensor `w` is a view of a storage of another length",
+            ),
+            (entries(|entries| drop(entries.remove(0))), "it has no entry data.pkl"),
+            // Another kind of zip bomb: every entry in the same bytes.
+            (
+                entries(|entries| {
+                    let over = (1..200).map(|number| Entry {
+                        over: Some(1),
+                        ..Entry::storage(number, &[])
+                    });
+                    entries.extend(over.collect::<Vec<_>>());
+                }),
+                "its entries claim more bytes than it has: they lie over each other",
+            ),
+            (
+                entries(|entries| entries.push(entries[1].clone())),
+                "its directory is damaged",
+            ),
+            (
+                entries(|entries| entries.push(Entry::stored("archive/byteorder", b"big"))),
+                "its numbers are not little-endian",
+            ),
+            (
+                entries(|entries| entries[0].bytes = b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00id\x85R.".to_vec()),
+                "its pickle names `posix.system`, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02cposix\nsystem\n.".to_vec(),
+                "it is no archive of torch.save (or one of before PyTorch 1.6)",
+            ),
+            (vec![], "it is no archive of torch.save (or one of before PyTorch 1.6)"),
+        ] {
+            assert_eq!(refused(&bytes), cause);
+        }
+        let shared: Vec<View> = (0..3)
+            .map(|number| View {
+                name: number.to_string(),
+                ..whole.clone()
+            })
+            .collect();
+        assert_eq!(
+            refused(&with(&shared, &[SIX])),
+            "its tensors claim 18 numbers, and it holds 6"
+        );
+    }
+
+    #[test]
+    fn a_damaged_storage_is_found_by_its_checksum() {
+        let mut bytes = with(&[View::whole("w", 0, &[2, 3])], &[SIX]);
+        let at = bytes.windows(4).position(|four| four == 4.0_f32.to_le_bytes()).unwrap();
+        bytes[at] ^= 1;
+        let error = open(&bytes).unwrap().read("w").unwrap_err().to_string();
+        assert!(
+            error.ends_with("its entry archive/data/0 is damaged: it has another checksum than the directory says"),
+            "{error}"
+        );
+    }
+
+    /// Every damage of one byte, and every truncation, is an error or changes the weights, and never a panic.
+    #[test]
+    fn damage_never_panics() {
+        let whole = with(&[View::whole("w", 0, &[2, 3])], &[SIX]);
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("w.bin");
+        let look = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            if let Ok(mut file) = TorchFile::open(&path) {
+                let names: Vec<String> = file.tensors.keys().cloned().collect();
+                names.iter().for_each(|name| drop(file.read(name)));
+            }
+        };
+        for at in 0..whole.len() {
+            for change in [1, 0x80, 0xff] {
+                let mut damaged = whole.clone();
+                damaged[at] ^= change;
+                look(&damaged);
+            }
+            look(&whole[..at]);
+        }
+    }
+
+    fn directory(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            fs::write(place.path().join(name), bytes).unwrap();
+        }
+        place
+    }
+
+    #[test]
+    fn shards_lie_in_the_directory_and_hold_what_the_index_says() {
+        let shard = |name: &str| {
+            let (shape, values) = (vec![6], SIX.to_vec());
+            saved(&[(name.to_string(), HostTensor { shape, values })].into())
+        };
+        let index = |map: &str| format!("{{\"weight_map\": {map}}}").into_bytes();
+        let name = "pytorch_model.bin.index.json";
+        let good = directory(&[
+            (name, index(r#"{"a": "1.bin", "b": "2.bin"}"#)),
+            ("1.bin", shard("a")),
+            ("2.bin", shard("b")),
+        ]);
+        let files = WeightFiles::open(good.path()).unwrap();
+        assert_eq!(files.tensors().keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(files.read("b").unwrap().values, SIX);
+        for (map, cause) in [
+            (
+                r#"{"a": "../1.bin"}"#,
+                "the shard `../1.bin` is no file of this directory",
+            ),
+            (
+                r#"{"a": "/etc/passwd"}"#,
+                "the shard `/etc/passwd` is no file of this directory",
+            ),
+            (r#"{"a": ".."}"#, "the shard `..` is no file of this directory"),
+            (
+                r#"{"a": "x/1.bin"}"#,
+                "the shard `x/1.bin` is no file of this directory",
+            ),
+            (r#"{"a": ""}"#, "the shard `` is no file of this directory"),
+            (r#"{"a": "3.bin"}"#, "the shard `3.bin` is missing"),
+            (r#"{"a": "1.bin", "c": "1.bin"}"#, "`c` is not in `1.bin`"),
+            (r#"{"b": "1.bin", "a": "2.bin"}"#, "`a` is not in `2.bin`"),
+            (r#"{"a": "1.bin", "b": "1 copy.bin"}"#, "`a` lies in another shard too"),
+            ("[]", "it is no index of shards: invalid type: sequence, expected a map"),
+        ] {
+            let place = directory(&[
+                (name, index(map)),
+                ("1.bin", shard("a")),
+                ("2.bin", shard("b")),
+                ("1 copy.bin", shard("a")),
+            ]);
+            let error = WeightFiles::open(place.path()).unwrap_err().to_string();
+            assert!(
+                error.contains(cause) && error.lines().count() == 1,
+                "{error}\nexpected {cause}"
+            );
+        }
+        let empty = WeightFiles::open(directory(&[]).path()).unwrap_err().to_string();
+        assert!(
+            empty.ends_with("holds no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards"),
+            "{empty}"
+        );
     }
 }

@@ -15,6 +15,9 @@ mod files;
 pub mod fold;
 pub mod import;
 mod pickle;
+#[cfg(test)]
+#[path = "../../../tests/torch.rs"]
+mod torch;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -121,15 +124,26 @@ impl ExchangeError {
                 "without `--fold` it is exported as an architecture of its own, for `trust_remote_code=True`".into()
             }
             Self::Differs { .. } => "without `--fold` it is exported as an architecture of its own, which is exact".into(),
-            Self::Damaged { .. } => "get the file again from where it came from; nothing was written".into(),
-            Self::Weights(WeightsError::Mismatch { .. } | WeightsError::Within { .. }) => {
-                "the names decide the scheme unless `--scheme` does; `config.json` decides the sizes".into()
-            }
+            Self::Damaged { .. } => GET_AGAIN.into(),
+            Self::Weights(error) => return weights_hint(error),
             Self::Recipe(error) => return error.hint(),
             Self::Run(error) => return error.hint(),
             Self::Checkpoint(error) => return error.hint(),
             Self::Data(error) => return error.hint(),
             _ => return None,
         })
+    }
+}
+
+const GET_AGAIN: &str = "get the file again from where it came from; nothing was written";
+
+fn weights_hint(error: &WeightsError) -> Option<String> {
+    match error {
+        WeightsError::Mismatch { .. } => {
+            Some("the names decide the scheme unless `--scheme` does; `config.json` decides the sizes".into())
+        }
+        WeightsError::Format(_) | WeightsError::Damaged(_) => Some(GET_AGAIN.into()),
+        WeightsError::Within { cause, .. } => weights_hint(cause),
+        WeightsError::File { .. } => None,
     }
 }

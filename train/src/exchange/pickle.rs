@@ -404,3 +404,115 @@ impl<'a> Machine<'a> {
 fn shortened(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(80).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::torch::{View, program};
+    use super::*;
+
+    fn refused(program: &[u8]) -> String {
+        tensors(program).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_state_dictionary_is_read() {
+        let views = [View::whole("a.weight", 0, &[2, 3]), View::whole("gate", 1, &[])];
+        let found = tensors(&program(&views)).unwrap();
+        assert_eq!(found.len(), 2);
+        let weight = &found["a.weight"];
+        assert_eq!(
+            (&*weight.storage, weight.dtype, weight.length, weight.offset),
+            ("0", Dtype::F32, 6, 0)
+        );
+        assert_eq!((&weight.shape[..], &weight.strides[..]), (&[2, 3][..], &[3, 1][..]));
+        assert!(found["gate"].shape.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_tensor_is_refused_by_name_and_never_run() {
+        for (program, said) in [
+            (
+                &b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00id\x85R."[..],
+                "its pickle names `posix.system`, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02c__builtin__\neval\n.",
+                "its pickle names `__builtin__.eval`, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02ctorch\nload\n.",
+                "its pickle names `torch.load`, which no tensor needs; it is not run",
+            ),
+            // INST, OBJ, NEWOBJ, STACK_GLOBAL, EXT1.
+            (
+                b"\x80\x02(iposix\nsystem\n.",
+                "its pickle has the operation 0x69, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02(o.",
+                "its pickle has the operation 0x6f, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02\x81.",
+                "its pickle has the operation 0x81, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02\x93.",
+                "its pickle has the operation 0x93, which no tensor needs; it is not run",
+            ),
+            (
+                b"\x80\x02\x82\x01.",
+                "its pickle has the operation 0x82, which no tensor needs; it is not run",
+            ),
+            (b"\x80\x04.", "its pickle has protocol 4, and torch.save writes 2"),
+            (b"\x80\x02}", "its pickle ends early"),
+            (b"\x80\x02X\xff\xff\xff\xffabc", "its pickle ends early"),
+            (b"", "its pickle ends early"),
+            (
+                b"\x80\x02K\x01.",
+                "its pickle does not hold tensors by their names: it is no dictionary",
+            ),
+            (
+                b"\x80\x02}X\x01\x00\x00\x00aK\x01s.",
+                "its pickle does not hold tensors by their names: `a` is no tensor",
+            ),
+            (
+                b"\x80\x02}K\x01K\x01s.",
+                "its pickle does not hold tensors by their names: a key is no text",
+            ),
+            (b"\x80\x02R.", "its pickle is damaged at byte 3"),
+            (b"\x80\x02h\x07.", "its pickle is damaged at byte 4"),
+            (b"\x80\x02t.", "its pickle is damaged at byte 3"),
+        ] {
+            assert_eq!(refused(program), said);
+        }
+    }
+
+    /// Each line names the tuple before it ten times: copied whole, the last would hold 10^1000 numbers.
+    #[test]
+    fn a_program_that_names_things_again_and_again_stays_small() {
+        let mut bomb = b"\x80\x02)q\x00".to_vec();
+        for _ in 0..1000 {
+            bomb.extend(b"(h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00h\x00tq\x00");
+        }
+        bomb.push(b'.');
+        assert!(refused(&bomb).ends_with("it is no dictionary"));
+        // As deep as it is long: nothing is taken down recursively.
+        let deep = [b"\x80\x02)", &[0x85; 1 << 20][..], b"."].concat();
+        assert!(refused(&deep).ends_with("it is no dictionary"));
+    }
+
+    /// Every damage of one byte is an error or another dictionary, never a panic.
+    #[test]
+    fn damage_never_panics() {
+        let whole = program(&[View::whole("a", 0, &[2, 3]), View::whole("b", 300, &[])]);
+        for at in 0..whole.len() {
+            for value in [0, 1, b'.', b'R', b't', b'Q', b'(', 0x85, 0x87, 0x8a, 0xff] {
+                let mut damaged = whole.clone();
+                damaged[at] = value;
+                let _ = tensors(&damaged);
+            }
+            let _ = tensors(&whole[..at]);
+        }
+    }
+}
