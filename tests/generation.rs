@@ -123,8 +123,8 @@ fn a_task_is_scored() {
         };
         sentences.windows(2).map(pair).collect()
     };
-    place.write("pairs.jsonl", &pairs(false));
-    place.write("swapped.jsonl", &pairs(true));
+    place.write("pairs.jsonl", pairs(false));
+    place.write("swapped.jsonl", pairs(true));
     place.write(
         "choices.jsonl",
         "{\"context\": \"the\", \"choices\": [\"fox\", \"dog\", \"river\"], \"label\": 2, \"id\": 7}\n",
