@@ -64,9 +64,8 @@ impl<B: Backend> Attention<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
-        let alone = seq == 1;
         let projections = [&self.query, &self.key, &self.value];
-        let mixed = match fused_projections(&x, projections, alone) {
+        let mixed = match fused_projections(&x, projections, seq) {
             Some(projected) => {
                 let attention = host::CausalAttention {
                     seq,
@@ -77,13 +76,13 @@ impl<B: Backend> Attention<B> {
                 host::apply(attention, [projected, cos, sin].map(host::primitive))
             }
             None => self.in_tensor_operations(
-                projections.map(|linear| project(x.clone(), linear, alone)),
+                projections.map(|linear| project(x.clone(), linear, seq)),
                 seq,
                 rotary,
                 mask,
             ),
         };
-        project(mixed, &self.output, alone).reshape([batch, seq, hidden])
+        project(mixed, &self.output, seq).reshape([batch, seq, hidden])
     }
 
     /// Attends to the tokens that came before, which the caches have kept, and keeps the new ones.
@@ -94,12 +93,11 @@ impl<B: Backend> Attention<B> {
     pub(crate) fn extend(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, places: &mut [Place<'_, B>]) -> Tensor<B, 3> {
         let [sequences, count, hidden] = x.dims();
         let x = x.reshape([sequences * count, hidden]);
-        let alone = count == 1;
         let projections = [&self.query, &self.key, &self.value];
-        let fused = fused_projections(&x, projections, alone)
+        let fused = fused_projections(&x, projections, count)
             .and_then(|projected| self.extend_fused(projected, count, rotary, places));
         let mixed = fused.unwrap_or_else(|| {
-            let projected = projections.map(|linear| project(x.clone(), linear, alone));
+            let projected = projections.map(|linear| project(x.clone(), linear, count));
             let parts = places.iter_mut().enumerate().map(|(index, place)| {
                 let own = projected
                     .each_ref()
@@ -108,7 +106,7 @@ impl<B: Backend> Attention<B> {
             });
             Tensor::cat(parts.collect(), 0)
         });
-        project(mixed, &self.output, alone).reshape([sequences, count, hidden])
+        project(mixed, &self.output, count).reshape([sequences, count, hidden])
     }
 
     /// The fused way, where it is open: what the heads have mixed of `[tokens, (heads + 2 · kv_heads) · head_dim]`.

@@ -37,20 +37,23 @@ pub(crate) use swiglu::SwiGlu;
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::ops::Range;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 #[cfg(feature = "ndarray")]
 use burn_ndarray::{NdArray, NdArrayTensor};
+use rayon::prelude::*;
 
-use matrix::Matrix;
+use matrix::{Into, Matrix};
+use memory::{Blank, as_blank, written};
 
 /// A backend whose f32 tensors are slices.
 trait HostBackend: Backend {
@@ -80,7 +83,7 @@ pub fn runs<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> bool {
 }
 
 /// Whether the tensors of a backend lie in the memory of this process.
-fn is_host<B: Backend>() -> bool {
+pub(crate) fn is_host<B: Backend>() -> bool {
     fn is<B: Backend, I: Backend>() -> bool {
         use std::any::TypeId;
         let primitive = TypeId::of::<FloatTensor<B>>();
@@ -106,6 +109,32 @@ impl View<'_> {
     fn width(&self) -> usize {
         self.shape.as_slice().last().copied().unwrap_or(1)
     }
+
+    /// How many numbers a sequence of `[batch, seq, hidden]` has; a tensor of lower rank is one sequence.
+    fn sequence(&self) -> usize {
+        let length = self.values.len().max(1);
+        match self.shape.as_slice() {
+            [batch, _, _, ..] => length / (*batch).max(1),
+            _ => length,
+        }
+    }
+
+    /// Of each sequence the sums of its pieces of at most `piece` numbers, which are handled in parallel and added up in their order.
+    fn sums_of_sequences(&self, piece: usize, sums: impl Fn(Range<usize>) -> Vec<f64> + Sync) -> Vec<Vec<f64>> {
+        let (length, sequence) = (self.values.len(), self.sequence());
+        let sequences = (0..length).into_par_iter().step_by(sequence);
+        let sums = sequences.map(|start| {
+            let end = (start + sequence).min(length);
+            let pieces = (start..end).into_par_iter().step_by(piece);
+            let parts: Vec<Vec<f64>> = pieces.map(|start| sums(start..(start + piece).min(end))).collect();
+            let add = |mut sum: Vec<f64>, part: Vec<f64>| {
+                sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                sum
+            };
+            parts.into_iter().reduce(add).unwrap_or_default()
+        });
+        sums.collect()
+    }
 }
 
 /// What an operation returns.
@@ -117,10 +146,66 @@ pub(crate) struct Output<K> {
     kept: K,
 }
 
+/// What is asked for of one input of an operation.
+pub(crate) enum Wanted<'a> {
+    Nothing,
+    Gradient,
+    /// To be added to the sum over the sequences that came before.
+    Sum(&'a mut [f32]),
+}
+
+impl Wanted<'_> {
+    fn is_wanted(&self) -> bool {
+        !matches!(self, Wanted::Nothing)
+    }
+
+    /// The gradient that `write` writes, or adds to the sum.
+    ///
+    /// # Safety
+    /// Where it is not to add, `write` leaves none of the `length` numbers unwritten, and it writes numbers only.
+    unsafe fn write(self, length: usize, write: impl FnOnce(&mut Blank, Into)) -> Gradient {
+        match self {
+            Wanted::Nothing => Gradient::None,
+            // SAFETY: as the caller promises.
+            Wanted::Gradient => Gradient::Values(unsafe { written(length, |out| write(out, Into::Empty)) }),
+            Wanted::Sum(sum) => {
+                assert_eq!(sum.len(), length);
+                write(as_blank(sum), Into::Sum);
+                Gradient::Added
+            }
+        }
+    }
+
+    /// The sum of the sequences' parts, added in their order.
+    fn add_up(self, length: usize, parts: impl IntoIterator<Item = Vec<f64>>) -> Gradient {
+        let add_to = |sum: &mut [f32]| {
+            for part in parts {
+                for (sum, part) in sum.iter_mut().zip(part) {
+                    *sum = (f64::from(*sum) + part) as f32;
+                }
+            }
+        };
+        match self {
+            Wanted::Nothing => Gradient::None,
+            Wanted::Gradient => {
+                let mut sum = vec![0.0; length];
+                add_to(&mut sum);
+                Gradient::Values(sum)
+            }
+            Wanted::Sum(sum) => {
+                add_to(sum);
+                Gradient::Added
+            }
+        }
+    }
+}
+
 /// What an operation sends back to one of its inputs.
 pub(crate) enum Gradient {
     /// Nothing; nobody asked.
     None,
+    /// It is in the sum.
+    Added,
     /// What came from above, unchanged.
     Upstream,
     /// These numbers, in the shape of the input.
@@ -132,10 +217,20 @@ pub(crate) trait Operation<const N: usize>: Debug + Send + 'static {
     /// What the forward pass keeps for the backward pass besides the inputs.
     type Kept: Clone + Debug + Send + 'static;
 
+    /// The first input that is a weight, and so are those after it. The gradient of a weight is a sum over the sequences, and is to be
+    /// added up in their order, one after the other: then it does not depend on which of them a micro-batch holds.
+    const FIRST_WEIGHT: usize;
+
     fn forward(&self, inputs: [View<'_>; N]) -> Output<Self::Kept>;
 
-    /// The gradients of the `wanted` inputs; `upstream` is that of the output.
-    fn backward(&self, inputs: [View<'_>; N], kept: &Self::Kept, upstream: &[f32], wanted: [bool; N]) -> [Gradient; N];
+    /// The gradients of the inputs; `upstream` is that of the output.
+    fn backward(
+        &self,
+        inputs: [View<'_>; N],
+        kept: &Self::Kept,
+        upstream: &[f32],
+        wanted: [Wanted<'_>; N],
+    ) -> [Gradient; N];
 }
 
 /// A tensor as [`apply`] takes it, its rank forgotten.
@@ -171,29 +266,31 @@ pub(crate) fn apply<B: Backend, O: Operation<N>, const N: usize, const D: usize>
 
 /// `a·b` as a fused step multiplies it; none where the fused operations do not run.
 pub fn product<B: Backend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)], false))
+    let seq = a.dims()[0];
+    (runs(&a) && runs(&b)).then(|| linear(primitive(a), [primitive(b)], seq))
 }
 
-/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights, each row [`alone`](Linear::alone) or not.
+/// `[x · W₁ | x · W₂ | …]` of tensors for which [`runs`] has said yes, of up to three weights; `x` holds `seq` rows of
+/// each sequence.
 pub(crate) fn linear<B: Backend, const N: usize>(
     x: FloatTensor<B>,
     weights: [FloatTensor<B>; N],
-    alone: bool,
+    seq: usize,
 ) -> Tensor<B, 2> {
     let inputs: Vec<_> = std::iter::once(x).chain(weights).collect();
     // The number of inputs is part of an operation's type.
     fn of<B: Backend, const N: usize>(
         inputs: Vec<FloatTensor<B>>,
-        alone: bool,
+        seq: usize,
     ) -> Result<Tensor<B, 2>, Vec<FloatTensor<B>>>
     where
         Linear: Operation<N>,
     {
-        inputs.try_into().map(|inputs: [_; N]| apply(Linear { alone }, inputs))
+        inputs.try_into().map(|inputs: [_; N]| apply(Linear { seq }, inputs))
     }
-    let outputs = of::<B, 2>(inputs, alone)
-        .or_else(|inputs| of::<B, 3>(inputs, alone))
-        .or_else(|inputs| of::<B, 4>(inputs, alone));
+    let outputs = of::<B, 2>(inputs, seq)
+        .or_else(|inputs| of::<B, 3>(inputs, seq))
+        .or_else(|inputs| of::<B, 4>(inputs, seq));
     outputs.unwrap_or_else(|_| unreachable!("no module has more than three weights on one input"))
 }
 
@@ -358,19 +455,97 @@ impl<B: HostBackend, O: Operation<N>, const N: usize> Backward<B, N> for Step<O>
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let upstream = in_order::<B>(grads.consume::<B>(&ops.node));
-        let wanted = ops.parents.each_ref().map(Option::is_some);
         let Saved { inputs, kept } = ops.state;
+        let mut sums: [_; N] = std::array::from_fn(|index| match &ops.parents[index] {
+            Some(weight) if index >= O::FIRST_WEIGHT => {
+                let mut place = Autodiff::<B>::from_inner(inputs[index].clone());
+                place.node = weight.clone();
+                grads.remove::<B>(&place)
+            }
+            _ => None,
+        });
+        let mut places = sums.iter_mut();
+        let wanted = ops.parents.each_ref().map(|parent| {
+            let sum = places.next().and_then(Option::as_mut).and_then(floats_mut::<B>);
+            match (parent, sum) {
+                (None, _) => Wanted::Nothing,
+                (Some(_), None) => Wanted::Gradient,
+                (Some(_), Some(sum)) => Wanted::Sum(sum),
+            }
+        });
         let values = B::floats(&upstream).expect("it was put in order above");
         let gradients = self.0.backward(views::<B, N>(&inputs), &kept, values, wanted);
-        for ((parent, gradient), input) in ops.parents.into_iter().zip(gradients).zip(&inputs) {
+        let found = gradients.into_iter().zip(sums).zip(&inputs);
+        for (parent, ((gradient, sum), input)) in ops.parents.into_iter().zip(found) {
             let gradient = match gradient {
-                Gradient::None => continue,
-                Gradient::Upstream => upstream.clone(),
-                Gradient::Values(values) => tensor::<B>(values, input.shape()),
+                Gradient::None | Gradient::Added => None,
+                Gradient::Upstream => Some(upstream.clone()),
+                Gradient::Values(values) => Some(tensor::<B>(values, input.shape())),
             };
             if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
+                for part in sum.into_iter().chain(gradient) {
+                    grads.register::<B>(parent.id, part);
+                }
             }
+        }
+    }
+}
+
+/// `y` as it is. Going back, `sum` is where the gradient of `weight` comes together before anything that led to `y` adds to it. Only on
+/// a backend that [`is_host`].
+pub(crate) fn carry<B: AutodiffBackend, const D: usize, const E: usize>(
+    y: Tensor<B, D>,
+    weight: Tensor<B, E>,
+    sum: Tensor<B::InnerBackend, E>,
+) -> Tensor<B, D> {
+    fn on<H: HostBackend>(pair: [FloatTensor<Autodiff<H>>; 2], sum: FloatTensor<H>) -> FloatTensor<Autodiff<H>> {
+        let nodes = pair.each_ref().map(|tensor| tensor.node.clone());
+        // They count until the result is part of the graph: see `run_tracked`.
+        let _counts = pair.each_ref().map(|tensor| tensor.rc.clone());
+        let [y, _] = pair.map(|tensor| tensor.primitive);
+        match Backward::<H, 2>::prepare::<NoCheckpointing>(Carry, nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prepared) => prepared.finish(sum, y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+    macro_rules! on {
+        ($host:ty, $pair:ident, $sum:ident) => {
+            match (
+                cast::<_, [FloatTensor<Autodiff<$host>>; 2]>($pair),
+                cast::<_, FloatTensor<$host>>($sum),
+            ) {
+                (Ok(pair), Ok(sum)) => return finish::<Autodiff<$host>, B, D>(on::<$host>(pair, sum)),
+                (Err(pair), Err(sum)) => (pair, sum),
+                _ => unreachable!("the inner backend is that without autodiff"),
+            }
+        };
+    }
+    let (pair, sum) = ([primitive(y), primitive(weight)], primitive(sum));
+    let (pair, sum) = on!(Flex, pair, sum);
+    #[cfg(feature = "ndarray")]
+    let (pair, sum) = on!(NdArray<f32>, pair, sum);
+    drop((pair, sum));
+    unreachable!("`is_host` knows the same backends")
+}
+
+/// The backward step of [`carry`]: of what is carried and of the weight.
+#[derive(Debug)]
+struct Carry;
+
+impl<B: HostBackend> Backward<B, 2> for Carry {
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let upstream = grads.consume::<B>(&ops.node);
+        let [y, weight] = ops.parents;
+        if let Some(weight) = weight {
+            grads.register::<B>(weight.id, ops.state);
+        }
+        if let Some(y) = y {
+            grads.register::<B>(y.id, upstream);
         }
     }
 }
@@ -471,7 +646,7 @@ pub(crate) mod check {
     pub(crate) fn gradients<const D: usize>(
         fused: Tensor<Tracked, D>,
         plain: Tensor<Tracked, D>,
-    ) -> [<Tracked as burn::tensor::backend::AutodiffBackend>::Gradients; 2] {
+    ) -> [<Tracked as AutodiffBackend>::Gradients; 2] {
         assert_close(fused.clone().inner(), plain.clone().inner(), "output");
         let upstream = random(plain.dims()).detach();
         [fused, plain].map(|y| (y * upstream.clone()).sum().backward())

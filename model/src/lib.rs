@@ -70,7 +70,7 @@ pub use cache::Cache;
 pub use config::{ConfigError, Initialisation, LlamaConfig, Preset};
 pub use cost::TrainingMemory;
 pub use gpas::{GateActivation, GateSite, Gpas, GpasConfig};
-pub use llama::{Llama, LossOutput, MicroBatch, TokenBatch};
+pub use llama::{Llama, LossOutput, StepGradients, StepSums, TokenBatch};
 pub use loss::IGNORE_INDEX;
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{RmsNorm, RmsNormConfig};

@@ -4,11 +4,14 @@
 //! - rotary positions, RMSNorm, SwiGLU, causal attention
 //! - every normalisation scheme of the [scheme table](crate::scheme), with or without GPAS
 //! - training never holds the logits of all tokens: see [`crate::loss`]
-//! - with `recompute`, it never holds the activations of more than one layer: see [`Llama::backward`]
+//! - with `recompute`, it never holds the activations of more than one layer: see [`StepSums::add`]
 
-use burn::module::{AutodiffModule, Module};
+mod step;
+
+pub use step::{StepGradients, StepSums};
+
+use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_train::metric::{Adaptor, ItemLazy, LossInput};
@@ -19,7 +22,7 @@ use crate::block::Block;
 use crate::config::LlamaConfig;
 use crate::host;
 use crate::init::initialise;
-use crate::loss::{IGNORE_INDEX, LossGradients, loss_with_gradients, token_losses};
+use crate::loss::{IGNORE_INDEX, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
 use crate::progress::Progress;
@@ -231,21 +234,9 @@ fn flatten<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 2> {
     x.flatten(0, 1)
 }
 
-/// What one micro-batch adds to an optimizer step.
-#[derive(Debug)]
-pub struct MicroBatch<B: AutodiffBackend> {
-    /// Its share of the step's loss, `[1]`: Σ over its scored tokens divided by those of the whole step.
-    pub loss: Tensor<B::InnerBackend, 1>,
-    /// The same share of the gradients.
-    pub gradients: GradientsParams,
-}
-
 impl<B: AutodiffBackend> Llama<B> {
-    /// Forward and backward of one micro-batch of an optimizer step that scores `scored` tokens in all and comes after those of `progress`.
-    ///
-    /// The head and the loss run outside autodiff, in chunks; what they send back enters the graph of the layers at the hidden states.
-    /// With [`recompute`](LlamaConfig::recompute) the layers run outside autodiff too: of each its input alone is kept, and going back
-    /// through the layers, last to first, each is computed again from it under autodiff.
+    /// Loss and gradients of an optimizer step of one micro-batch that scores `scored` tokens and comes after those of `progress`.
+    /// [`StepSums`] takes more than one.
     ///
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`]
@@ -255,88 +246,11 @@ impl<B: AutodiffBackend> Llama<B> {
         targets: Tensor<B, 2, Int>,
         scored: usize,
         progress: Progress,
-    ) -> MicroBatch<B> {
-        let targets = targets.inner().flatten(0, 1);
-        if self.recompute {
-            return self.backward_recomputing(ids, targets, scored, progress);
-        }
-        let hidden = flatten(self.forward(ids, progress));
-        let head = self.head_gradients(&hidden, targets, scored);
-        let gradients = GradientsParams::from_grads(pull_back(hidden, head.hidden), self);
-        self.micro_batch(head.loss, gradients, head.weight)
+    ) -> StepGradients<B> {
+        let mut sums = StepSums::new(self, scored, progress);
+        sums.add(ids, targets);
+        sums.finish().expect("there was a micro-batch")
     }
-
-    fn backward_recomputing(
-        &self,
-        ids: Tensor<B, 2, Int>,
-        targets: Tensor<B::InnerBackend, 1, Int>,
-        scored: usize,
-        progress: Progress,
-    ) -> MicroBatch<B> {
-        let mask = CausalMask::new(ids.dims()[1], ids.device());
-        let mut inputs = self.valid().residual_streams(ids.clone().inner(), progress);
-        let mut gradients = GradientsAccumulator::<Self>::new();
-        let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();
-        let mut collect = |x: &Tensor<B, 3>, mut found: B::Gradients| {
-            let upstream = x.grad_remove(&mut found);
-            gradients.accumulate(self, GradientsParams::from_grads(found, self));
-            upstream.expect("a leaf that the result depends on has a gradient")
-        };
-
-        let x = leaf(inputs.pop().expect("there is a stream after the last layer"));
-        let hidden = flatten(self.norm.forward(x.clone()));
-        let head = self.head_gradients(&hidden, targets, scored);
-        let mut upstream = collect(&x, pull_back(hidden, head.hidden));
-        for (layer, input) in self.layers.iter().zip(inputs).rev() {
-            let x = leaf(input);
-            let y = layer.forward(x.clone(), progress, &self.rotary, &mask);
-            upstream = collect(&x, pull_back(y, upstream));
-        }
-        let found = pull_back(self.embed(ids), upstream);
-        gradients.accumulate(self, GradientsParams::from_grads(found, self));
-        self.micro_batch(head.loss, gradients.grads(), head.weight)
-    }
-
-    /// Loss of some hidden states `[tokens, hidden]`, outside autodiff, with what it sends back.
-    fn head_gradients(
-        &self,
-        hidden: &Tensor<B, 2>,
-        targets: Tensor<B::InnerBackend, 1, Int>,
-        scored: usize,
-    ) -> LossGradients<B::InnerBackend> {
-        let weight = self.head_weight().inner();
-        loss_with_gradients(hidden.clone().inner(), weight, targets, scored, self.precision)
-    }
-
-    /// Adds the head's gradient, `[hidden, vocab]`, to those of the layers.
-    fn micro_batch(
-        &self,
-        loss: Tensor<B::InnerBackend, 1>,
-        mut gradients: GradientsParams,
-        weight: Tensor<B::InnerBackend, 2>,
-    ) -> MicroBatch<B> {
-        match &self.head {
-            Some(linear) => gradients.register(linear.weight.id, weight),
-            None => {
-                let id = self.embedding.weight.id;
-                let tied = weight.transpose();
-                let gradient = match gradients.remove::<B::InnerBackend, 2>(id) {
-                    Some(embedding) => embedding + tied,
-                    None => tied,
-                };
-                gradients.register(id, gradient);
-            }
-        }
-        MicroBatch { loss, gradients }
-    }
-}
-
-/// What the gradient `upstream` of `y` sends back: `d(Σ y · c) / dy = c`.
-fn pull_back<B: AutodiffBackend, const D: usize>(
-    y: Tensor<B, D>,
-    upstream: Tensor<B::InnerBackend, D>,
-) -> B::Gradients {
-    (y * Tensor::from_inner(upstream)).sum().backward()
 }
 
 /// A batch for language modelling: the input of [`TrainStep`] and [`InferenceStep`].
@@ -378,7 +292,7 @@ impl<B: AutodiffBackend> TrainStep for Llama<B> {
 
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
         let scored = count_scored(batch.targets.clone().inner());
-        let MicroBatch { loss, gradients } = self.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
+        let StepGradients { loss, gradients } = self.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
         TrainOutput {
             grads: gradients,
             item: LossOutput { loss },

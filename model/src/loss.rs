@@ -29,13 +29,15 @@ pub struct LossGradients<B: Backend> {
     pub loss: Tensor<B, 1>,
     /// Gradient of the hidden states, `[tokens, hidden]`.
     pub hidden: Tensor<B, 2>,
-    /// Gradient of the head, `[hidden, vocab]`.
+    /// Gradient of the head and what it was added to, `[hidden, vocab]`.
     pub weight: Tensor<B, 2>,
 }
 
 /// Loss and gradients at once, without an autodiff graph.
 ///
-/// `scored` is the number of scored tokens of the whole optimizer step; with micro-batches the losses add up to the step's mean.
+/// `scored` is the number of scored tokens of the whole optimizer step; with micro-batches the losses add up to the step's mean. The
+/// gradient of the head is added to `sum`, that of the micro-batches before; on a CPU sequence after sequence, `seq` tokens each, so that
+/// it is the same sum however they are cut into micro-batches.
 ///
 /// # Shapes
 /// - hidden: `[tokens, hidden]`
@@ -46,16 +48,27 @@ pub fn loss_with_gradients<B: Backend>(
     weight: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     scored: usize,
+    seq: usize,
+    sum: Option<Tensor<B, 2>>,
     precision: Precision,
 ) -> LossGradients<B> {
-    if host::runs(&hidden)
-        && precision.products() == DType::F32
-        && let Some(found) = host::loss_with_gradients(&hidden, &weight, &targets, scored)
-    {
-        return found;
-    }
+    let sum = if host::runs(&hidden) && precision.products() == DType::F32 {
+        match host::loss_with_gradients(&hidden, &weight, &targets, scored, seq, sum) {
+            Ok(found) => return found,
+            Err(sum) => sum,
+        }
+    } else {
+        sum
+    };
     let rows = chunk_rows(weight.dims()[1]);
-    loss_with_gradients_in_chunks(hidden, weight, targets, scored, precision, rows)
+    let found = loss_with_gradients_in_chunks(hidden, weight, targets, scored, precision, rows);
+    LossGradients {
+        weight: match sum {
+            Some(sum) => sum + found.weight,
+            None => found.weight,
+        },
+        ..found
+    }
 }
 
 /// [`loss_with_gradients`] in chunks of `rows` rows.
@@ -260,12 +273,14 @@ mod tests {
             .collect();
         let targets = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice);
         for weight in [random([width, vocab]), random([vocab, width]).transpose()] {
-            let fused = host::loss_with_gradients(&hidden, &weight, &targets, 900).unwrap();
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
-            assert_close(fused.loss, plain.loss, "loss");
-            assert_close(fused.hidden, plain.hidden, "hidden");
-            assert_close(fused.weight, plain.weight, "weight");
+            for seq in [50, 550, 1100] {
+                let fused = host::loss_with_gradients(&hidden, &weight, &targets, 900, seq, None).unwrap();
+                assert_close(fused.loss, plain.loss.clone(), "loss");
+                assert_close(fused.hidden, plain.hidden.clone(), "hidden");
+                assert_close(fused.weight, plain.weight.clone(), "weight");
+            }
             let fused = host::token_losses(&hidden, &weight, &targets).unwrap();
             assert_close(
                 fused,
@@ -282,7 +297,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let hidden = Tensor::<Flex, 2>::from_floats([[bad, 0.0, 0.0]], &FlexDevice);
             let target = Tensor::<Flex, 1, Int>::from_ints([0], &FlexDevice);
-            let fused = loss_with_gradients(hidden, weight.clone(), target, 1, Precision::F32);
+            let fused = loss_with_gradients(hidden, weight.clone(), target, 1, 1, None, Precision::F32);
             assert!(!fused.loss.into_scalar().is_finite(), "{bad}");
             assert!(!fused.weight.is_finite().all().into_scalar(), "{bad}");
         }
@@ -300,7 +315,7 @@ mod tests {
         let hidden = Tensor::<Flex, 2>::from_floats([[1e4, 0.0]], &FlexDevice);
         let weight = Tensor::<Flex, 2>::from_floats([[1.0, -1.0], [0.0, 0.0]], &FlexDevice);
         let target = Tensor::<Flex, 1, Int>::from_ints([0], &FlexDevice);
-        let fused = loss_with_gradients(hidden, weight, target, 1, Precision::F32);
+        let fused = loss_with_gradients(hidden, weight, target, 1, 1, None, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
     }
 
@@ -309,7 +324,7 @@ mod tests {
         let hidden = Tensor::<Flex, 2>::ones([2, 3], &FlexDevice);
         let weight = Tensor::<Flex, 2>::ones([3, 4], &FlexDevice);
         let targets = Tensor::<Flex, 1, Int>::from_ints([-100, -100], &FlexDevice);
-        let fused = loss_with_gradients(hidden, weight, targets, 0, Precision::F32);
+        let fused = loss_with_gradients(hidden, weight, targets, 0, 2, None, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
         assert_eq!(fused.weight.abs().max().into_scalar(), 0.0);
     }

@@ -48,12 +48,11 @@ impl<B: Backend> Mlp<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: see `Attention::forward`.
         let x = x.reshape([batch * seq, hidden]);
-        let alone = seq == 1;
-        let gated = match fused_projections(&x, [&self.gate, &self.up], alone) {
+        let gated = match fused_projections(&x, [&self.gate, &self.up], seq) {
             Some(both) => host::apply(host::SwiGlu, [host::primitive(both)]),
-            None => silu(project(x.clone(), &self.gate, alone)) * project(x, &self.up, alone),
+            None => silu(project(x.clone(), &self.gate, seq)) * project(x, &self.up, seq),
         };
-        project(gated, &self.down, alone).reshape([batch, seq, hidden])
+        project(gated, &self.down, seq).reshape([batch, seq, hidden])
     }
 }
 

@@ -63,14 +63,14 @@ impl Precision {
     }
 }
 
-/// `x · W` in the number format of `x`. In generation each row is a sequence's only new token: then its result does not depend on the other
-/// rows, where [`host`] runs.
+/// `x · W` in the number format of `x`, which holds `seq` tokens of each sequence. If that is one, as in generation, a row's result does
+/// not depend on the other rows, where [`host`] runs.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
 /// - output: `[tokens, outputs]`
-pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, alone: bool) -> Tensor<B, 2> {
-    if let Some(y) = fused_projections(&x, [linear], alone) {
+pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, seq: usize) -> Tensor<B, 2> {
+    if let Some(y) = fused_projections(&x, [linear], seq) {
         return y;
     }
     let weight = linear.weight.val().cast(x.dtype());
@@ -85,7 +85,7 @@ pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, alone: bo
 pub(crate) fn fused_projections<B: Backend, const N: usize>(
     x: &Tensor<B, 2>,
     linears: [&Linear<B>; N],
-    alone: bool,
+    seq: usize,
 ) -> Option<Tensor<B, 2>> {
     let weights = linears.map(|linear| linear.weight.val());
     if !host::runs(x) || !weights.iter().all(host::runs) {
@@ -94,6 +94,6 @@ pub(crate) fn fused_projections<B: Backend, const N: usize>(
     Some(host::linear(
         host::primitive(x.clone()),
         weights.map(host::primitive),
-        alone,
+        seq,
     ))
 }

@@ -241,7 +241,7 @@ fn memory_of_the_loss<B: AutodiffBackend>(selected: Selected, device: &B::Device
         false => selected.device_memory().map(|memory| memory.reserved),
     };
     let before = used();
-    let found = loss_with_gradients(hidden, weight, targets, tokens, Precision::F32);
+    let found = loss_with_gradients(hidden, weight, targets, tokens, tokens, None, Precision::F32);
     // Reading them waits for all of it.
     let sums = [found.loss, found.hidden.sum(), found.weight.sum()];
     let sums: Vec<f64> = sums

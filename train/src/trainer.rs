@@ -5,11 +5,11 @@
 //! every parameter and the gates. Nothing else of a step waits for the device.
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 use gpas_model::weights::{NamedTensors, WeightsError};
-use gpas_model::{Llama, Progress, TokenBatch};
+use gpas_model::{Llama, Progress, StepGradients, StepSums, TokenBatch};
 
 use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms, module_paths};
 use crate::schedule::Schedule;
@@ -116,15 +116,12 @@ impl<B: AutodiffBackend> Trainer<B> {
         } = self;
         let progress = Progress::after(steps);
         let mut ids = Vec::new();
-        let (loss, gradients) = micro_batches
-            .into_iter()
-            .map(|batch| {
-                ids.push(batch.ids.clone());
-                let part = model.backward(batch.ids, batch.targets, scored, progress);
-                (part.loss, part.gradients)
-            })
-            .reduce(|(loss, sum), (part_loss, part)| (loss + part_loss, add(&model, sum, part)))
-            .expect("a step has at least one micro-batch");
+        let mut sums = StepSums::new(&model, scored, progress);
+        for batch in micro_batches {
+            ids.push(batch.ids.clone());
+            sums.add(batch.ids, batch.targets);
+        }
+        let StepGradients { loss, gradients } = sums.finish().expect("a step has at least one micro-batch");
         let mut report = report(&model, loss, &gradients, schedule.rate(steps));
         let model = if report.loss.is_finite() && report.norms.global.is_finite() {
             optimizer.step(report.rate, model, gradients, &report.norms)
@@ -140,14 +137,6 @@ impl<B: AutodiffBackend> Trainer<B> {
         };
         (trainer, report)
     }
-}
-
-/// Adds up the gradients of two micro-batches, parameter by parameter.
-fn add<B: AutodiffBackend>(model: &Llama<B>, sum: GradientsParams, part: GradientsParams) -> GradientsParams {
-    let mut accumulator = GradientsAccumulator::new();
-    accumulator.accumulate(model, sum);
-    accumulator.accumulate(model, part);
-    accumulator.grads()
 }
 
 /// Reads what a step reports in one transfer, which waits for its backward pass.

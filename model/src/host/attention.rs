@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply};
 use super::memory::{Blank, scratch, written};
 use super::vector::{dot, exp, exp_and_sum, max, vectorised};
-use super::{Gradient, Operation, Output, View};
+use super::{Gradient, Operation, Output, View, Wanted};
 
 /// Rows of a block.
 const ROWS: usize = 64;
@@ -133,6 +133,8 @@ impl Operation<3> for CausalAttention {
     /// `ln Σ exp` of each row of scores, `[batch, heads, seq]`.
     type Kept = Arc<Vec<f32>>;
 
+    const FIRST_WEIGHT: usize = 3;
+
     fn forward(&self, [x, cos, sin]: [View<'_>; 3]) -> Output<Self::Kept> {
         let (seq, heads, kv_heads) = (self.seq, self.heads, self.kv_heads);
         let (tokens, width, head_dim) = (x.shape[0], x.width(), cos.width());
@@ -185,7 +187,7 @@ impl Operation<3> for CausalAttention {
         [x, cos, sin]: [View<'_>; 3],
         log_sums: &Self::Kept,
         upstream: &[f32],
-        _wanted: [bool; 3],
+        _wanted: [Wanted<'_>; 3],
     ) -> [Gradient; 3] {
         let (seq, heads, kv_heads) = (self.seq, self.heads, self.kv_heads);
         let (width, head_dim, group) = (x.width(), cos.width(), heads / kv_heads);

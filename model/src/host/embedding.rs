@@ -3,8 +3,9 @@
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::memory::{Blank, assume_written, written};
-use super::{Gradient, Operation, Output, View};
+use super::matrix::Into;
+use super::memory::{Blank, assume_written};
+use super::{Gradient, Operation, Output, View, Wanted};
 
 /// Rows of the table in one task.
 const ROWS: usize = 512;
@@ -20,6 +21,8 @@ pub(crate) struct Embed {
 impl Operation<1> for Embed {
     type Kept = ();
 
+    const FIRST_WEIGHT: usize = 0;
+
     fn forward(&self, [table]: [View<'_>; 1]) -> Output<()> {
         let width = table.width();
         let mut rows = Vec::with_capacity(self.ids.len() * width);
@@ -33,11 +36,13 @@ impl Operation<1> for Embed {
         }
     }
 
-    fn backward(&self, [table]: [View<'_>; 1], (): &(), upstream: &[f32], _wanted: [bool; 1]) -> [Gradient; 1] {
+    fn backward(&self, [table]: [View<'_>; 1], (): &(), upstream: &[f32], [wanted]: [Wanted<'_>; 1]) -> [Gradient; 1] {
         let width = table.width();
-        let part = |(task, out): (usize, &mut Blank)| {
-            out.fill(std::mem::MaybeUninit::new(0.0));
-            // SAFETY: filled above.
+        let part = |(task, out): (usize, &mut Blank), into| {
+            if into == Into::Empty {
+                out.fill(std::mem::MaybeUninit::new(0.0));
+            }
+            // SAFETY: filled above, or a sum.
             let out = unsafe { assume_written(out) };
             let (first, rows) = (task * ROWS, out.len() / width);
             // In the order of the tokens, whatever the threads do.
@@ -50,8 +55,11 @@ impl Operation<1> for Embed {
                 }
             }
         };
-        let write = |out: &mut Blank| out.par_chunks_mut(ROWS * width).enumerate().for_each(part);
+        let write = |out: &mut Blank, into| {
+            let tasks = out.par_chunks_mut(ROWS * width).enumerate();
+            tasks.for_each(|task| part(task, into));
+        };
         // SAFETY: the tasks are all the rows.
-        [Gradient::Values(unsafe { written(table.values.len(), write) })]
+        [unsafe { wanted.write(table.values.len(), write) }]
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::memory::{Blank, written};
 use super::vector::{CHUNK, vectorised};
-use super::{Gradient, Operation, Output, View};
+use super::{Gradient, Operation, Output, View, Wanted};
 use crate::gpas::GateActivation;
 
 /// GPAS of a stream and its gate `[1]`.
@@ -34,6 +34,8 @@ impl Gate {
 impl Operation<2> for Gate {
     type Kept = ();
 
+    const FIRST_WEIGHT: usize = 1;
+
     fn forward(&self, [x, gate]: [View<'_>; 2]) -> Output<()> {
         Output {
             values: Self::scaled(x.values, self.scale(&gate)),
@@ -42,25 +44,22 @@ impl Operation<2> for Gate {
         }
     }
 
-    fn backward(&self, [x, gate]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [bool; 2]) -> [Gradient; 2] {
+    fn backward(&self, [x, gate]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
         let of_x = if !self.stop_gradient {
             Gradient::Values(Self::scaled(upstream, self.scale(&gate)))
         } else {
             Gradient::Upstream
         };
-        if !wanted[1] {
+        let [_, wanted] = wanted;
+        if !wanted.is_wanted() {
             return [of_x, Gradient::None];
         }
-        // The terms nearly cancel, hence f64 throughout; over chunks in their order.
-        let parts: Vec<f64> = x
-            .values
-            .par_chunks(CHUNK)
-            .zip(upstream.par_chunks(CHUNK))
-            .map(|(x, upstream)| wide_dot(x, upstream))
-            .collect();
         let slope = self.act.derivative(f64::from(gate.values[0]));
-        let of_gate = -slope * parts.into_iter().sum::<f64>();
-        [of_x, Gradient::Values(vec![of_gate as f32])]
+        // The terms nearly cancel, hence f64.
+        let parts = x.sums_of_sequences(CHUNK, |range| {
+            vec![-slope * wide_dot(&x.values[range.clone()], &upstream[range])]
+        });
+        [of_x, wanted.add_up(1, parts)]
     }
 }
 
@@ -71,6 +70,8 @@ pub(crate) struct Sum;
 impl Operation<2> for Sum {
     type Kept = ();
 
+    const FIRST_WEIGHT: usize = 2;
+
     fn forward(&self, [x, branch]: [View<'_>; 2]) -> Output<()> {
         Output {
             values: scaled_sum(x.values, branch.values, 1.0),
@@ -79,7 +80,7 @@ impl Operation<2> for Sum {
         }
     }
 
-    fn backward(&self, _inputs: [View<'_>; 2], (): &(), _upstream: &[f32], _wanted: [bool; 2]) -> [Gradient; 2] {
+    fn backward(&self, _inputs: [View<'_>; 2], (): &(), _upstream: &[f32], _wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
         [Gradient::Upstream, Gradient::Upstream]
     }
 }
@@ -92,6 +93,8 @@ pub(crate) struct GatedSum {
 
 impl Operation<3> for GatedSum {
     type Kept = ();
+
+    const FIRST_WEIGHT: usize = 2;
 
     fn forward(&self, [x, branch, gate]: [View<'_>; 3]) -> Output<()> {
         let scale = 1.0 - self.act.value(f64::from(gate.values[0])) as f32;
@@ -107,20 +110,18 @@ impl Operation<3> for GatedSum {
         [x, branch, gate]: [View<'_>; 3],
         (): &(),
         upstream: &[f32],
-        wanted: [bool; 3],
+        wanted: [Wanted<'_>; 3],
     ) -> [Gradient; 3] {
-        let of_gate = if wanted[2] {
-            let tasks = x.values.par_chunks(CHUNK).zip(branch.values.par_chunks(CHUNK));
-            let parts: Vec<f64> = tasks
-                .zip(upstream.par_chunks(CHUNK))
-                .map(|((x, branch), upstream)| wide_dot_of_sum(x, branch, upstream))
-                .collect();
-            let slope = self.act.derivative(f64::from(gate.values[0]));
-            Gradient::Values(vec![(-slope * parts.into_iter().sum::<f64>()) as f32])
-        } else {
-            Gradient::None
-        };
-        [Gradient::Upstream, Gradient::Upstream, of_gate]
+        let [_, _, wanted] = wanted;
+        if !wanted.is_wanted() {
+            return [Gradient::Upstream, Gradient::Upstream, Gradient::None];
+        }
+        let slope = self.act.derivative(f64::from(gate.values[0]));
+        let parts = x.sums_of_sequences(CHUNK, |range| {
+            let (x, branch) = (&x.values[range.clone()], &branch.values[range.clone()]);
+            vec![-slope * wide_dot_of_sum(x, branch, &upstream[range])]
+        });
+        [Gradient::Upstream, Gradient::Upstream, wanted.add_up(1, parts)]
     }
 }
 

@@ -5,18 +5,20 @@
 //! 2. The maxima and sums of the blocks give those of the whole rows, and with them the losses.
 //! 3. Each block is scaled into `p − onehot(target)`, and while it is in the cache sent back to the hidden states and to the head.
 //!
-//! A logit is written once and read once; the gradient of the head is written in place.
+//! A logit is written once and read once; the gradient of the head is written in place, the sum of those of the sequences in their order
+//! (see [`super::linear`]).
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply};
-use super::memory::{Blank, assume_written, scratch, written};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, multiply_in_pieces};
+use super::memory::{Blank, assume_written, scratch};
 use super::vector::{exp, exp_and_sum, max, vectorised};
-use super::{matrix, primitive, tensor};
+use super::{Gradient, Wanted, floats_mut, matrix, primitive, tensor};
 use crate::loss::{IGNORE_INDEX, LossGradients};
 
 /// Columns of a block, so many that a chunk's block of logits stays in a core's cache.
@@ -28,26 +30,45 @@ const NUMBERS: usize = 1 << 25;
 /// Tasks that a chunk's blocks are sent back in; each has a sum of its own of the hidden states' gradient.
 const TASKS: usize = 16;
 
-/// [`loss_with_gradients`](crate::loss::loss_with_gradients) in f32; none where the tensors are not in the memory of this process.
+/// [`loss_with_gradients`](crate::loss::loss_with_gradients) in f32, the gradient of the weight added to `sum`; `sum` as it was where the
+/// tensors are not in the memory of this process.
 pub(crate) fn loss_with_gradients<B: Backend>(
     hidden: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
     scored: usize,
-) -> Option<LossGradients<B>> {
+    seq: usize,
+    sum: Option<Tensor<B, 2>>,
+) -> Result<LossGradients<B>, Option<Tensor<B, 2>>> {
     let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
-    let (hidden, weight) = (matrix::<B>(&hidden)?, matrix::<B>(&weight)?);
-    let result = Head { hidden, weight }.backward(&read(targets), 1.0 / scored.max(1) as f32);
-    let float = |values, shape: [usize; 2]| {
-        Tensor::from_primitive(burn::tensor::TensorPrimitive::Float(tensor::<B>(values, shape.into())))
+    let (Some(hidden), Some(weight)) = (matrix::<B>(&hidden), matrix::<B>(&weight)) else {
+        return Err(sum);
     };
-    let shape = [weight.rows(), weight.columns()];
+    // In the order of the weight.
+    let mut sum = sum.map(|sum| primitive(if weight.is_by_rows() { sum } else { sum.transpose() }));
+    let wanted = sum
+        .as_mut()
+        .and_then(floats_mut::<B>)
+        .map_or(Wanted::Gradient, Wanted::Sum);
+    let result = Head { hidden, weight }.backward(&read(targets), 1.0 / scored.max(1) as f32, seq, wanted);
+    let float =
+        |values, shape: [usize; 2]| Tensor::from_primitive(TensorPrimitive::Float(tensor::<B>(values, shape.into())));
+    let shape = match weight.is_by_rows() {
+        true => [weight.rows(), weight.columns()],
+        false => [weight.columns(), weight.rows()],
+    };
+    let sum = sum.map(|sum| Tensor::from_primitive(TensorPrimitive::Float(sum)));
+    let of_weight = match (result.of_weight, sum) {
+        (Gradient::Values(values), None) => float(values, shape),
+        (Gradient::Values(values), Some(sum)) => sum + float(values, shape),
+        (_, sum) => sum.unwrap_or_else(|| unreachable!("what was added was added to it")),
+    };
     let of_weight = if weight.is_by_rows() {
-        float(result.of_weight, shape)
+        of_weight
     } else {
-        float(result.of_weight, [shape[1], shape[0]]).transpose()
+        of_weight.transpose()
     };
-    Some(LossGradients {
+    Ok(LossGradients {
         loss: Tensor::from_data(TensorData::from([result.loss as f32]), &Default::default()),
         hidden: float(result.of_hidden, [hidden.rows(), hidden.columns()]),
         weight: of_weight,
@@ -77,7 +98,7 @@ struct Sent {
     /// `[tokens, hidden]`.
     of_hidden: Vec<f32>,
     /// In the order of the weight.
-    of_weight: Vec<f32>,
+    of_weight: Gradient,
 }
 
 /// Hidden states `[tokens, hidden]` before a head `[hidden, vocab]`.
@@ -91,6 +112,8 @@ struct Chunk<'a> {
     hidden: Matrix<'a>,
     targets: &'a [i64],
     share: f32,
+    /// Rows of a sequence.
+    seq: usize,
 }
 
 /// Of one row and one block of logits.
@@ -107,12 +130,21 @@ impl Head<'_> {
         (0..self.weight.columns()).step_by(BLOCK).collect()
     }
 
-    /// Rows of a chunk: what the logits and the tasks' sums leave room for.
-    fn rows(&self) -> usize {
+    /// Chunks of rows, each of as many as the logits and the tasks' sums leave room for: whole sequences, or a part of one.
+    fn chunks(&self, seq: usize) -> Vec<Range<usize>> {
         let width = self.hidden.columns().max(1);
-        (NUMBERS / self.weight.columns())
+        let rows = (NUMBERS / self.weight.columns())
             .min(NUMBERS / 2 / TASKS / width)
-            .clamp(16, ROWS)
+            .clamp(16, ROWS);
+        let (tokens, seq) = (self.hidden.rows(), seq.max(1));
+        let cut = |whole: Range<usize>, rows: usize| {
+            let end = whole.end;
+            whole.step_by(rows).map(move |start| start..(start + rows).min(end))
+        };
+        if seq <= rows {
+            return cut(0..tokens, rows / seq * seq).collect();
+        }
+        cut(0..tokens, seq).flat_map(|sequence| cut(sequence, rows)).collect()
     }
 
     /// Logits of some hidden states and of the block that begins at column `start`, then [`exponentials`]; puts the logits of the targets
@@ -181,37 +213,39 @@ impl Head<'_> {
         losses
     }
 
-    fn backward(&self, targets: &[i64], share: f32) -> Sent {
+    fn backward(&self, targets: &[i64], share: f32, seq: usize, wanted: Wanted<'_>) -> Sent {
         let (tokens, width, vocab) = (self.hidden.rows(), self.hidden.columns(), self.weight.columns());
         let mut of_hidden = vec![0.0; tokens * width];
         let mut loss = 0.0;
-        let write = |of_weight: &mut Blank| {
-            let rows = self.rows().min(tokens);
-            if rows == 0 {
-                of_weight.fill(MaybeUninit::new(0.0));
+        let write = |of_weight: &mut Blank, into| {
+            let chunks = self.chunks(seq);
+            let Some(rows) = chunks.iter().map(Range::len).max() else {
+                if into == Into::Empty {
+                    of_weight.fill(MaybeUninit::new(0.0));
+                }
                 return;
-            }
+            };
             let mut logits = scratch(rows * vocab);
             let mut sums = scratch(TASKS * rows * width);
-            for first in (0..tokens).step_by(rows) {
-                let range = first..(first + rows).min(tokens);
+            for range in chunks {
                 let chunk = Chunk {
                     hidden: self.hidden.row_range(range.clone()),
                     targets: &targets[range.clone()],
                     share,
+                    seq,
                 };
                 let of_weight = if self.weight.is_by_rows() {
                     MatrixMut::blank(of_weight, width, vocab)
                 } else {
                     MatrixMut::blank(of_weight, vocab, width).transposed()
                 };
-                let into = if first == 0 { Into::Empty } else { Into::Sum };
+                let into = if range.start == 0 { into } else { Into::Sum };
                 let of_hidden = &mut of_hidden[range.start * width..range.end * width];
                 loss += self.chunk(&chunk, &mut logits, &mut sums, of_hidden, of_weight, into);
             }
         };
         // SAFETY: the blocks of a chunk are all columns, and the first chunk writes into every entry of theirs.
-        let of_weight = unsafe { written(width * vocab, write) };
+        let of_weight = unsafe { wanted.write(width * vocab, write) };
         Sent {
             loss,
             of_hidden,
@@ -229,7 +263,12 @@ impl Head<'_> {
         of_weight: MatrixMut<'_>,
         into: Into,
     ) -> f64 {
-        let Chunk { hidden, targets, share } = *chunk;
+        let Chunk {
+            hidden,
+            targets,
+            share,
+            seq,
+        } = *chunk;
         let (count, width, vocab) = (hidden.rows(), hidden.columns(), self.weight.columns());
         let starts = self.starts();
         // One after the other, each row by row, so that a product writes into one piece.
@@ -294,7 +333,7 @@ impl Head<'_> {
                     let turned = turned_round(weight, turned);
                     let before = if index == 0 { Into::Empty } else { Into::Sum };
                     multiply(&mut MatrixMut::blank(sum, count, width), before, of_logits, turned);
-                    multiply(out, into, by_columns, of_logits);
+                    multiply_in_pieces(out, into, by_columns, of_logits, seq);
                 }
             },
         );

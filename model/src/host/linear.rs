@@ -1,6 +1,9 @@
 //! One input times several weights, `[x·W₁ | x·W₂ | …]`: with the gradients `gᵢ` of the outputs, `∂L/∂x = Σ gᵢ·Wᵢᵀ` and
 //! `∂L/∂Wᵢ = xᵀ·gᵢ`.
 //!
+//! Adam divides a gradient by its own size, so that even the rounding of one that is nearly 0 reaches a weight. Hence `xᵀ·gᵢ` is summed
+//! sequence by sequence: however a batch is cut into micro-batches, it is the same sum.
+//!
 //! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place, and `x` is
 //! turned round once for all weights.
 
@@ -8,15 +11,16 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::few::multiply_few;
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, threads_for};
+use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, multiply_in_pieces, threads_for};
 use super::memory::{Blank, written};
-use super::{Gradient, Operation, Output, View};
+use super::{Gradient, Operation, Output, View, Wanted};
 
 /// `[tokens, inputs]` times each of the weights `[inputs, outputsᵢ]`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    /// Whether each row is a sequence's only new token, as in generation: a product of few rows, whose results do not depend on each other.
-    pub(crate) alone: bool,
+    /// Tokens of a sequence. One new token of each, as in generation, makes a product of few rows, whose results do not depend on each
+    /// other.
+    pub(crate) seq: usize,
 }
 
 fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
@@ -26,10 +30,12 @@ fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
 impl<const N: usize> Operation<N> for Linear {
     type Kept = ();
 
+    const FIRST_WEIGHT: usize = 1;
+
     fn forward(&self, inputs: [View<'_>; N]) -> Output<()> {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
         let outputs: usize = weights.iter().map(View::width).sum();
-        let values = if self.alone {
+        let values = if self.seq == 1 {
             let weights: Vec<_> = weights.iter().map(matrix).collect();
             multiply_few(x, &weights)
         } else {
@@ -43,7 +49,7 @@ impl<const N: usize> Operation<N> for Linear {
         }
     }
 
-    fn backward(&self, inputs: [View<'_>; N], (): &(), upstream: &[f32], wanted: [bool; N]) -> [Gradient; N] {
+    fn backward(&self, inputs: [View<'_>; N], (): &(), upstream: &[f32], wanted: [Wanted<'_>; N]) -> [Gradient; N] {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
         let outputs: usize = weights.iter().map(View::width).sum();
         let upstream = Matrix::new(upstream, x.rows(), outputs);
@@ -56,12 +62,25 @@ impl<const N: usize> Operation<N> for Linear {
             })
             .collect();
         let turned_x = x.to_transposed();
-        std::array::from_fn(|index| match index {
-            _ if !wanted[index] => Gradient::None,
-            0 => Gradient::Values(sum_of_products(&parts, weights)),
-            _ => Gradient::Values(by_columns(turned_x.matrix(), parts[index - 1])),
+        let mut index = 0;
+        wanted.map(|wanted| {
+            index += 1;
+            match index - 1 {
+                _ if !wanted.is_wanted() => Gradient::None,
+                0 => Gradient::Values(sum_of_products(&parts, weights)),
+                index => sum_over_sequences(turned_x.matrix(), parts[index - 1], self.seq, wanted),
+            }
         })
     }
+}
+
+/// Rows of a thread. No strip has one row, unless there are no more: `gemm` has another way for that, which may round otherwise.
+fn strip(rows: usize, threads: usize) -> usize {
+    let mut strip = rows.div_ceil(threads);
+    while strip < rows && (strip == 1 || rows % strip == 1) {
+        strip += 1;
+    }
+    strip
 }
 
 /// `[a₁·b₁ | a₂·b₂ | …]`, row by row: each thread has some of the rows.
@@ -70,7 +89,7 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
         return Vec::new();
     }
     let inner = parts[0].0.columns();
-    let strip = rows.div_ceil(threads_for(rows * columns * inner));
+    let strip = strip(rows, threads_for(rows * columns * inner));
     let one = |(index, out): (usize, &mut Blank)| {
         let range = index * strip..(index * strip + out.len() / columns);
         let mut out = MatrixMut::blank(out, range.len(), columns);
@@ -89,29 +108,26 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
     }
 }
 
-/// `a·b`, row by row: each thread has some of the columns, since it is those of `b` that a product puts in order first.
-fn by_columns(a: Matrix<'_>, b: Matrix<'_>) -> Vec<f32> {
+/// `a·b`, the sum of the products of `seq` columns of `a` each, row by row: each thread has some of the columns, since it is those of `b`
+/// that a product puts in order first.
+fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'_>) -> Gradient {
     let (rows, columns) = (a.rows(), b.columns());
     if rows * columns == 0 {
-        return Vec::new();
+        return Gradient::Values(Vec::new());
     }
     let threads = threads_for(rows * columns * a.columns());
     // Whole vectors of the widest kind.
     let width = columns.div_ceil(threads).next_multiple_of(16);
-    let write = |out: &mut Blank| {
+    let write = |out: &mut Blank, into| {
         let blocks = MatrixMut::blank(out, rows, columns).column_blocks(width);
         blocks.into_par_iter().enumerate().for_each(|(index, mut out)| {
             let start = index * width;
-            multiply(
-                &mut out,
-                Into::Empty,
-                a,
-                b.column_range(start..(start + width).min(columns)),
-            );
+            let b = b.column_range(start..(start + width).min(columns));
+            multiply_in_pieces(&mut out, into, a, b, seq);
         });
     };
     // SAFETY: the blocks are all the columns, and a product writes all of its entries.
-    unsafe { written(rows * columns, write) }
+    unsafe { wanted.write(rows * columns, write) }
 }
 
 /// `Σ gᵢ·Wᵢᵀ`.
@@ -123,7 +139,7 @@ fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
     // Turned round once rather than by every thread.
     let turned: Vec<Transposed> = weights.iter().map(|weight| matrix(weight).to_transposed()).collect();
     let outputs: usize = weights.iter().map(View::width).sum();
-    let strip = rows.div_ceil(threads_for(rows * columns * outputs));
+    let strip = strip(rows, threads_for(rows * columns * outputs));
     let one = |(index, out): (usize, &mut Blank)| {
         let range = index * strip..(index * strip + out.len() / columns);
         let mut out = MatrixMut::blank(out, range.len(), columns);
@@ -144,6 +160,19 @@ fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn no_strip_has_one_row() {
+        for rows in 2..200 {
+            for threads in 1..=rows + 1 {
+                let strip = strip(rows, threads);
+                assert!(
+                    (2..=rows).contains(&strip) && rows % strip != 1,
+                    "{rows} rows, {threads} threads"
+                );
+            }
+        }
+    }
+
     /// However many threads there are, every entry is the same sum: a run on other hardware of the same kind is the same run.
     #[test]
     fn products_do_not_depend_on_the_threads() {
@@ -162,8 +191,10 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
-                let forward = Linear { alone: false }.forward(inputs()).values;
-                let gradients = Operation::<2>::backward(&Linear { alone: false }, inputs(), &(), &upstream, [true; 2]);
+                let linear = Linear { seq: 29 };
+                let forward = linear.forward(inputs()).values;
+                let wanted = [Wanted::Gradient, Wanted::Gradient];
+                let gradients = Operation::<2>::backward(&linear, inputs(), &(), &upstream, wanted);
                 let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
                     panic!("both were wanted");
                 };

@@ -322,6 +322,27 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
     }
 }
 
+/// [`multiply`] whose sums are made of those of `piece` columns of `a` each, added in their order.
+///
+/// Where a piece is a sequence, the gradient of a weight is the same sum however the sequences are cut into micro-batches.
+pub(super) fn multiply_in_pieces(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>, piece: usize) {
+    /// Most columns that `gemm` takes at once, whatever the size of the result. Where they are more, it cuts them by that size.
+    const DEPTH: usize = 512;
+    let depth = a.columns;
+    if depth <= piece.min(DEPTH) {
+        return multiply(out, into, a, b);
+    }
+    let pieces = (0..depth).step_by(piece).map(|start| start..(start + piece).min(depth));
+    let ranges = pieces.flat_map(|piece| {
+        let end = piece.end;
+        piece.step_by(DEPTH).map(move |start| start..(start + DEPTH).min(end))
+    });
+    for range in ranges {
+        let into = if range.start == 0 { into } else { Into::Sum };
+        multiply(out, into, a.column_range(range.clone()), b.row_range(range));
+    }
+}
+
 /// The number of threads that so many multiplications are worth.
 pub(super) fn threads_for(multiplications: usize) -> usize {
     (multiplications >> 20).clamp(1, rayon::current_num_threads())

@@ -27,6 +27,12 @@ pub(super) unsafe fn assume_written(blank: &mut Blank) -> &mut [f32] {
     unsafe { &mut *(std::ptr::from_mut(blank) as *mut [f32]) }
 }
 
+/// Numbers as a place for others; whoever gets it writes numbers only.
+pub(super) fn as_blank(values: &mut [f32]) -> &mut Blank {
+    // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and what is written there are numbers.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut Blank) }
+}
+
 /// A buffer of `length` numbers to write into and read from again and again.
 pub(super) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
     let mut values = vec![MaybeUninit::uninit(); length];

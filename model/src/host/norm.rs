@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::memory::{Blank, written};
 use super::vector::{dot, dot3, vectorised};
-use super::{Gradient, Operation, Output, View};
+use super::{Gradient, Operation, Output, View, Wanted};
 
-/// Rows of one task. The gradient of the weight is summed within a task, then over the tasks in their order.
+/// Rows of one task, at most. The gradient of the weight is summed within a task, then over a sequence's tasks, then over the sequences.
 const ROWS: usize = 64;
 
 /// RMSNorm over the last dimension.
@@ -25,6 +25,8 @@ pub(crate) struct Norm {
 impl Operation<2> for Norm {
     /// r of each row.
     type Kept = Arc<Vec<f32>>;
+
+    const FIRST_WEIGHT: usize = 1;
 
     fn forward(&self, [x, weight]: [View<'_>; 2]) -> Output<Self::Kept> {
         let width = weight.width();
@@ -50,32 +52,41 @@ impl Operation<2> for Norm {
         [x, weight]: [View<'_>; 2],
         scales: &Self::Kept,
         upstream: &[f32],
-        _wanted: [bool; 2],
+        [_, wanted]: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
         let width = weight.width();
         let weight: Vec<f32> = weight.values.iter().map(|weight| weight * self.factor).collect();
-        let mut parts = vec![0.0; scales.len().div_ceil(ROWS) * width];
+        let sequence = x.sequence();
+        let tasks = sequence.div_ceil(ROWS * width);
+        let mut parts = vec![0.0; x.values.len() / sequence * tasks * width];
         let write = |of_x: &mut Blank| {
-            let tasks = x.values.par_chunks(ROWS * width).zip(upstream.par_chunks(ROWS * width));
-            let tasks = tasks
-                .zip(scales.par_chunks(ROWS))
-                .zip(of_x.par_chunks_mut(ROWS * width));
-            tasks
-                .zip(parts.par_chunks_mut(width))
-                .for_each(|((((x, upstream), scales), of_x), part)| {
-                    pull_back(x, &weight, upstream, scales, of_x, part)
+            let sequences = x.values.par_chunks(sequence).zip(upstream.par_chunks(sequence));
+            let sequences = sequences.zip(scales.par_chunks((sequence / width).max(1)));
+            let results = of_x.par_chunks_mut(sequence).zip(parts.par_chunks_mut(tasks * width));
+            sequences
+                .zip(results)
+                .for_each(|(((x, upstream), scales), (of_x, parts))| {
+                    let tasks = x.par_chunks(ROWS * width).zip(upstream.par_chunks(ROWS * width));
+                    let tasks = tasks.zip(scales.par_chunks(ROWS));
+                    let results = of_x.par_chunks_mut(ROWS * width).zip(parts.par_chunks_mut(width));
+                    tasks.zip(results).for_each(|(((x, upstream), scales), (of_x, part))| {
+                        pull_back(x, &weight, upstream, scales, of_x, part)
+                    });
                 });
         };
         // SAFETY: the tasks are all the rows.
         let of_x = unsafe { written(x.values.len(), write) };
-        let mut sums = vec![0.0; width];
-        for part in parts.chunks_exact(width) {
-            for (sum, part) in sums.iter_mut().zip(part) {
-                *sum += f64::from(*part);
+        let sums = parts.chunks_exact(tasks * width).map(|parts| {
+            let mut sums = vec![0.0; width];
+            for part in parts.chunks_exact(width) {
+                for (sum, part) in sums.iter_mut().zip(part) {
+                    *sum += f64::from(*part) * f64::from(self.factor);
+                }
             }
-        }
-        let of_weight = sums.into_iter().map(|sum| sum as f32 * self.factor).collect();
-        [Gradient::Values(of_x), Gradient::Values(of_weight)]
+            sums
+        });
+        let of_weight = wanted.add_up(width, sums);
+        [Gradient::Values(of_x), of_weight]
     }
 }
 

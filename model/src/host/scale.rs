@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::memory::{Blank, written};
 use super::vector::vectorised;
-use super::{Gradient, Operation, Output, View};
+use super::{Gradient, Operation, Output, View, Wanted};
 
-/// Rows of one task. The gradient of the scale is summed within a task, then over the tasks in their order.
+/// Rows of one task, at most.
 const ROWS: usize = 64;
 
 /// A branch and its scale, `[hidden]` or `[1]`.
@@ -39,6 +39,8 @@ impl Scale {
 impl Operation<2> for Scale {
     type Kept = ();
 
+    const FIRST_WEIGHT: usize = 1;
+
     fn forward(&self, [x, scale]: [View<'_>; 2]) -> Output<()> {
         Output {
             values: Self::scaled(x.values, &Self::channels(&scale, x.width())),
@@ -47,36 +49,27 @@ impl Operation<2> for Scale {
         }
     }
 
-    fn backward(&self, [x, scale]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [bool; 2]) -> [Gradient; 2] {
+    fn backward(&self, [x, scale]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
         let width = x.width();
-        let of_x = if wanted[0] {
+        let [wanted_x, wanted_scale] = wanted;
+        let of_x = if wanted_x.is_wanted() {
             Gradient::Values(Self::scaled(upstream, &Self::channels(&scale, width)))
         } else {
             Gradient::None
         };
-        if !wanted[1] {
+        if !wanted_scale.is_wanted() {
             return [of_x, Gradient::None];
         }
-        let tasks = x.values.par_chunks(ROWS * width).zip(upstream.par_chunks(ROWS * width));
-        let parts: Vec<Vec<f64>> = tasks
-            .map(|(x, upstream)| {
-                let mut sums = vec![0.0; width];
-                add_products(x, upstream, &mut sums);
-                sums
-            })
-            .collect();
-        let mut sums = vec![0.0; width];
-        for part in parts {
-            for (sum, part) in sums.iter_mut().zip(part) {
-                *sum += part;
-            }
-        }
-        let of_scale = if scale.values.len() == 1 {
-            vec![sums.into_iter().sum::<f64>() as f32]
-        } else {
-            sums.into_iter().map(|sum| sum as f32).collect()
-        };
-        [of_x, Gradient::Values(of_scale)]
+        let sums = x.sums_of_sequences(ROWS * width, |range| {
+            let mut sums = vec![0.0; width];
+            add_products(&x.values[range.clone()], &upstream[range], &mut sums);
+            sums
+        });
+        let parts = sums.into_iter().map(|sums| match scale.values {
+            [_] => vec![sums.into_iter().sum()],
+            _ => sums,
+        });
+        [of_x, wanted_scale.add_up(scale.values.len(), parts)]
     }
 }
 

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::memory::{Blank, written};
 use super::vector::{sigmoid, vectorised};
-use super::{Gradient, Operation, Output, View};
+use super::{Gradient, Operation, Output, View, Wanted};
 
 /// Rows of one task.
 const ROWS: usize = 16;
@@ -19,6 +19,8 @@ pub(crate) struct SwiGlu;
 
 impl Operation<1> for SwiGlu {
     type Kept = ();
+
+    const FIRST_WEIGHT: usize = 1;
 
     fn forward(&self, [x]: [View<'_>; 1]) -> Output<()> {
         let (tokens, width) = (x.shape[0], x.width() / 2);
@@ -37,7 +39,7 @@ impl Operation<1> for SwiGlu {
         }
     }
 
-    fn backward(&self, [x]: [View<'_>; 1], (): &(), upstream: &[f32], _wanted: [bool; 1]) -> [Gradient; 1] {
+    fn backward(&self, [x]: [View<'_>; 1], (): &(), upstream: &[f32], _wanted: [Wanted<'_>; 1]) -> [Gradient; 1] {
         let width = x.width() / 2;
         let write = |of_x: &mut Blank| {
             let tasks = x
