@@ -316,7 +316,7 @@ fn a_dry_run_lists_and_times_and_leaves_nothing() {
         "{said}"
     );
     assert!(lines[8].starts_with("8 runs, about "), "{said}");
-    assert!(lines[9].starts_with("estimated from 3 timed steps"), "{said}");
+    assert!(lines[9].starts_with("estimated from the fastest of 8 steps"), "{said}");
 }
 
 #[test]
