@@ -398,6 +398,16 @@ pub(crate) mod tests {
             .collect()
     }
 
+    fn generator<'a>(model: &'a Llama<Flex>, tokenizer: &'a Tokenizer, context: usize) -> Generator<'a, Flex> {
+        Generator {
+            model,
+            tokenizer,
+            progress: Progress::COMPLETE,
+            context,
+            vocab: VOCAB,
+        }
+    }
+
     fn request(max_tokens: usize, seed: u64) -> Request {
         Request {
             max_tokens,
@@ -409,13 +419,7 @@ pub(crate) mod tests {
     #[test]
     fn a_seed_gives_one_text_whatever_else_is_in_the_batch() {
         let (tokenizer, model) = (tokenizer(), model(false));
-        let generator = Generator {
-            model: &model,
-            tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
-            context: 64,
-            vocab: VOCAB,
-        };
+        let generator = generator(&model, &tokenizer, 64);
         let alone = generate(&generator, vec![("the cat", request(12, 7))]);
         let mut others: Vec<_> = (0..19).map(|seed| ("a dog and", request(20, seed))).collect();
         others.insert(11, ("the cat", request(12, 7)));
@@ -428,13 +432,7 @@ pub(crate) mod tests {
     #[test]
     fn greedy_takes_the_most_probable_and_its_score_is_the_largest() {
         let (tokenizer, model) = (tokenizer(), model(true));
-        let generator = Generator {
-            model: &model,
-            tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
-            context: 64,
-            vocab: VOCAB,
-        };
+        let generator = generator(&model, &tokenizer, 64);
         let greedy = Request {
             sampling: Sampling {
                 temperature: 0.0,
@@ -471,13 +469,7 @@ pub(crate) mod tests {
     fn a_model_that_has_diverged_says_so() {
         let (tokenizer, mut model) = (tokenizer(), model(false));
         model.norm.weight = model.norm.weight.map(|weight| weight.mul_scalar(f32::NAN));
-        let generator = Generator {
-            model: &model,
-            tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
-            context: 64,
-            vocab: VOCAB,
-        };
+        let generator = generator(&model, &tokenizer, 64);
         let prompt = generator.prompt(vec![5, 6, 7]).unwrap();
         let mut sequence = generator.sequence(prompt, request(3, 0)).unwrap();
         let generated = generator.step(&mut [&mut sequence]).unwrap_err();
@@ -499,13 +491,7 @@ pub(crate) mod tests {
     #[test]
     fn a_text_ends_where_it_is_told_to() {
         let (tokenizer, model) = (tokenizer(), model(false));
-        let generator = Generator {
-            model: &model,
-            tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
-            context: 24,
-            vocab: VOCAB,
-        };
+        let generator = generator(&model, &tokenizer, 24);
         let prompt = encode(&tokenizer, "the cat").unwrap().len();
         let seed =
             (0..).find(|seed| generate(&generator, vec![("the cat", request(99, *seed))])[0].1 == Finish::Context);

@@ -69,6 +69,7 @@ const MARKS: [&str; 2] = ["<!-- speed: cargo xtask bench --write -->", "<!-- end
 /// # Errors
 /// If something does not build or run, or the README has no place for the table.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    ensure!(args.pairs > 0, "there is nothing to tell of no pairs");
     let Peers { gpas, python, peer } = Peers::new(args.python.clone(), args.setup, &[])?;
     let root = root()?;
 
@@ -110,10 +111,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let text = format!("{table}\n{caption}\n");
     println!("\n{text}");
     if args.write {
-        let readme = root.join("README.md");
-        let old = fs::read_to_string(&readme)?;
-        let new = between_marks(&old, MARKS, &text).context("README.md has no marks for the table")?;
-        fs::write(&readme, new)?;
+        write_table(MARKS, &text)?;
     }
     Ok(())
 }
@@ -195,6 +193,14 @@ fn caption(root: &Path, python: &Path, command: &str) -> Result<String> {
 pub(crate) fn command_line(python: &Path) -> String {
     let words: Vec<String> = std::env::args().skip(1).collect();
     words.join(" ").replace(&python.display().to_string(), "PYTHON")
+}
+
+/// Puts a table between its marks in the README.
+pub(crate) fn write_table(marks: [&str; 2], table: &str) -> Result<()> {
+    let readme = root()?.join("README.md");
+    let old = fs::read_to_string(&readme)?;
+    let new = between_marks(&old, marks, table).context("README.md has no marks for the table")?;
+    Ok(fs::write(&readme, new)?)
 }
 
 /// The text with what stands between the marks replaced.

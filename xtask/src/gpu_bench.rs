@@ -5,7 +5,6 @@
 //! `gpas bench` measures on the card in any format, and what GPAS costs is the time of a step over that of `pre`, a step of each in turn.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -13,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use crate::bench::{between_marks, command_line, spread};
+use crate::bench::{command_line, spread, write_table};
 use crate::peers::{Peers, line, number, root, said, torch_version, versions};
 
 /// Time training steps beside PyTorch on an NVIDIA card
@@ -116,10 +115,7 @@ pub fn run(args: &GpuBenchArgs) -> Result<()> {
     );
     println!("\n{text}");
     if args.write {
-        let readme = root.join("README.md");
-        let old = fs::read_to_string(&readme)?;
-        let new = between_marks(&old, MARKS, &text).context("README.md has no marks for the table")?;
-        fs::write(&readme, new)?;
+        write_table(MARKS, &text)?;
     }
     Ok(())
 }
@@ -385,7 +381,7 @@ mod tests {
     fn the_table_goes_between_the_marks_of_the_readme() {
         let readme = include_str!("../../README.md");
         assert!(
-            between_marks(readme, MARKS, "TABLE\n")
+            crate::bench::between_marks(readme, MARKS, "TABLE\n")
                 .unwrap()
                 .contains("-->\nTABLE\n<!--")
         );

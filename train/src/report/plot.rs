@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint};
 use plotters::prelude::*;
@@ -236,6 +237,17 @@ fn text<'a>(colour: &'a RGBColor) -> TextStyle<'a> {
     (FAMILY, FONT).into_font().color(colour)
 }
 
+/// Axes and lines behind as every drawing but a heat map has them.
+fn plain<'m, 'a, 'b, D: DrawingBackend>(
+    mesh: &'m mut MeshStyle<'a, 'b, Scale, Scale, D>,
+) -> &'m mut MeshStyle<'a, 'b, Scale, Scale, D> {
+    mesh.axis_style(INK)
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .label_style(text(&INK))
+        .axis_desc_style(text(&INK))
+}
+
 /// Lines over a common x.
 ///
 /// # Errors
@@ -255,13 +267,7 @@ pub fn lines(title: &str, description: &str, x: &Axis, y: &Axis, lines: &[Line])
             .y_label_area_size(58)
             .build_cartesian_2d(Scale::new(left, right, x_ticks), Scale::new(bottom, top, y_ticks))
             .map_err(failed)?;
-        chart
-            .configure_mesh()
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(text(&INK))
-            .axis_desc_style(text(&INK))
+        plain(&mut chart.configure_mesh())
             .x_desc(x.label.as_str())
             .y_desc(y.label.as_str())
             .x_label_formatter(&|place| x.name(*place))
@@ -321,14 +327,8 @@ pub fn bars(title: &str, description: &str, y: &Axis, ink: Ink, values: &[f64]) 
                 Scale::new(bottom, top, ticks),
             )
             .map_err(failed)?;
-        chart
-            .configure_mesh()
+        plain(&mut chart.configure_mesh())
             .disable_x_mesh()
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(text(&INK))
-            .axis_desc_style(text(&INK))
             .x_desc("layer")
             .y_desc(y.label.as_str())
             .x_label_formatter(&|place| number(*place))
@@ -395,13 +395,7 @@ pub fn intervals(title: &str, description: &str, x: &Axis, rows: &[Interval]) ->
                 Scale::new(count as f64 - 0.5, -0.5, (0..count).map(|row| row as f64).collect()),
             )
             .map_err(failed)?;
-        chart
-            .configure_mesh()
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(text(&INK))
-            .axis_desc_style(text(&INK))
+        plain(&mut chart.configure_mesh())
             .x_desc(x.label.as_str())
             .x_label_formatter(&|place| x.name(*place))
             .y_label_formatter(&|row| rows.get(*row as usize).map_or(String::new(), |row| row.name.clone()))
