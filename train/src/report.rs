@@ -3,8 +3,8 @@
 //! A page is made from what a run has recorded ([`RunRecords`]): `metrics.jsonl`, `run.json`, `recipe.toml`, and `inspection.json`, the look
 //! at its last checkpoint layer by layer. Nothing on it is loaded from anywhere, and the same records make the same page.
 //!
-//! Data flows from records to [`figures`] (what is shown, with its numbers and how they were computed), from there to [`plot`] (drawings)
-//! and to [`page`] (HTML).
+//! Data flows from records to `figures` (what is shown, with its numbers and how they were computed), from there to `plot` (drawings)
+//! and to `page` (HTML).
 
 mod figures;
 mod ink;
