@@ -30,9 +30,9 @@ pub struct VerifyArgs {
     #[arg(long, value_delimiter = ',', value_name = "CASE")]
     cases: Vec<String>,
     /// Prepared data to train on [default: the built-in corpus]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "text")]
     data: Option<PathBuf>,
-    /// Text whose first 512 tokens the models see [default: README.md]
+    /// Text of the same kind, whose first 512 tokens the models see [default: a Rust source, as most of the corpus is]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Steps of each training
@@ -161,7 +161,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
         fs::remove_dir_all(&work)?;
     }
     fs::create_dir_all(&work)?;
-    let text = args.text.clone().unwrap_or_else(|| root.join("README.md"));
+    let text = args.text.clone().unwrap_or_else(|| root.join("model/src/llama.rs"));
     let sides = Sides {
         gpas,
         python,

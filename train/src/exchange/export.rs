@@ -48,8 +48,9 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 const FOLDED_LIMIT: f64 = 1e-3;
 /// The same of any other export.
 const LIMIT: f64 = 1e-4;
-/// Tokens that the check looks at.
-const CHECKED_TOKENS: usize = 512;
+/// What the check looks at, as windows and the tokens of each: one text, and what shows how much folding changes where a text begins: few
+/// tokens have added to the stream there, and ε of the norms weighs most.
+const WINDOWS: [[usize; 2]; 2] = [[1, 512], [256, 8]];
 
 /// Number format of exported weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -111,6 +112,8 @@ pub struct Exported {
     pub files: usize,
     /// Largest difference of a logit between the run's weights and the exported ones before they are rounded.
     pub largest_difference: f64,
+    /// The same on windows of 8 tokens each, if gates or factors were folded: where a text begins, ε of the norms weighs most.
+    pub difference_at_starts: Option<f64>,
     /// Largest difference of a logit that rounding to bf16 makes; none in f32.
     pub rounding_difference: Option<f64>,
     /// Tokens that both saw.
@@ -133,11 +136,22 @@ impl fmt::Display for Exported {
             "largest difference of a logit {:.1e} on {} {tokens}",
             self.largest_difference, self.tokens
         )?;
+        if let Some(starts) = self.difference_at_starts {
+            write!(f, ", and where a text begins {starts:.1e}")?;
+        }
         match self.rounding_difference {
             Some(rounding) => write!(f, "; rounding to bf16 moves a logit by up to {rounding:.1e}"),
             None => Ok(()),
         }
     }
+}
+
+/// Tokens that the check looks at, in windows of the same length.
+struct Text {
+    ids: Vec<i64>,
+    windows: usize,
+    /// Whether they are validation tokens; else they are random ids.
+    real: bool,
 }
 
 /// What is to be written.
@@ -161,14 +175,26 @@ impl BackendTask for Export {
         let tensors = self.checkpoint.weights(&config)?;
         let model = self.model(&config, &tensors)?;
 
-        let (ids, real_tokens) = self.tokens(&config)?;
+        let windows = match model.folded {
+            None => &WINDOWS[..1],
+            Some(_) => &WINDOWS[..],
+        };
+        let texts = windows
+            .iter()
+            .map(|window| self.text(&config, *window))
+            .collect::<Result<Vec<_>, _>>()?;
         let logits = |config: &LlamaConfig, tensors: &NamedTensors| {
-            logits::<B::InnerBackend>(config, tensors, self.progress(), &ids, &device)
+            logits::<B::InnerBackend>(config, tensors, self.progress(), &texts, &device)
         };
         let expected = logits(&config, &tensors)?;
         drop(tensors);
         let found = logits(&model.config, &model.tensors)?;
-        let largest = largest_difference(&expected, &found);
+        let mut differences = expected
+            .iter()
+            .zip(&found)
+            .map(|(expected, found)| largest_difference(expected, found));
+        let largest = differences.next().unwrap_or(f64::NAN);
+        let difference_at_starts = differences.next();
         let limit = if model.folded.is_some() { FOLDED_LIMIT } else { LIMIT };
         // A difference that is no number is larger than any limit.
         if largest.is_nan() || largest > limit {
@@ -188,7 +214,7 @@ impl BackendTask for Export {
             Format::F32 => None,
             Format::Bf16 => {
                 let rounded = logits(&model.config, &rounded(&model.tensors, self.format))?;
-                Some(largest_difference(&found, &rounded))
+                Some(largest_difference(&found[0], &rounded[0]))
             }
         };
         let mut exported = Exported {
@@ -201,9 +227,10 @@ impl BackendTask for Export {
             folded: model.folded.is_some(),
             files: 0,
             largest_difference: largest,
+            difference_at_starts,
             rounding_difference: rounding,
-            tokens: ids.len(),
-            real_tokens,
+            tokens: texts[0].ids.len(),
+            real_tokens: texts[0].real,
             smallest_scale: model.folded,
         };
         self.write(&model, &mut exported)?;
@@ -238,14 +265,21 @@ impl Export {
         })
     }
 
-    /// The first validation tokens, or random ids, and which of them.
-    fn tokens(&self, config: &LlamaConfig) -> Result<(Vec<i64>, bool), ExchangeError> {
-        let most = CHECKED_TOKENS.min(config.max_positions);
+    /// The first validation tokens, or random ids, in at most so many windows of at most so many tokens.
+    fn text(&self, config: &LlamaConfig, [windows, length]: [usize; 2]) -> Result<Text, ExchangeError> {
+        let length = length.min(config.max_positions);
         let fits = |data: &&PreparedData| (data.max_id() as usize) < config.vocab && data.validation().tokens() > 0;
         if let Some(data) = self.data.as_ref().filter(fits) {
-            let mut ids = vec![0; most.min(data.validation().tokens())];
+            let length = length.min(data.validation().tokens());
+            let windows = windows.min(data.validation().tokens() / length);
+            let mut ids = vec![0; windows * length];
             data.validation().range(0, &mut ids)?;
-            return Ok((ids.into_iter().map(i64::from).collect(), true));
+            let ids = ids.into_iter().map(i64::from).collect();
+            return Ok(Text {
+                ids,
+                windows,
+                real: true,
+            });
         }
         // The numbers of Knuth's MMIX.
         let next = |state: &u64| {
@@ -257,7 +291,11 @@ impl Export {
         };
         let states = std::iter::successors(Some(1_u64), next);
         let ids = states.skip(1).map(|state| ((state >> 33) % config.vocab as u64) as i64);
-        Ok((ids.take(most).collect(), false))
+        Ok(Text {
+            ids: ids.take(windows * length).collect(),
+            windows,
+            real: false,
+        })
     }
 
     /// Writes the directory aside, checks that the weights read back, and gives it its name.
@@ -459,16 +497,21 @@ fn rounded(tensors: &NamedTensors, format: Format) -> NamedTensors {
         .collect()
 }
 
+/// The logits of each text, `[windows, length, vocab]` in one row.
 fn logits<B: Backend>(
     config: &LlamaConfig,
     tensors: &NamedTensors,
     progress: Progress,
-    ids: &[i64],
+    texts: &[Text],
     device: &B::Device,
-) -> Result<Vec<f32>, ExchangeError> {
+) -> Result<Vec<Vec<f32>>, ExchangeError> {
     let model = config.init::<B>(0, device).with_tensors(config, tensors)?;
-    let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids.to_vec(), [1, ids.len()]), device);
-    Ok(model.logits(ids, progress).into_data().iter::<f32>().collect())
+    let logits = |text: &Text| {
+        let shape = [text.windows, text.ids.len() / text.windows];
+        let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(text.ids.clone(), shape), device);
+        model.logits(ids, progress).into_data().iter::<f32>().collect()
+    };
+    Ok(texts.iter().map(logits).collect())
 }
 
 /// NaN if any of the differences is.
