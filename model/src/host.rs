@@ -217,9 +217,10 @@ pub(crate) trait Operation<const N: usize>: Debug + Send + 'static {
     /// What the forward pass keeps for the backward pass besides the inputs.
     type Kept: Clone + Debug + Send + 'static;
 
-    /// The first input that is a weight, and so are those after it. The gradient of a weight is a sum over the sequences, and is to be
-    /// added up in their order, one after the other: then it does not depend on which of them a micro-batch holds.
-    const FIRST_WEIGHT: usize;
+    /// The first input whose gradient adds to what has come back before, and so do those after it: the weights, and the stream where that
+    /// saves a walk over it. The gradient of a weight is a sum over the sequences, and is to be added up in their order, one after the
+    /// other: then it does not depend on which of them a micro-batch holds.
+    const FIRST_SUMMED: usize;
 
     fn forward(&self, inputs: [View<'_>; N]) -> Output<Self::Kept>;
 
@@ -457,7 +458,7 @@ impl<B: HostBackend, O: Operation<N>, const N: usize> Backward<B, N> for Step<O>
         let upstream = in_order::<B>(grads.consume::<B>(&ops.node));
         let Saved { inputs, kept } = ops.state;
         let mut sums: [_; N] = std::array::from_fn(|index| match &ops.parents[index] {
-            Some(weight) if index >= O::FIRST_WEIGHT => {
+            Some(weight) if index >= O::FIRST_SUMMED => {
                 let mut place = Autodiff::<B>::from_inner(inputs[index].clone());
                 place.node = weight.clone();
                 grads.remove::<B>(&place)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply};
+use super::matrix::{Into, Matrix, MatrixMut, multiply};
 use super::memory::{Blank, scratch, written};
 use super::vector::{dot, exp, exp_and_sum, max, vectorised};
 use super::{Gradient, Operation, Output, View, Wanted};
@@ -105,8 +105,8 @@ impl Scratch {
         Self {
             q: head(),
             k: head(),
-            turned_k: scratch(Transposed::room(seq, head_dim)),
-            turned_v: scratch(Transposed::room(seq, head_dim)),
+            turned_k: scratch(Matrix::room_of_transpose(seq, head_dim)),
+            turned_v: scratch(Matrix::room_of_transpose(seq, head_dim)),
             of_q: head(),
             of_k: head(),
             weights: vec![0.0; ROWS * seq],
@@ -133,7 +133,7 @@ impl Operation<3> for CausalAttention {
     /// `ln Σ exp` of each row of scores, `[batch, heads, seq]`.
     type Kept = Arc<Vec<f32>>;
 
-    const FIRST_WEIGHT: usize = 3;
+    const FIRST_SUMMED: usize = 3;
 
     fn forward(&self, [x, cos, sin]: [View<'_>; 3]) -> Output<Self::Kept> {
         let (seq, heads, kv_heads) = (self.seq, self.heads, self.kv_heads);
@@ -197,66 +197,72 @@ impl Operation<3> for CausalAttention {
             head_dim,
         };
         let scale = (head_dim as f32).sqrt().recip();
-        let mut of_x = vec![0.0; x.values.len()];
-        // One task for each key head of each sequence, which goes through the query heads that share it: their gradients, then the key's,
-        // then the value's.
-        let mut outs = Vec::new();
-        for sequence in of_x.chunks_exact_mut(seq * width) {
-            let mut columns = MatrixMut::new(sequence, seq, width).column_blocks(head_dim);
-            let mut of_values = columns.split_off(heads + kv_heads).into_iter();
-            let mut of_keys = columns.split_off(heads).into_iter();
-            let mut of_queries = columns.into_iter();
-            while let (Some(of_key), Some(of_value)) = (of_keys.next(), of_values.next()) {
-                let of_queries: Vec<_> = of_queries.by_ref().take(group).collect();
-                outs.push((of_queries, of_key, of_value));
-            }
-        }
-        outs.into_par_iter().enumerate().for_each_init(
-            || Scratch::new(seq, head_dim),
-            |room, (task, (of_queries, of_key, mut of_value))| {
-                let (sequence, kv_head) = (task / kv_heads, task % kv_heads);
-                let at = |head| Head::new(x.values, sequence, seq, width, head, head_dim);
-                turn.forward(at(heads + kv_head), 1.0, &mut room.k);
-                let turned_k = Matrix::new(&room.k, seq, head_dim).transpose_into(&mut room.turned_k);
-                let value = at(heads + kv_heads + kv_head).matrix();
-                let turned_v = value.transpose_into(&mut room.turned_v);
-                room.of_k.fill(0.0);
-                for (member, of_query) in of_queries.into_iter().enumerate() {
-                    let head = kv_head * group + member;
-                    turn.forward(at(head), scale, &mut room.q);
-                    let upstream = Head::new(upstream, sequence, seq, heads * head_dim, head, head_dim).matrix();
-                    let log_sums = &log_sums[(sequence * heads + head) * seq..][..seq];
-                    for rows in self.blocks() {
-                        let seen = rows.end;
-                        let weights = &mut room.weights[..rows.len() * seen];
-                        let of_weights = &mut room.of_weights[..rows.len() * seen];
-                        let upstream = upstream.row_range(rows.clone());
-                        self.scores(weights, &room.q, turned_k, rows.clone());
-                        let mut block = MatrixMut::new(of_weights, rows.len(), seen);
-                        multiply(&mut block, Into::Empty, upstream, turned_v.column_range(0..seen));
-                        softmax_backward(weights, of_weights, rows.start, &log_sums[rows.clone()]);
-
-                        let weights = Matrix::new(weights, rows.len(), seen);
-                        let of_scores = Matrix::new(of_weights, rows.len(), seen);
-                        multiply(
-                            &mut of_value.row_range(0..seen),
-                            Into::Sum,
-                            weights.transposed(),
-                            upstream,
-                        );
-                        let mut of_q = MatrixMut::new(&mut room.of_q, seq, head_dim);
-                        let k = Matrix::new(&room.k, seq, head_dim).row_range(0..seen);
-                        multiply(&mut of_q.row_range(rows.clone()), Into::Empty, of_scores, k);
-                        let mut of_k = MatrixMut::new(&mut room.of_k, seq, head_dim);
-                        let q = Matrix::new(&room.q, seq, head_dim).row_range(rows);
-                        multiply(&mut of_k.row_range(0..seen), Into::Sum, of_scores.transposed(), q);
-                    }
-                    turn.backward(&room.of_q, scale, of_query);
+        let write = |of_x: &mut Blank| {
+            // One task for each key head of each sequence, which goes through the query heads that share it: their gradients, then the key's,
+            // then the value's.
+            let mut outs = Vec::new();
+            for sequence in of_x.chunks_exact_mut(seq * width) {
+                let mut columns = MatrixMut::blank(sequence, seq, width).column_blocks(head_dim);
+                let mut of_values = columns.split_off(heads + kv_heads).into_iter();
+                let mut of_keys = columns.split_off(heads).into_iter();
+                let mut of_queries = columns.into_iter();
+                while let (Some(of_key), Some(of_value)) = (of_keys.next(), of_values.next()) {
+                    let of_queries: Vec<_> = of_queries.by_ref().take(group).collect();
+                    outs.push((of_queries, of_key, of_value));
                 }
-                // The queries were scaled already.
-                turn.backward(&room.of_k, 1.0, of_key);
-            },
-        );
+            }
+            outs.into_par_iter().enumerate().for_each_init(
+                || Scratch::new(seq, head_dim),
+                |room, (task, (of_queries, mut of_key, mut of_value))| {
+                    let (sequence, kv_head) = (task / kv_heads, task % kv_heads);
+                    let at = |head| Head::new(x.values, sequence, seq, width, head, head_dim);
+                    turn.forward(at(heads + kv_head), 1.0, &mut room.k);
+                    let turned_k = Matrix::new(&room.k, seq, head_dim).transpose_into(&mut room.turned_k);
+                    let value = at(heads + kv_heads + kv_head).matrix();
+                    let turned_v = value.transpose_into(&mut room.turned_v);
+                    room.of_k.fill(0.0);
+                    of_key.zero();
+                    of_value.zero();
+                    for (member, mut of_query) in of_queries.into_iter().enumerate() {
+                        of_query.zero();
+                        let head = kv_head * group + member;
+                        turn.forward(at(head), scale, &mut room.q);
+                        let upstream = Head::new(upstream, sequence, seq, heads * head_dim, head, head_dim).matrix();
+                        let log_sums = &log_sums[(sequence * heads + head) * seq..][..seq];
+                        for rows in self.blocks() {
+                            let seen = rows.end;
+                            let weights = &mut room.weights[..rows.len() * seen];
+                            let of_weights = &mut room.of_weights[..rows.len() * seen];
+                            let upstream = upstream.row_range(rows.clone());
+                            self.scores(weights, &room.q, turned_k, rows.clone());
+                            let mut block = MatrixMut::new(of_weights, rows.len(), seen);
+                            multiply(&mut block, Into::Empty, upstream, turned_v.column_range(0..seen));
+                            softmax_backward(weights, of_weights, rows.start, &log_sums[rows.clone()]);
+
+                            let weights = Matrix::new(weights, rows.len(), seen);
+                            let of_scores = Matrix::new(of_weights, rows.len(), seen);
+                            multiply(
+                                &mut of_value.row_range(0..seen),
+                                Into::Sum,
+                                weights.transposed(),
+                                upstream,
+                            );
+                            let mut of_q = MatrixMut::new(&mut room.of_q, seq, head_dim);
+                            let k = Matrix::new(&room.k, seq, head_dim).row_range(0..seen);
+                            multiply(&mut of_q.row_range(rows.clone()), Into::Empty, of_scores, k);
+                            let mut of_k = MatrixMut::new(&mut room.of_k, seq, head_dim);
+                            let q = Matrix::new(&room.q, seq, head_dim).row_range(rows);
+                            multiply(&mut of_k.row_range(0..seen), Into::Sum, of_scores.transposed(), q);
+                        }
+                        turn.backward(&room.of_q, scale, of_query);
+                    }
+                    // The queries were scaled already.
+                    turn.backward(&room.of_k, 1.0, of_key);
+                },
+            );
+        };
+        // SAFETY: the heads' columns are all of a row, and each is filled with zeros first.
+        let of_x = unsafe { written(x.values.len(), write) };
         [Gradient::Values(of_x), Gradient::None, Gradient::None]
     }
 }

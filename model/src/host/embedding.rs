@@ -21,7 +21,7 @@ pub(crate) struct Embed {
 impl Operation<1> for Embed {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 0;
+    const FIRST_SUMMED: usize = 0;
 
     fn forward(&self, [table]: [View<'_>; 1]) -> Output<()> {
         let width = table.width();

@@ -34,7 +34,7 @@ impl Gate {
 impl Operation<2> for Gate {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 1;
+    const FIRST_SUMMED: usize = 1;
 
     fn forward(&self, [x, gate]: [View<'_>; 2]) -> Output<()> {
         Output {
@@ -70,7 +70,7 @@ pub(crate) struct Sum;
 impl Operation<2> for Sum {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 2;
+    const FIRST_SUMMED: usize = 2;
 
     fn forward(&self, [x, branch]: [View<'_>; 2]) -> Output<()> {
         Output {
@@ -94,7 +94,7 @@ pub(crate) struct GatedSum {
 impl Operation<3> for GatedSum {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 2;
+    const FIRST_SUMMED: usize = 2;
 
     fn forward(&self, [x, branch, gate]: [View<'_>; 3]) -> Output<()> {
         let scale = 1.0 - self.act.value(f64::from(gate.values[0])) as f32;

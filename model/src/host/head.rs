@@ -15,7 +15,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, multiply_in_pieces};
+use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_in_pieces};
 use super::memory::{Blank, assume_written, scratch};
 use super::vector::{exp, exp_and_sum, max, vectorised};
 use super::{Gradient, Wanted, floats_mut, matrix, primitive, tensor};
@@ -306,8 +306,7 @@ impl Head<'_> {
             })
             .collect();
 
-        let by_columns = hidden.to_transposed();
-        let by_columns = by_columns.matrix();
+        let by_columns = hidden.transposed();
         let outs = of_weight.column_blocks(BLOCK).into_iter();
         let mut work: Vec<_> = outs.zip(blocks).zip(&starts).zip(&parts).collect();
         // Neighbouring blocks are one task's, the same ones whatever the number of threads.
@@ -315,40 +314,32 @@ impl Head<'_> {
         let used = work.len().div_ceil(each);
         let sums = &mut sums[..used * count * width];
         let tasks = work.par_chunks_mut(each).zip(sums.par_chunks_mut(count * width));
-        tasks.for_each_init(
-            || scratch(Transposed::room(width, BLOCK)),
-            |turned, (blocks, sum)| {
-                for (index, (((out, block), start), parts)) in blocks.iter_mut().enumerate() {
-                    // SAFETY: `Self::block` has written all of it.
-                    let block = unsafe { assume_written(block) };
-                    let columns = block.len() / count;
-                    scale(block, columns, parts, &shares);
-                    for (row, target) in targets.iter().enumerate() {
-                        if let Some(found) = column(*target, **start, columns) {
-                            block[row * columns + found] -= share;
-                        }
+        tasks.for_each(|(blocks, sum)| {
+            for (index, (((out, block), start), parts)) in blocks.iter_mut().enumerate() {
+                // SAFETY: `Self::block` has written all of it.
+                let block = unsafe { assume_written(block) };
+                let columns = block.len() / count;
+                scale(block, columns, parts, &shares);
+                for (row, target) in targets.iter().enumerate() {
+                    if let Some(found) = column(*target, **start, columns) {
+                        block[row * columns + found] -= share;
                     }
-                    let of_logits = Matrix::new(block, count, columns);
-                    let weight = self.weight.column_range(**start..**start + columns);
-                    let turned = turned_round(weight, turned);
-                    let before = if index == 0 { Into::Empty } else { Into::Sum };
-                    multiply(&mut MatrixMut::blank(sum, count, width), before, of_logits, turned);
-                    multiply_in_pieces(out, into, by_columns, of_logits, seq);
                 }
-            },
-        );
+                let of_logits = Matrix::new(block, count, columns);
+                let weight = self.weight.column_range(**start..**start + columns);
+                let before = if index == 0 { Into::Empty } else { Into::Sum };
+                multiply(
+                    &mut MatrixMut::blank(sum, count, width),
+                    before,
+                    of_logits,
+                    weight.transposed(),
+                );
+                multiply_in_pieces(out, into, by_columns, of_logits, seq);
+            }
+        });
         // SAFETY: so many tasks there were, and each wrote its sum.
         add_up(of_hidden, unsafe { assume_written(sums) });
         loss
-    }
-}
-
-/// The transpose of a block of the head, the numbers of its rows side by side.
-fn turned_round<'a>(weight: Matrix<'a>, room: &'a mut Blank) -> Matrix<'a> {
-    if weight.is_by_rows() {
-        weight.transpose_into(room)
-    } else {
-        weight.transposed()
     }
 }
 

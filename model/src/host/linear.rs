@@ -4,14 +4,13 @@
 //! Adam divides a gradient by its own size, so that even the rounding of one that is nearly 0 reaches a weight. Hence `xᵀ·gᵢ` is summed
 //! sequence by sequence: however a batch is cut into micro-batches, it is the same sum.
 //!
-//! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place, and `x` is
-//! turned round once for all weights.
+//! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place.
 
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::few::multiply_few;
-use super::matrix::{Into, Matrix, MatrixMut, Transposed, multiply, multiply_in_pieces, threads_for};
+use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_in_pieces, threads_for};
 use super::memory::{Blank, written};
 use super::{Gradient, Operation, Output, View, Wanted};
 
@@ -30,7 +29,7 @@ fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
 impl<const N: usize> Operation<N> for Linear {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 1;
+    const FIRST_SUMMED: usize = 1;
 
     fn forward(&self, inputs: [View<'_>; N]) -> Output<()> {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
@@ -61,14 +60,13 @@ impl<const N: usize> Operation<N> for Linear {
                 upstream.column_range(start - weight.width()..start)
             })
             .collect();
-        let turned_x = x.to_transposed();
         let mut index = 0;
         wanted.map(|wanted| {
             index += 1;
             match index - 1 {
                 _ if !wanted.is_wanted() => Gradient::None,
                 0 => Gradient::Values(sum_of_products(&parts, weights)),
-                index => sum_over_sequences(turned_x.matrix(), parts[index - 1], self.seq, wanted),
+                index => sum_over_sequences(x.transposed(), parts[index - 1], self.seq, wanted),
             }
         })
     }
@@ -108,25 +106,40 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
     }
 }
 
-/// `a·b`, the sum of the products of `seq` columns of `a` each, row by row: each thread has some of the columns, since it is those of `b`
-/// that a product puts in order first.
+/// `a·b`, the sum of the products of `seq` columns of `a` each, row by row: each thread has a part of the longer side, so that what a
+/// product puts in order first is used for as long as can be.
 fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'_>) -> Gradient {
     let (rows, columns) = (a.rows(), b.columns());
     if rows * columns == 0 {
         return Gradient::Values(Vec::new());
     }
-    let threads = threads_for(rows * columns * a.columns());
-    // Whole vectors of the widest kind.
-    let width = columns.div_ceil(threads).next_multiple_of(16);
+    let is_tall = rows >= columns;
+    let side = if is_tall { rows } else { columns };
+    // Whole vectors of the widest kind, and none of a single number, as in `strip`.
+    let mut width = side
+        .div_ceil(threads_for(rows * columns * a.columns()))
+        .next_multiple_of(16);
+    while width < side && side % width == 1 {
+        width += 16;
+    }
     let write = |out: &mut Blank, into| {
-        let blocks = MatrixMut::blank(out, rows, columns).column_blocks(width);
+        let out = MatrixMut::blank(out, rows, columns);
+        let blocks = if is_tall {
+            out.row_blocks(width)
+        } else {
+            out.column_blocks(width)
+        };
         blocks.into_par_iter().enumerate().for_each(|(index, mut out)| {
-            let start = index * width;
-            let b = b.column_range(start..(start + width).min(columns));
+            let range = index * width..((index + 1) * width).min(side);
+            let (a, b) = if is_tall {
+                (a.row_range(range), b)
+            } else {
+                (a, b.column_range(range))
+            };
             multiply_in_pieces(&mut out, into, a, b, seq);
         });
     };
-    // SAFETY: the blocks are all the columns, and a product writes all of its entries.
+    // SAFETY: the blocks are all of it, and a product writes all of its entries.
     unsafe { wanted.write(rows * columns, write) }
 }
 
@@ -136,16 +149,19 @@ fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
     if rows * columns == 0 {
         return Vec::new();
     }
-    // Turned round once rather than by every thread.
-    let turned: Vec<Transposed> = weights.iter().map(|weight| matrix(weight).to_transposed()).collect();
     let outputs: usize = weights.iter().map(View::width).sum();
     let strip = strip(rows, threads_for(rows * columns * outputs));
     let one = |(index, out): (usize, &mut Blank)| {
         let range = index * strip..(index * strip + out.len() / columns);
         let mut out = MatrixMut::blank(out, range.len(), columns);
-        for (part, (upstream, turned)) in upstream.iter().zip(&turned).enumerate() {
+        for (part, (upstream, weight)) in upstream.iter().zip(weights).enumerate() {
             let into = if part == 0 { Into::Empty } else { Into::Sum };
-            multiply(&mut out, into, upstream.row_range(range.clone()), turned.matrix());
+            multiply(
+                &mut out,
+                into,
+                upstream.row_range(range.clone()),
+                matrix(weight).transposed(),
+            );
         }
     };
     // SAFETY: the strips are all the rows, and the first product writes all of its entries.
@@ -177,33 +193,34 @@ mod tests {
     #[test]
     fn products_do_not_depend_on_the_threads() {
         let numbers = |count: usize| -> Vec<f32> { (0..count).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect() };
-        let (tokens, inputs, outputs) = (203, 150, 170);
-        let (x, weight, upstream) = (
-            numbers(tokens * inputs),
-            numbers(inputs * outputs),
-            numbers(tokens * outputs),
-        );
-        let view = |values, shape: [usize; 2]| View {
-            values,
-            shape: shape.into(),
-        };
-        let on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
-                let linear = Linear { seq: 29 };
-                let forward = linear.forward(inputs()).values;
-                let wanted = [Wanted::Gradient, Wanted::Gradient];
-                let gradients = Operation::<2>::backward(&linear, inputs(), &(), &upstream, wanted);
-                let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
-                    panic!("both were wanted");
-                };
-                [forward, of_x, of_weight]
-            })
-        };
-        let expected = on(1);
-        for threads in [2, 3, 5] {
-            assert!(on(threads) == expected, "{threads} threads");
+        for (tokens, inputs, outputs) in [(203, 150, 170), (203, 170, 150)] {
+            let (x, weight, upstream) = (
+                numbers(tokens * inputs),
+                numbers(inputs * outputs),
+                numbers(tokens * outputs),
+            );
+            let view = |values, shape: [usize; 2]| View {
+                values,
+                shape: shape.into(),
+            };
+            let on = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
+                    let linear = Linear { seq: 29 };
+                    let forward = linear.forward(inputs()).values;
+                    let wanted = [Wanted::Gradient, Wanted::Gradient];
+                    let gradients = Operation::<2>::backward(&linear, inputs(), &(), &upstream, wanted);
+                    let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
+                        panic!("both were wanted");
+                    };
+                    [forward, of_x, of_weight]
+                })
+            };
+            let expected = on(1);
+            for threads in [2, 3, 5] {
+                assert!(on(threads) == expected, "{threads} threads");
+            }
         }
     }
 }

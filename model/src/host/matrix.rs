@@ -6,9 +6,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::memory::{Blank, assume_written, written};
+use super::memory::{Blank, assume_written};
 use super::vector::vectorised;
 
 /// A matrix to be read, its numbers any distance apart.
@@ -79,40 +77,37 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The transpose, for a product that is faster where the numbers of its rows lie side by side.
-    ///
-    /// # Panics
-    /// Unless the numbers of a row do now.
-    pub(super) fn to_transposed(self) -> Transposed {
-        assert!(self.is_by_rows());
-        let stride = Transposed::stride(self.rows);
-        let write = |out: &mut Blank| {
-            let blocks = MatrixMut::blank(out, self.columns, stride).column_blocks(STRIP);
-            blocks
-                .into_par_iter()
-                .enumerate()
-                .for_each(|(index, block)| transpose(self, index * STRIP, block));
-        };
-        // SAFETY: the strips are all rows, the last one to the end of the stride.
-        let values = unsafe { written(stride * self.columns, write) };
-        Transposed {
-            values,
-            rows: self.columns,
-            columns: self.rows,
-        }
+    /// Numbers that the transpose takes in [`transpose_into`](Self::transpose_into). Its rows are an odd number of cache lines apart: a power
+    /// of two would put them all into the same places of a cache.
+    pub(super) fn room_of_transpose(rows: usize, columns: usize) -> usize {
+        Self::stride_of_transpose(rows) * columns
     }
 
-    /// [`to_transposed`](Self::to_transposed) into a buffer of [`Transposed::room`], on this thread.
+    fn stride_of_transpose(rows: usize) -> usize {
+        rows.next_multiple_of(16) | 16
+    }
+
+    /// The transpose of a small matrix, with the numbers of its rows side by side, for several products: those of so few columns are faster
+    /// then.
+    ///
+    /// # Panics
+    /// Unless the numbers of a row lie side by side now.
     pub(super) fn transpose_into(self, out: &mut Blank) -> Matrix<'_> {
         assert!(self.is_by_rows());
-        let stride = Transposed::stride(self.rows);
+        let stride = Self::stride_of_transpose(self.rows);
         let out = &mut out[..stride * self.columns];
         let blocks = MatrixMut::blank(out, self.columns, stride).column_blocks(STRIP);
         for (index, block) in blocks.into_iter().enumerate() {
             transpose(self, index * STRIP, block);
         }
-        // SAFETY: the strips are all rows, the last one to the end of the stride.
-        Transposed::view(unsafe { assume_written(out) }, self.columns, self.rows)
+        Matrix {
+            // SAFETY: the strips are all rows, the last one to the end of the stride.
+            values: unsafe { assume_written(out) },
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: stride as isize,
+            column_stride: 1,
+        }
     }
 
     /// Some of the rows.
@@ -128,40 +123,6 @@ impl<'a> Matrix<'a> {
     /// Some of the columns.
     pub(super) fn column_range(self, range: Range<usize>) -> Self {
         self.transposed().row_range(range).transposed()
-    }
-}
-
-/// A matrix turned round, its rows an odd number of cache lines apart: a power of two would put them all into the same places of a cache.
-#[derive(Debug)]
-pub(super) struct Transposed {
-    values: Vec<f32>,
-    rows: usize,
-    columns: usize,
-}
-
-impl Transposed {
-    fn stride(columns: usize) -> usize {
-        columns.next_multiple_of(16) | 16
-    }
-
-    /// Numbers that the transpose of a matrix of that shape takes.
-    pub(super) fn room(rows: usize, columns: usize) -> usize {
-        Self::stride(rows) * columns
-    }
-
-    pub(super) fn matrix(&self) -> Matrix<'_> {
-        Self::view(&self.values, self.rows, self.columns)
-    }
-
-    fn view(values: &[f32], rows: usize, columns: usize) -> Matrix<'_> {
-        assert_eq!(values.len(), Self::room(columns, rows));
-        Matrix {
-            values,
-            rows,
-            columns,
-            row_stride: Self::stride(columns) as isize,
-            column_stride: 1,
-        }
     }
 }
 
@@ -222,6 +183,12 @@ impl<'a> MatrixMut<'a> {
         self.split_columns((0..columns).step_by(width).map(|start| width.min(columns - start)))
     }
 
+    /// Blocks of `height` rows, the last one with what is left.
+    pub(super) fn row_blocks(self, height: usize) -> Vec<Self> {
+        let turned = self.transposed().column_blocks(height);
+        turned.into_iter().map(Self::transposed).collect()
+    }
+
     /// Blocks of so many columns, from the first on.
     pub(super) fn split_columns(self, widths: impl Iterator<Item = usize>) -> Vec<Self> {
         let mut start = 0;
@@ -272,6 +239,15 @@ impl<'a> MatrixMut<'a> {
         unsafe {
             let to = self.values.offset(row as isize * self.row_stride).add(column);
             to.cast::<[f32; N]>().write_unaligned(numbers);
+        }
+    }
+
+    /// Writes zeros; the numbers of a row must lie side by side.
+    pub(super) fn zero(&mut self) {
+        assert_eq!(self.column_stride, 1);
+        for index in 0..self.rows {
+            // SAFETY: the row is within the matrix, whose entries this has to itself, and a number of zero bits is 0.
+            unsafe { std::ptr::write_bytes(self.values.offset(index as isize * self.row_stride), 0, self.columns) };
         }
     }
 
@@ -397,6 +373,11 @@ vectorised! {
 mod tests {
     use super::super::memory::scratch;
     use super::*;
+    use rayon::prelude::*;
+
+    fn room(rows: usize, columns: usize) -> usize {
+        Matrix::room_of_transpose(rows, columns)
+    }
 
     impl Matrix<'_> {
         fn entry(&self, row: usize, column: usize) -> f32 {
@@ -424,12 +405,13 @@ mod tests {
         for (rows, inner, columns) in [(1, 1, 1), (3, 5, 7), (70, 33, 41), (130, 128, 140)] {
             let (a, b) = (numbers(rows * inner), numbers(inner * columns));
             let expected = naive(&a, &b, rows, inner, columns);
-            let a_turned = Matrix::new(&a, rows, inner).to_transposed();
-            let b_turned = Matrix::new(&b, inner, columns).to_transposed();
+            let (mut a_room, mut b_room) = (scratch(room(rows, inner)), scratch(room(inner, columns)));
+            let a_turned = Matrix::new(&a, rows, inner).transpose_into(&mut a_room);
+            let b_turned = Matrix::new(&b, inner, columns).transpose_into(&mut b_room);
             let by_rows = Matrix::new(&a, rows, inner);
-            let by_columns = a_turned.matrix().transposed();
+            let by_columns = a_turned.transposed();
             for a in [by_rows, by_columns] {
-                for b in [Matrix::new(&b, inner, columns), b_turned.matrix().transposed()] {
+                for b in [Matrix::new(&b, inner, columns), b_turned.transposed()] {
                     // Block by block, twice.
                     let mut sum = vec![0.0; rows * columns];
                     for (into, times) in [(Into::Empty, 1.0), (Into::Sum, 2.0)] {
@@ -455,14 +437,12 @@ mod tests {
             // A part of a wider matrix.
             let width = columns.div_ceil(2);
             let matrix = Matrix::new(&values, rows, columns).column_range(columns - width..columns);
-            let turned = matrix.to_transposed();
-            let mut room = scratch(Transposed::room(rows, width));
-            let again = matrix.transpose_into(&mut room);
+            let mut room = scratch(room(rows, width));
+            let turned = matrix.transpose_into(&mut room);
             for row in 0..rows {
                 for column in 0..width {
                     let expected = values[row * columns + columns - width + column];
-                    assert_eq!(turned.matrix().entry(column, row), expected);
-                    assert_eq!(again.entry(column, row), expected);
+                    assert_eq!(turned.entry(column, row), expected);
                 }
             }
         }

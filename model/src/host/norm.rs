@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::memory::{Blank, written};
+use super::matrix::Into;
+use super::memory::{Blank, assume_written, written};
 use super::vector::{dot, dot3, vectorised};
 use super::{Gradient, Operation, Output, View, Wanted};
 
@@ -26,7 +27,8 @@ impl Operation<2> for Norm {
     /// r of each row.
     type Kept = Arc<Vec<f32>>;
 
-    const FIRST_WEIGHT: usize = 1;
+    /// The stream too: what it has led to besides has come back before.
+    const FIRST_SUMMED: usize = 0;
 
     fn forward(&self, [x, weight]: [View<'_>; 2]) -> Output<Self::Kept> {
         let width = weight.width();
@@ -52,14 +54,14 @@ impl Operation<2> for Norm {
         [x, weight]: [View<'_>; 2],
         scales: &Self::Kept,
         upstream: &[f32],
-        [_, wanted]: [Wanted<'_>; 2],
+        [of_x, of_weight]: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
         let width = weight.width();
         let weight: Vec<f32> = weight.values.iter().map(|weight| weight * self.factor).collect();
         let sequence = x.sequence();
         let tasks = sequence.div_ceil(ROWS * width);
         let mut parts = vec![0.0; x.values.len() / sequence * tasks * width];
-        let write = |of_x: &mut Blank| {
+        let write = |of_x: &mut Blank, into: Into| {
             let sequences = x.values.par_chunks(sequence).zip(upstream.par_chunks(sequence));
             let sequences = sequences.zip(scales.par_chunks((sequence / width).max(1)));
             let results = of_x.par_chunks_mut(sequence).zip(parts.par_chunks_mut(tasks * width));
@@ -70,12 +72,12 @@ impl Operation<2> for Norm {
                     let tasks = tasks.zip(scales.par_chunks(ROWS));
                     let results = of_x.par_chunks_mut(ROWS * width).zip(parts.par_chunks_mut(width));
                     tasks.zip(results).for_each(|(((x, upstream), scales), (of_x, part))| {
-                        pull_back(x, &weight, upstream, scales, of_x, part)
+                        pull_back(x, &weight, upstream, scales, of_x, into, part)
                     });
                 });
         };
         // SAFETY: the tasks are all the rows.
-        let of_x = unsafe { written(x.values.len(), write) };
+        let of_x = unsafe { of_x.write(x.values.len(), write) };
         let sums = parts.chunks_exact(tasks * width).map(|parts| {
             let mut sums = vec![0.0; width];
             for part in parts.chunks_exact(width) {
@@ -85,8 +87,7 @@ impl Operation<2> for Norm {
             }
             sums
         });
-        let of_weight = wanted.add_up(width, sums);
-        [Gradient::Values(of_x), of_weight]
+        [of_x, of_weight.add_up(width, sums)]
     }
 }
 
@@ -108,6 +109,7 @@ vectorised! {
         upstream: &'a [f32],
         scales: &'a [f32],
         of_x: &'a mut Blank,
+        into: Into,
         of_weight: &'a mut [f32],
     ) -> () {
         let width = weight.len();
@@ -117,8 +119,19 @@ vectorised! {
                 of_weight[i] += upstream[i] * x[i] * *scale;
             }
             let mean = dot3(upstream, weight, x) / width as f32 * *scale * *scale;
-            for i in 0..width {
-                of_x[i].write((upstream[i] * weight[i] - x[i] * mean) * *scale);
+            match into {
+                Into::Empty => {
+                    for i in 0..width {
+                        of_x[i].write((upstream[i] * weight[i] - x[i] * mean) * *scale);
+                    }
+                }
+                Into::Sum => {
+                    // SAFETY: what is added to has been written.
+                    let of_x = unsafe { assume_written(of_x) };
+                    for i in 0..width {
+                        of_x[i] += (upstream[i] * weight[i] - x[i] * mean) * *scale;
+                    }
+                }
             }
         }
     }

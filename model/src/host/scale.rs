@@ -39,7 +39,7 @@ impl Scale {
 impl Operation<2> for Scale {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 1;
+    const FIRST_SUMMED: usize = 1;
 
     fn forward(&self, [x, scale]: [View<'_>; 2]) -> Output<()> {
         Output {

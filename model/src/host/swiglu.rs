@@ -20,7 +20,7 @@ pub(crate) struct SwiGlu;
 impl Operation<1> for SwiGlu {
     type Kept = ();
 
-    const FIRST_WEIGHT: usize = 1;
+    const FIRST_SUMMED: usize = 1;
 
     fn forward(&self, [x]: [View<'_>; 1]) -> Output<()> {
         let (tokens, width) = (x.shape[0], x.width() / 2);
