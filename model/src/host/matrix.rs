@@ -269,9 +269,27 @@ pub(super) enum Into {
     Sum,
 }
 
-/// `out = a·b`, or `out += a·b`, on this thread.
+/// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
+    /// Most columns of `a` that `gemm` takes at once whatever the size of the result. More than those it cuts as that size suggests.
+    const DEPTH: usize = 512;
+    /// Most entries of a result that `gemm` sums in another order if the numbers of a row of `a` and those of a column of `b` lie side by
+    /// side.
+    const FEW: usize = 256;
     assert!(out.rows == a.rows && out.columns == b.columns && a.columns == b.rows);
+    if a.columns > DEPTH {
+        return multiply_in_pieces(out, into, a, b, a.columns.div_ceil(a.columns.div_ceil(DEPTH)));
+    }
+    if out.rows * out.columns <= FEW && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1 {
+        let columns = b.transposed();
+        let numbers = (0..b.rows).flat_map(|row| (0..b.columns).map(move |column| columns.row(column)[row]));
+        return multiply(
+            out,
+            into,
+            a,
+            Matrix::new(&numbers.collect::<Vec<_>>(), b.rows, b.columns),
+        );
+    }
     // SAFETY: the shapes fit, and both kinds of matrices hold all their entries: `Matrix` borrows them, `MatrixMut` has them to itself.
     unsafe {
         gemm::gemm(
@@ -302,19 +320,12 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
 ///
 /// Where a piece is a sequence, the gradient of a weight is the same sum however the sequences are cut into micro-batches.
 pub(super) fn multiply_in_pieces(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>, piece: usize) {
-    /// Most columns that `gemm` takes at once, whatever the size of the result. Where they are more, it cuts them by that size.
-    const DEPTH: usize = 512;
-    let depth = a.columns;
-    if depth <= piece.min(DEPTH) {
+    if a.columns <= piece {
         return multiply(out, into, a, b);
     }
-    let pieces = (0..depth).step_by(piece).map(|start| start..(start + piece).min(depth));
-    let ranges = pieces.flat_map(|piece| {
-        let end = piece.end;
-        piece.step_by(DEPTH).map(move |start| start..(start + DEPTH).min(end))
-    });
-    for range in ranges {
-        let into = if range.start == 0 { into } else { Into::Sum };
+    for start in (0..a.columns).step_by(piece.max(1)) {
+        let range = start..(start + piece).min(a.columns);
+        let into = if start == 0 { into } else { Into::Sum };
         multiply(out, into, a.column_range(range.clone()), b.row_range(range));
     }
 }
@@ -425,6 +436,30 @@ mod tests {
                             assert!(difference < 1e-4, "{rows} × {inner} × {columns}: {difference}");
                         }
                     }
+                }
+            }
+        }
+    }
+
+    /// A sequence is the same numbers in a micro-batch of any size.
+    #[test]
+    fn a_row_of_a_product_does_not_depend_on_the_others() {
+        for (inner, columns) in [(24, 16), (40, 24), (300, 200), (700, 40), (1500, 300)] {
+            let rows = 300;
+            let (a, b) = (numbers(rows * inner), numbers(inner * columns));
+            let by_rows = Matrix::new(&b, inner, columns);
+            let by_columns = Matrix::new(&b, columns, inner).transposed();
+            for b in [by_rows, by_columns] {
+                let product = |rows: usize| {
+                    let mut out = vec![0.0; rows * columns];
+                    let a = Matrix::new(&a[..rows * inner], rows, inner);
+                    multiply(&mut MatrixMut::new(&mut out, rows, columns), Into::Empty, a, b);
+                    out
+                };
+                let whole = product(rows);
+                for rows in [2, 3, 5, 8, 10, 17, 64, 128, 200] {
+                    let found = product(rows);
+                    assert!(found == whole[..found.len()], "{rows} rows × {inner} × {columns}");
                 }
             }
         }
