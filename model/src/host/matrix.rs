@@ -269,7 +269,8 @@ pub(super) enum Into {
     Sum,
 }
 
-/// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it.
+/// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it, unless it
+/// stands in the only row or the only column.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
     /// Most columns of `a` that `gemm` takes at once whatever the size of the result. More than those it cuts as that size suggests.
     const DEPTH: usize = 512;
@@ -323,7 +324,7 @@ pub(super) fn multiply_in_pieces(out: &mut MatrixMut<'_>, into: Into, a: Matrix<
     if a.columns <= piece {
         return multiply(out, into, a, b);
     }
-    for start in (0..a.columns).step_by(piece.max(1)) {
+    for start in (0..a.columns).step_by(piece) {
         let range = start..(start + piece).min(a.columns);
         let into = if start == 0 { into } else { Into::Sum };
         multiply(out, into, a.column_range(range.clone()), b.row_range(range));
