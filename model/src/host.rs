@@ -10,6 +10,8 @@
 //! summed across a cut is summed in order, so the same numbers come out on every run.
 
 mod adam;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod cached;
 mod embedding;

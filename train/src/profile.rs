@@ -18,7 +18,7 @@ const KINDS: [(&str, &[&str]); 8] = [
             "madvise",
         ],
     ),
-    ("matmul", &["gemm", "matrix::multiply", "matrixmultiply"]),
+    ("matmul", &["gemm", "host::amx", "matrix::multiply", "matrixmultiply"]),
     ("transpose", &["host::matrix::transpose"]),
     (
         "softmax and exp",

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use super::matrix::{Into, Matrix, MatrixMut, multiply_in_vectors};
 use super::memory::{Blank, scratch, written};
 use super::vector::{dot, exp, exp_and_sum, max, vectorised};
 use super::{Gradient, Operation, Output, View, Wanted};
@@ -125,7 +125,7 @@ impl CausalAttention {
     fn scores(&self, out: &mut [f32], q: &[f32], turned_k: Matrix<'_>, rows: Range<usize>) {
         let q = Matrix::new(q, self.seq, turned_k.rows()).row_range(rows.clone());
         let k = turned_k.column_range(0..rows.end);
-        multiply(&mut MatrixMut::new(out, rows.len(), rows.end), Into::Empty, q, k);
+        multiply_in_vectors(&mut MatrixMut::new(out, rows.len(), rows.end), Into::Empty, q, k);
     }
 }
 
@@ -168,7 +168,7 @@ impl Operation<3> for CausalAttention {
                         self.scores(weights, &room.q, turned_k, rows.clone());
                         softmax(weights, rows.start, &mut log_sums[rows.clone()]);
                         let weights = Matrix::new(weights, rows.len(), seen);
-                        multiply(&mut out.row_range(rows), Into::Empty, weights, value.row_range(0..seen));
+                        multiply_in_vectors(&mut out.row_range(rows), Into::Empty, weights, value.row_range(0..seen));
                     }
                 },
             );
@@ -236,12 +236,12 @@ impl Operation<3> for CausalAttention {
                             let upstream = upstream.row_range(rows.clone());
                             self.scores(weights, &room.q, turned_k, rows.clone());
                             let mut block = MatrixMut::new(of_weights, rows.len(), seen);
-                            multiply(&mut block, Into::Empty, upstream, turned_v.column_range(0..seen));
+                            multiply_in_vectors(&mut block, Into::Empty, upstream, turned_v.column_range(0..seen));
                             softmax_backward(weights, of_weights, rows.start, &log_sums[rows.clone()]);
 
                             let weights = Matrix::new(weights, rows.len(), seen);
                             let of_scores = Matrix::new(of_weights, rows.len(), seen);
-                            multiply(
+                            multiply_in_vectors(
                                 &mut of_value.row_range(0..seen),
                                 Into::Sum,
                                 weights.transposed(),
@@ -249,10 +249,10 @@ impl Operation<3> for CausalAttention {
                             );
                             let mut of_q = MatrixMut::new(&mut room.of_q, seq, head_dim);
                             let k = Matrix::new(&room.k, seq, head_dim).row_range(0..seen);
-                            multiply(&mut of_q.row_range(rows.clone()), Into::Empty, of_scores, k);
+                            multiply_in_vectors(&mut of_q.row_range(rows.clone()), Into::Empty, of_scores, k);
                             let mut of_k = MatrixMut::new(&mut room.of_k, seq, head_dim);
                             let q = Matrix::new(&room.q, seq, head_dim).row_range(rows);
-                            multiply(&mut of_k.row_range(0..seen), Into::Sum, of_scores.transposed(), q);
+                            multiply_in_vectors(&mut of_k.row_range(0..seen), Into::Sum, of_scores.transposed(), q);
                         }
                         turn.backward(&room.of_q, scale, of_query);
                     }

@@ -1,11 +1,13 @@
 //! Matrices over slices, and their products.
 //!
-//! A product runs on one thread, in the `gemm` crate; whoever calls it cuts the work among threads. An entry is the same sum however that
-//! is done.
+//! A product runs on one thread, in [`amx`] where the processor has such units and else in the `gemm` crate; whoever calls it cuts the work
+//! among threads. An entry is the same sum however that is done.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
 use super::memory::{Blank, assume_written};
 use super::vector::vectorised;
 
@@ -167,6 +169,29 @@ impl<'a> MatrixMut<'a> {
         }
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Whether the numbers of a row lie side by side.
+    pub(super) fn is_by_rows(&self) -> bool {
+        self.column_stride == 1
+    }
+
+    /// The first number.
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.values
+    }
+
+    /// Numbers from the start of a row to that of the next.
+    pub(super) fn row_stride(&self) -> usize {
+        self.row_stride as usize
+    }
+
     pub(super) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -217,7 +242,8 @@ impl<'a> MatrixMut<'a> {
         self.block(range, 0..self.columns)
     }
 
-    fn block(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatrixMut<'_> {
+    /// Some of the rows and columns.
+    pub(super) fn block(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatrixMut<'_> {
         assert!(rows.start < rows.end && rows.end <= self.rows);
         assert!(columns.start < columns.end && columns.end <= self.columns);
         let first = rows.start as isize * self.row_stride + columns.start as isize * self.column_stride;
@@ -269,9 +295,18 @@ pub(super) enum Into {
     Sum,
 }
 
-/// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it, unless it
-/// stands in the only row or the only column.
+/// `out = a·b`, or `out += a·b`, on this thread, by the fastest units that the processor has.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if amx::is_available() && amx::reads(a) && amx::reads(b) && a.columns > 0 {
+        return amx::multiply(out, into, a, b);
+    }
+    multiply_in_vectors(out, into, a, b);
+}
+
+/// [`multiply`] by the vector units, which have less to prepare: for products of a hundred rows or columns. An entry is the same sum
+/// whatever other entries are computed with it, unless it stands in the only row or the only column.
+pub(super) fn multiply_in_vectors(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
     /// Most columns of `a` that `gemm` takes at once whatever the size of the result. More than those it cuts as that size suggests.
     const DEPTH: usize = 512;
     /// Most entries of a result that `gemm` sums in another order if the numbers of a row of `a` and those of a column of `b` lie side by
@@ -279,17 +314,14 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
     const FEW: usize = 256;
     assert!(out.rows == a.rows && out.columns == b.columns && a.columns == b.rows);
     if a.columns > DEPTH {
-        return multiply_in_pieces(out, into, a, b, a.columns.div_ceil(a.columns.div_ceil(DEPTH)));
+        let piece = a.columns.div_ceil(a.columns.div_ceil(DEPTH));
+        return in_pieces(into, a, b, piece, |into, a, b| multiply_in_vectors(out, into, a, b));
     }
     if out.rows * out.columns <= FEW && a.column_stride == 1 && b.row_stride == 1 && b.column_stride != 1 {
         let columns = b.transposed();
         let numbers = (0..b.rows).flat_map(|row| (0..b.columns).map(move |column| columns.row(column)[row]));
-        return multiply(
-            out,
-            into,
-            a,
-            Matrix::new(&numbers.collect::<Vec<_>>(), b.rows, b.columns),
-        );
+        let numbers: Vec<_> = numbers.collect();
+        return multiply_in_vectors(out, into, a, Matrix::new(&numbers, b.rows, b.columns));
     }
     // SAFETY: the shapes fit, and both kinds of matrices hold all their entries: `Matrix` borrows them, `MatrixMut` has them to itself.
     unsafe {
@@ -321,13 +353,24 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
 ///
 /// Where a piece is a sequence, the gradient of a weight is the same sum however the sequences are cut into micro-batches.
 pub(super) fn multiply_in_pieces(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>, piece: usize) {
+    in_pieces(into, a, b, piece, |into, a, b| multiply(out, into, a, b));
+}
+
+/// Multiplies `piece` columns of `a` after the other.
+fn in_pieces(
+    into: Into,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    piece: usize,
+    mut one: impl FnMut(Into, Matrix<'_>, Matrix<'_>),
+) {
     if a.columns <= piece {
-        return multiply(out, into, a, b);
+        return one(into, a, b);
     }
     for start in (0..a.columns).step_by(piece) {
         let range = start..(start + piece).min(a.columns);
         let into = if start == 0 { into } else { Into::Sum };
-        multiply(out, into, a.column_range(range.clone()), b.row_range(range));
+        one(into, a.column_range(range.clone()), b.row_range(range));
     }
 }
 
@@ -412,8 +455,15 @@ mod tests {
             .collect()
     }
 
+    type Multiply = fn(&mut MatrixMut<'_>, Into, Matrix<'_>, Matrix<'_>);
+
     #[test]
     fn products_in_every_orientation() {
+        in_every_orientation(multiply);
+        in_every_orientation(multiply_in_vectors);
+    }
+
+    fn in_every_orientation(multiply: Multiply) {
         for (rows, inner, columns) in [(1, 1, 1), (3, 5, 7), (70, 33, 41), (130, 128, 140)] {
             let (a, b) = (numbers(rows * inner), numbers(inner * columns));
             let expected = naive(&a, &b, rows, inner, columns);
@@ -445,6 +495,11 @@ mod tests {
     /// A sequence is the same numbers in a micro-batch of any size.
     #[test]
     fn a_row_of_a_product_does_not_depend_on_the_others() {
+        does_not_depend_on_the_others(multiply);
+        does_not_depend_on_the_others(multiply_in_vectors);
+    }
+
+    fn does_not_depend_on_the_others(multiply: Multiply) {
         for (inner, columns) in [(24, 16), (40, 24), (300, 200), (700, 40), (1500, 300)] {
             let rows = 300;
             let (a, b) = (numbers(rows * inner), numbers(inner * columns));
