@@ -18,7 +18,10 @@ const KINDS: [(&str, &[&str]); 8] = [
             "madvise",
         ],
     ),
-    ("matmul", &["gemm", "host::amx", "matrix::multiply", "matrixmultiply"]),
+    (
+        "matmul",
+        &["gemm", "multiply_section", "matrix::multiply", "matrixmultiply"],
+    ),
     ("transpose", &["host::matrix::transpose"]),
     (
         "softmax and exp",

@@ -52,8 +52,13 @@ pub(super) fn is_available() -> bool {
     *AVAILABLE.get_or_init(|| {
         const AMX_BF16: u32 = 1 << 22;
         const AMX_TILE: u32 = 1 << 24;
-        let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
-        vectors && __cpuid_count(7, 0).edx & (AMX_BF16 | AMX_TILE) == AMX_BF16 | AMX_TILE && is_permitted()
+        if !is_x86_feature_detected!("avx512f") || !is_x86_feature_detected!("avx512bf16") {
+            return false;
+        }
+        #[allow(unused_unsafe, reason = "a safe function from some version of Rust on")]
+        // SAFETY: every processor of 64 bits has the instruction, and one with AVX-512 these pages of it.
+        let features = unsafe { __cpuid_count(7, 0) }.edx;
+        features & AMX_BF16 != 0 && features & AMX_TILE != 0 && is_permitted()
     })
 }
 
