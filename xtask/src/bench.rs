@@ -174,15 +174,16 @@ fn caption(root: &Path, python: &Path, command: &str) -> Result<String> {
             .trim()
             .to_string()
     };
-    let vectors = if field("flags").contains("avx512f") {
-        "AVX-512"
-    } else {
-        "AVX2"
+    let flags = field("flags");
+    let units = match (flags.contains("avx512f"), flags.contains("amx_bf16")) {
+        (true, true) => "AVX-512, AMX",
+        (true, false) => "AVX-512",
+        (false, _) => "AVX2",
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let torch = torch_version(python)?;
     Ok(format!(
-        "Median, smallest and largest of rounds in turn, f32, {cores} cores of {} ({vectors}), PyTorch {torch} on as many threads, {}: \
+        "Median, smallest and largest of rounds in turn, f32, {cores} cores of {} ({units}), PyTorch {torch} on as many threads, {}: \
          `cargo xtask {command}`.",
         field("model name"),
         versions(root)?,

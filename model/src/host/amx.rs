@@ -9,17 +9,20 @@
 //! ```
 //!
 //! and those left out are at most 2⁻²⁴ of `x·y`, the half of an f32's last bit. The small ones of [`PIECE_STEPS`] · 32 terms are added up before
-//! the large ones, so that a sum is rounded no more often at its full size than one of f32: the result is as exact (a test compares them).
+//! the large ones, and the sums of pieces before they are added to what was there, so that a sum is rounded no more often at its full size
+//! than one of f32: its error is no larger (a test compares them; from 64 terms on it is a half to a fifth).
 //!
-//! What differs from f32: an infinity makes NaN of what it meets; numbers above 3.39e38 count as infinite; those below 1e-33 lose their last
-//! bits, and those below 1e-38 are 0.
+//! What differs from f32: an infinity makes NaN of what it meets, and a number from 3.3962e38 on counts as one; numbers and products below
+//! 1e-31 lose their last bits, and those below 1.2e-38 are 0.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
+use std::marker::PhantomData;
+use std::mem::{MaybeUninit, transmute};
 use std::sync::OnceLock;
 
 use super::matrix::{Into, Matrix, MatrixMut};
+use super::memory::{Blank, assume_written};
 
 /// Rows of a tile, and f32 in one of them.
 const SIDE: usize = 16;
@@ -31,8 +34,8 @@ const STEP: usize = 32;
 const PARTS: usize = 3;
 /// Rows of the tiles for a step of a block: of each part, those of the two tiles.
 const STEP_ROWS: usize = PARTS * BLOCK;
-/// Steps that are summed before they are added to the result: their tiles, of a block's rows and of its columns, stay in a core's first cache
-/// together.
+/// Steps that are summed before they are added to the others: their tiles, of a block's rows and of its columns, just fit into a core's first
+/// cache together.
 const PIECE_STEPS: usize = 4;
 /// Most terms for which the tiles of a block's rows are made at once.
 const SECTION: usize = 512;
@@ -62,11 +65,12 @@ pub(super) fn is_available() -> bool {
     })
 }
 
-/// Asks the system for the units: their registers are large, and it keeps no room for them unless it is asked.
+/// Asks the system for the units: their registers are large, and it keeps no room for them unless it is asked. From then on it refuses threads
+/// a stack for signals that has no room for them either; Rust's own have.
 fn is_permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
-    // SAFETY: the call has no pointers, and only allows this process to use registers that it otherwise must not touch.
+    // SAFETY: the call has no pointers; what it changes is as above.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
@@ -75,83 +79,109 @@ pub(super) fn reads(matrix: Matrix<'_>) -> bool {
     matrix.is_by_rows() || matrix.transposed().is_by_rows()
 }
 
-/// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it.
+/// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it; where `out` lies by
+/// columns, the small products are added up in another order.
 ///
 /// # Panics
-/// Unless the units are available, the shapes fit, there is at least one term, and the matrices can be read.
+/// Unless the units are available, the shapes fit, none of them has a side of 0, and the matrices can be read.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
     assert!(is_available() && reads(a) && reads(b));
-    assert!(out.rows() == a.rows() && out.columns() == b.columns() && a.columns() == b.rows() && b.rows() > 0);
+    assert!(out.rows() == a.rows() && out.columns() == b.columns() && a.columns() == b.rows());
+    assert!(a.rows() > 0 && b.rows() > 0 && b.columns() > 0);
     if !out.is_by_rows() {
         let mut turned = out.block(0..a.rows(), 0..b.columns()).transposed();
         return multiply(&mut turned, into, b.transposed(), a.transposed());
     }
     let terms = a.columns();
     let section = terms.div_ceil(terms.div_ceil(SECTION)).next_multiple_of(STEP);
+    let block_rows = section / STEP * STEP_ROWS;
+    let blocks = b.columns().div_ceil(BLOCK);
+    let most = (CACHE / (block_rows * size_of::<Row>())).max(1);
+    let together = blocks.div_ceil(blocks.div_ceil(most));
+    let mut room = Room {
+        rows: vec![MaybeUninit::uninit(); block_rows],
+        columns: vec![MaybeUninit::uninit(); block_rows * together],
+        sums: vec![Sums([MaybeUninit::uninit(); BLOCK * BLOCK]); together],
+        piece: Sums([MaybeUninit::uninit(); BLOCK * BLOCK]),
+    };
+    // SAFETY: the processor has them, and this process may use them, as was asserted.
+    let units = unsafe { Units::configure() };
     for start in (0..terms).step_by(section) {
         let range = start..(start + section).min(terms);
         let into = if start == 0 { into } else { Into::Sum };
-        // SAFETY: the processor has the vectors and the units, as was asserted.
-        unsafe { multiply_section(out, into, a.column_range(range.clone()), b.row_range(range)) };
+        let (a, b) = (a.column_range(range.clone()), b.row_range(range));
+        for first in (0..b.columns()).step_by(together * BLOCK) {
+            let range = first..(first + together * BLOCK).min(b.columns());
+            let mut out = out.block(0..a.rows(), range.clone());
+            // SAFETY: the processor has the vectors, too.
+            unsafe { multiply_section(&units, &mut room, &mut out, into, a, b.column_range(range)) };
+        }
     }
 }
 
-/// [`multiply`] of at most [`SECTION`] terms into a matrix by rows.
-///
-/// # Safety
-/// The process may use the units.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn multiply_section(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
-    let (rows, columns) = (out.rows(), out.columns());
-    let steps = a.columns().div_ceil(STEP);
-    let block_rows = steps * STEP_ROWS;
-    let blocks = columns.div_ceil(BLOCK);
-    let most = (CACHE / (block_rows * size_of::<Row>())).max(1);
-    let width = blocks.div_ceil(blocks.div_ceil(most)) * BLOCK;
-    let mut tiles = vec![MaybeUninit::uninit(); block_rows * (1 + width / BLOCK)];
-    let (left, right) = tiles.split_at_mut(block_rows);
-    let mut result = [MaybeUninit::<Row>::uninit(); BLOCK * BLOCK / SIDE];
+/// The numbers of a block, row by row.
+#[derive(Clone)]
+#[repr(align(64))]
+struct Sums([MaybeUninit<f32>; BLOCK * BLOCK]);
 
-    configure();
-    for first_column in (0..columns).step_by(width) {
-        let end = (first_column + width).min(columns);
-        let starts = (first_column..end).step_by(BLOCK);
-        for (start, tiles) in starts.clone().zip(right.chunks_exact_mut(block_rows)) {
-            put_columns(b, start, tiles);
-        }
-        for row in (0..rows).step_by(BLOCK) {
-            put_rows(a, row, left);
-            let row_range = row..(row + BLOCK).min(rows);
-            for step in (0..steps).step_by(PIECE_STEPS) {
-                let piece = step * STEP_ROWS..(step + PIECE_STEPS).min(steps) * STEP_ROWS;
-                let into = if step == 0 { into } else { Into::Sum };
-                for (start, right) in starts.clone().zip(right.chunks_exact(block_rows)) {
-                    let mut out = out.block(row_range.clone(), start..(start + BLOCK).min(end));
-                    // SAFETY: the tiles of all steps were written above, and the units are configured. A whole block has room for a
-                    // result.
-                    unsafe {
-                        let (left, right) = (&left[piece.clone()], &right[piece.clone()]);
-                        if into == Into::Empty && out.rows() == BLOCK && out.columns() == BLOCK {
-                            multiply_tiles(left, right, out.as_mut_ptr(), out.row_stride());
-                            continue;
-                        }
-                        multiply_tiles(left, right, result.as_mut_ptr().cast(), BLOCK);
+/// Where a product is prepared.
+struct Room {
+    /// Tiles of a block's rows.
+    rows: Vec<MaybeUninit<Row>>,
+    /// Tiles of the columns of all blocks side by side.
+    columns: Vec<MaybeUninit<Row>>,
+    /// Results of these blocks.
+    sums: Vec<Sums>,
+    /// Result of a piece.
+    piece: Sums,
+}
+
+/// [`multiply`] of at most [`SECTION`] terms and as many columns as there is room for.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
+    let steps = a.columns().div_ceil(STEP);
+    let tiles = steps * STEP_ROWS;
+    let blocks = b.columns().div_ceil(BLOCK);
+    for (index, tiles) in room.columns.chunks_exact_mut(tiles).take(blocks).enumerate() {
+        put_columns(b, index * BLOCK, tiles);
+    }
+    for first_row in (0..a.rows()).step_by(BLOCK) {
+        put_rows(a, first_row, &mut room.rows[..tiles]);
+        for step in (0..steps).step_by(PIECE_STEPS) {
+            let piece = step * STEP_ROWS..(step + PIECE_STEPS).min(steps) * STEP_ROWS;
+            let rows = &room.rows[piece.clone()];
+            for (columns, sums) in room.columns.chunks_exact(tiles).zip(&mut room.sums[..blocks]) {
+                let columns = &columns[piece.clone()];
+                // SAFETY: the tiles of all steps and blocks were written above.
+                unsafe {
+                    if step == 0 {
+                        units.multiply(rows, columns, &mut sums.0);
+                        continue;
                     }
-                    if into == Into::Empty {
-                        out.zero();
-                    }
-                    // SAFETY: written just now, and of `Row`s as well as of `f32`s every pattern of bits is one.
-                    let result: &[f32; BLOCK * BLOCK] = unsafe { &*result.as_ptr().cast() };
-                    for (index, result) in result.chunks_exact(BLOCK).take(out.rows()).enumerate() {
-                        for (out, value) in out.row(index).iter_mut().zip(result) {
-                            *out += value;
-                        }
+                    units.multiply(rows, columns, &mut room.piece.0);
+                    let piece = assume_written(&mut room.piece.0);
+                    for (sum, value) in assume_written(&mut sums.0).iter_mut().zip(piece) {
+                        *sum += *value;
                     }
                 }
             }
         }
+        for (index, sums) in room.sums[..blocks].iter_mut().enumerate() {
+            // SAFETY: the first piece has written all of it.
+            let sums = unsafe { assume_written(&mut sums.0) };
+            let columns = index * BLOCK..((index + 1) * BLOCK).min(b.columns());
+            for (row, sums) in (first_row..a.rows()).zip(sums.chunks_exact(BLOCK)) {
+                let sums = &sums[..columns.len()];
+                match into {
+                    Into::Empty => out.put(row, columns.start, sums),
+                    Into::Sum => out.row(row)[columns.clone()]
+                        .iter_mut()
+                        .zip(sums)
+                        .for_each(|(out, sum)| *out += sum),
+                }
+            }
+        }
     }
-    release();
 }
 
 /// What the units are told of their eight registers (Intel's manual, volume 1, 18.2).
@@ -164,98 +194,108 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Registers of 16 rows of 64 bytes.
-#[inline]
-fn configure() {
-    let registers = |count: usize| std::array::from_fn(|index| usize::from(index < 8) * count);
-    let configuration = Configuration {
-        palette: 1,
-        start_row: 0,
-        reserved: [0; 14],
-        row_bytes: registers(size_of::<Row>()).map(|bytes| bytes as u16),
-        rows: registers(SIDE).map(|rows| rows as u8),
-    };
-    // SAFETY: it reads the configuration; compiled code uses none of the registers.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly)) };
+/// The units of this thread, with eight registers of 16 rows of 64 bytes. Dropped, it gives the registers back, so that the system need not
+/// keep them when another thread runs.
+struct Units {
+    /// Of this thread only.
+    thread: PhantomData<*const ()>,
 }
 
-/// Gives the registers back, so that the system need not keep them when another thread runs.
-#[inline]
-fn release() {
-    // SAFETY: compiled code uses none of the registers.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+impl Drop for Units {
+    fn drop(&mut self) {
+        // SAFETY: there are such units, or it would not have been made.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
 }
 
-/// The products of a block's tiles, of at most [`PIECE_STEPS`]: first the small ones of all steps, then the large ones.
-///
-/// Registers 0 to 3 hold the result, 4 and 5 a part of the rows, 6 and 7 a part of the columns.
-///
-/// # Safety
-/// The tiles have been written, the units are configured, and `out` is 32 rows of 32 numbers, `stride` apart.
-#[inline]
-unsafe fn multiply_tiles(left: &Tiles, right: &Tiles, out: *mut f32, stride: usize) {
-    macro_rules! rows {
-        ($part:literal) => {
-            concat!(
-                "tileloadd tmm4, [{left} + {line} + 2048 * ",
-                $part,
-                "]\n",
-                "tileloadd tmm5, [{left} + {line} + 2048 * ",
-                $part,
-                " + 1024]\n",
-            )
+#[rustfmt::skip]
+macro_rules! load_rows {
+    ($part:literal) => { concat!(
+        "tileloadd tmm4, [{rows} + {line} * 1 + {part} * ", $part, "]\n",
+        "tileloadd tmm5, [{rows} + {line} * 1 + {part} * ", $part, " + {tile}]\n",
+    ) };
+}
+
+#[rustfmt::skip]
+macro_rules! load_columns {
+    ($part:literal) => { concat!(
+        "tileloadd tmm6, [{columns} + {line} * 1 + {part} * ", $part, "]\n",
+        "tileloadd tmm7, [{columns} + {line} * 1 + {part} * ", $part, " + {tile}]\n",
+    ) };
+}
+
+#[rustfmt::skip]
+macro_rules! products {
+    () => { concat!(
+        "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n",
+        "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n",
+    ) };
+}
+
+impl Units {
+    /// # Safety
+    /// [`is_available`] has said yes.
+    unsafe fn configure() -> Self {
+        let registers = |count: usize| std::array::from_fn(|index| usize::from(index < 8) * count);
+        let configuration = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: registers(size_of::<Row>()).map(|bytes| bytes as u16),
+            rows: registers(SIDE).map(|rows| rows as u8),
         };
+        // SAFETY: there are units, as the caller says; it reads the configuration.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly)) };
+        Self { thread: PhantomData }
     }
-    macro_rules! columns {
-        ($part:literal) => {
-            concat!(
-                "tileloadd tmm6, [{right} + {line} + 2048 * ",
-                $part,
-                "]\n",
-                "tileloadd tmm7, [{right} + {line} + 2048 * ",
-                $part,
-                " + 1024]\n",
-            )
-        };
-    }
-    macro_rules! products {
-        () => {
-            "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n"
-        };
-    }
-    const BYTES: usize = STEP_ROWS * size_of::<Row>();
-    let steps = left.len() / STEP_ROWS;
-    assert!(left.len() == right.len() && steps > 0);
-    // SAFETY: it reads the tiles of `steps` steps on either side, and writes the 32 by 32 numbers; compiled code uses none of the registers.
-    unsafe {
-        asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-            "2:",
-            rows!(0), columns!(2), products!(),
-            columns!(1), products!(),
-            rows!(1), products!(),
-            columns!(0), products!(),
-            rows!(2), products!(),
-            "add {left}, {bytes}", "add {right}, {bytes}", "dec {steps}", "jnz 2b",
-            "mov {left}, {left_start}", "mov {right}, {right_start}", "mov {steps}, {count}",
-            "3:",
-            rows!(0), columns!(0), products!(),
-            "add {left}, {bytes}", "add {right}, {bytes}", "dec {steps}", "jnz 3b",
-            "tilestored [{upper} + {stride}], tmm0", "tilestored [{upper} + {stride} + 64], tmm1",
-            "tilestored [{lower} + {stride}], tmm2", "tilestored [{lower} + {stride} + 64], tmm3",
-            left = inout(reg) left.as_ptr() => _,
-            right = inout(reg) right.as_ptr() => _,
-            steps = inout(reg) steps => _,
-            left_start = in(reg) left.as_ptr(),
-            right_start = in(reg) right.as_ptr(),
-            count = in(reg) steps,
-            line = in(reg) size_of::<Row>(),
-            upper = in(reg) out,
-            lower = in(reg) out.add(SIDE * stride),
-            stride = in(reg) stride * size_of::<f32>(),
-            bytes = const BYTES,
-            options(nostack),
-        );
+
+    /// The products of a block's tiles, of at most [`PIECE_STEPS`]: first the small ones of all steps, then the large ones.
+    ///
+    /// Registers 0 to 3 hold the result, 4 and 5 a part of the rows, 6 and 7 a part of the columns.
+    ///
+    /// # Safety
+    /// The tiles have been written.
+    #[inline]
+    unsafe fn multiply(&self, rows: &Tiles, columns: &Tiles, out: &mut Blank) {
+        const LINE: usize = size_of::<Row>();
+        let steps = rows.len() / STEP_ROWS;
+        assert!(rows.len() == columns.len() && steps > 0 && out.len() == BLOCK * BLOCK);
+        // SAFETY: it reads the tiles of `steps` steps on either side, and writes 32 rows of 32 numbers.
+        unsafe {
+            asm!(
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "2:",
+                load_rows!(0), load_columns!(2), products!(),
+                load_columns!(1), products!(),
+                load_rows!(1), products!(),
+                load_columns!(0), products!(),
+                load_rows!(2), products!(),
+                "add {rows}, {step}", "add {columns}, {step}", "dec {steps}", "jnz 2b",
+                "mov {rows}, {first_row}", "mov {columns}, {first_column}", "mov {steps}, {count}",
+                "3:",
+                load_rows!(0), load_columns!(0), products!(),
+                "add {rows}, {step}", "add {columns}, {step}", "dec {steps}", "jnz 3b",
+                "tilestored [{out} + {width} * 1], tmm0", "tilestored [{out} + {width} * 1 + {line_bytes}], tmm1",
+                "tilestored [{lower} + {width} * 1], tmm2", "tilestored [{lower} + {width} * 1 + {line_bytes}], tmm3",
+                rows = inout(reg) rows.as_ptr() => _,
+                columns = inout(reg) columns.as_ptr() => _,
+                steps = inout(reg) steps => _,
+                first_row = in(reg) rows.as_ptr(),
+                first_column = in(reg) columns.as_ptr(),
+                count = in(reg) steps,
+                line = in(reg) LINE,
+                out = in(reg) out.as_mut_ptr(),
+                lower = in(reg) out[SIDE * BLOCK..].as_mut_ptr(),
+                width = in(reg) BLOCK * size_of::<f32>(),
+                line_bytes = const LINE,
+                tile = const SIDE * LINE,
+                part = const BLOCK * LINE,
+                step = const STEP_ROWS * LINE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
     }
 }
 
@@ -263,18 +303,17 @@ unsafe fn multiply_tiles(left: &Tiles, right: &Tiles, out: *mut f32, stride: usi
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn put_rows(a: Matrix<'_>, first: usize, tiles: &mut Tiles) {
     for (step, tiles) in tiles.chunks_exact_mut(STEP_ROWS).enumerate() {
-        for half in 0..2 {
-            let (row, term) = (first + half * SIDE, step * STEP);
-            let terms = if a.is_by_rows() {
+        for half in [0, SIDE] {
+            let (row, term) = (first + half, step * STEP);
+            let [early, late] = if a.is_by_rows() {
                 [square(a, row, term), square(a, row, term + SIDE)]
             } else {
                 let a = a.transposed();
                 [transpose(square(a, term, row)), transpose(square(a, term + SIDE, row))]
             };
             for index in 0..SIDE {
-                let parts = split(terms[0][index], terms[1][index]);
-                for (part, row) in parts.into_iter().enumerate() {
-                    tiles[part * BLOCK + half * SIDE + index].write(row);
+                for (part, tile_row) in split(early[index], late[index]).into_iter().enumerate() {
+                    tiles[part * BLOCK + half + index].write(tile_row);
                 }
             }
         }
@@ -285,8 +324,8 @@ fn put_rows(a: Matrix<'_>, first: usize, tiles: &mut Tiles) {
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn put_columns(b: Matrix<'_>, first: usize, tiles: &mut Tiles) {
     for (step, tiles) in tiles.chunks_exact_mut(STEP_ROWS).enumerate() {
-        for half in 0..2 {
-            let (term, column) = (step * STEP, first + half * SIDE);
+        for half in [0, SIDE] {
+            let (term, column) = (step * STEP, first + half);
             let terms = if b.is_by_rows() {
                 [square(b, term, column), square(b, term + SIDE, column)]
             } else {
@@ -296,11 +335,9 @@ fn put_columns(b: Matrix<'_>, first: usize, tiles: &mut Tiles) {
                     transpose(square(b, column, term + SIDE)),
                 ]
             };
-            for index in 0..SIDE {
-                let pair = &terms[index / (SIDE / 2)][2 * index % SIDE..][..2];
-                let parts = split_pairs(pair[0], pair[1]);
-                for (part, row) in parts.into_iter().enumerate() {
-                    tiles[part * BLOCK + half * SIDE + index].write(row);
+            for (index, pair) in terms.as_flattened().chunks_exact(2).enumerate() {
+                for (part, tile_row) in split_pairs(pair[0], pair[1]).into_iter().enumerate() {
+                    tiles[part * BLOCK + half + index].write(tile_row);
                 }
             }
         }
@@ -330,7 +367,8 @@ fn square(matrix: Matrix<'_>, row: usize, column: usize) -> Square {
 fn split(mut first: __m512, mut last: __m512) -> [Row; PARTS] {
     let mut parts = [_mm512_setzero_si512(); PARTS];
     for part in &mut parts {
-        *part = bits(_mm512_cvtne2ps_pbh(last, first));
+        // SAFETY: both are 64 bytes, of which every pattern of bits is one.
+        *part = unsafe { transmute::<__m512bh, Row>(_mm512_cvtne2ps_pbh(last, first)) };
         first = _mm512_sub_ps(first, widened(_mm512_castsi512_si256(*part)));
         last = _mm512_sub_ps(last, widened(_mm512_extracti64x4_epi64::<1>(*part)));
     }
@@ -358,13 +396,7 @@ fn split_pairs(mut first: __m512, mut second: __m512) -> [Row; PARTS] {
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn half_bits(numbers: __m512) -> __m256i {
     // SAFETY: both are 32 bytes, of which every pattern of bits is one.
-    unsafe { std::mem::transmute(_mm512_cvtneps_pbh(numbers)) }
-}
-
-#[inline]
-fn bits(numbers: __m512bh) -> Row {
-    // SAFETY: both are 64 bytes, of which every pattern of bits is one.
-    unsafe { std::mem::transmute(numbers) }
+    unsafe { transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers)) }
 }
 
 /// bf16 as f32: their bits are the upper half of its.
@@ -374,7 +406,7 @@ fn widened(numbers: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(numbers)))
 }
 
-/// Rows for columns: of pairs, then of pairs of pairs, then of quarters.
+/// Rows for columns: in pairs of rows, then in fours, eights and all sixteen.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transpose(rows: Square) -> Square {
@@ -411,99 +443,194 @@ mod tests {
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    /// `[rows, inner]` times `[inner, columns]`, with the numbers that were there before.
-    fn product(
-        multiply: fn(&mut MatrixMut<'_>, Into, Matrix<'_>, Matrix<'_>),
-        [a, b, before]: [&[f32]; 3],
-        [rows, inner, columns]: [usize; 3],
-    ) -> Vec<f32> {
-        let mut out = before.to_vec();
-        let mut to = MatrixMut::new(&mut out, rows, columns);
+    type Multiply = fn(&mut MatrixMut<'_>, Into, Matrix<'_>, Matrix<'_>);
+
+    /// `[rows, inner]` times `[inner, columns]`, added to `out`.
+    fn add(multiply: Multiply, a: &[f32], b: &[f32], [rows, inner, columns]: [usize; 3], out: &mut [f32]) {
+        let mut out = MatrixMut::new(out, rows, columns);
         multiply(
-            &mut to,
+            &mut out,
             Into::Sum,
             Matrix::new(a, rows, inner),
             Matrix::new(b, inner, columns),
         );
-        out
     }
 
-    /// Sums of terms of either sign, which cancel, and of positive ones, which grow: the errors, as roots of mean squares, of the units and of
-    /// the vectors.
+    /// The root of the mean square of the errors, each as a part of the sum of its terms' sizes.
+    fn error(found: &[f32], expected: &[(f64, f64)]) -> f64 {
+        let squares = found
+            .iter()
+            .zip(expected)
+            .map(|(found, (sum, size))| ((f64::from(*found) - sum) / size).powi(2));
+        (squares.sum::<f64>() / found.len() as f64).sqrt()
+    }
+
+    /// Numbers from `lowest` to 1, times powers of two up to `powers` either way.
+    fn numbers(rng: &mut ChaCha8Rng, count: usize, lowest: f32, powers: f32) -> Vec<f32> {
+        let mut one = || rng.random_range(lowest..1.0) * rng.random_range(-powers..powers).exp2();
+        (0..count).map(|_| one()).collect()
+    }
+
+    /// Of each entry, the sum of its terms and that of their sizes.
+    fn exact(a: &[f32], b: &[f32], [rows, inner, columns]: [usize; 3]) -> Vec<(f64, f64)> {
+        let entry = |at: usize| {
+            let (row, column) = (at / columns, at % columns);
+            let terms = (0..inner).map(|k| f64::from(a[row * inner + k]) * f64::from(b[k * columns + column]));
+            terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+        };
+        (0..rows * columns).map(entry).collect()
+    }
+
+    /// Sums of terms of either sign, which cancel, and of positive ones, which grow.
     #[test]
     fn products_are_as_exact_as_those_of_f32() {
         if !is_available() {
-            return;
+            return println!("skipped: this processor has no such units");
         }
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        for shape @ [rows, inner, columns] in [
+        let shapes = [
             [33, 20, 48],
             [64, 128, 70],
             [40, 384, 64],
             [32, 1376, 96],
             [64, 2048, 33],
-        ] {
-            for (lowest, powers) in [(-1.0f32, 0.1f32), (0.0, 0.1), (-1.0, 3.0), (-1.0, 20.0), (0.0, 20.0)] {
-                let mut numbers = |count: usize| -> Vec<f32> {
-                    let mut one = || rng.random_range(lowest..1.0) * rng.random_range(-powers..powers).exp2();
-                    (0..count).map(|_| one()).collect()
-                };
-                let (a, b, before) = (numbers(rows * inner), numbers(inner * columns), numbers(rows * columns));
-                let error = |found: &[f32]| -> f64 {
-                    let squares = found.iter().enumerate().map(|(at, found)| {
-                        let (row, column) = (at / columns, at % columns);
-                        let terms =
-                            (0..inner).map(|k| f64::from(a[row * inner + k]) * f64::from(b[k * columns + column]));
-                        (terms.sum::<f64>() + f64::from(before[at]) - f64::from(*found)).powi(2)
-                    });
-                    (squares.sum::<f64>() / found.len() as f64).sqrt()
-                };
-                let [units, vectors] =
-                    [multiply, multiply_in_vectors].map(|multiply| error(&product(multiply, [&a, &b, &before], shape)));
-                // A sum of few terms far apart is hardly more than one product, of whose parts some were left out.
-                let most = if inner < 64 { 1.2 } else { 0.8 };
+            [40, 600, 700],
+        ];
+        for shape @ [rows, inner, columns] in shapes {
+            for (lowest, powers) in [(-1.0, 0.1), (0.0, 0.1), (-1.0, 3.0), (-1.0, 20.0), (0.0, 20.0)] {
+                let a = numbers(&mut rng, rows * inner, lowest, powers);
+                let b = numbers(&mut rng, inner * columns, lowest, powers);
+                let expected = exact(&a, &b, shape);
+                let [units, vectors] = [multiply as Multiply, multiply_in_vectors].map(|multiply| {
+                    let mut out = vec![0.0; rows * columns];
+                    add(multiply, &a, &b, shape, &mut out);
+                    error(&out, &expected)
+                });
+                println!("{shape:?} from {lowest}, powers of {powers}: {:.2}", units / vectors);
                 assert!(
-                    units <= most * vectors,
+                    units <= vectors,
                     "{shape:?} from {lowest}, powers of {powers}: {units:e}, vectors {vectors:e}"
                 );
             }
         }
     }
 
-    /// The numbers of 24 bits that the parts hold, products of them that f32 holds, and those that are no numbers.
+    /// As the gradient of a weight is added up, sequence by sequence.
+    #[test]
+    fn sums_that_grow_are_as_exact_as_those_of_f32() {
+        if !is_available() {
+            return println!("skipped: this processor has no such units");
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let shape @ [rows, inner, columns] = [40, 512, 40];
+        let mut sums = [vec![0.0; rows * columns], vec![0.0; rows * columns]];
+        let mut expected = vec![(0.0, 0.0); rows * columns];
+        for _ in 0..64 {
+            let (a, b) = (
+                numbers(&mut rng, rows * inner, 0.0, 0.1),
+                numbers(&mut rng, inner * columns, 0.0, 0.1),
+            );
+            for (expected, one) in expected.iter_mut().zip(exact(&a, &b, shape)) {
+                *expected = (expected.0 + one.0, expected.1 + one.1);
+            }
+            for (multiply, sum) in [multiply as Multiply, multiply_in_vectors].into_iter().zip(&mut sums) {
+                add(multiply, &a, &b, shape, sum);
+            }
+        }
+        let [units, vectors] = sums.map(|sum| error(&sum, &expected));
+        println!("{:.2}", units / vectors);
+        assert!(units <= vectors, "{units:e}, vectors {vectors:e}");
+    }
+
+    /// To the last bit, also where it is the only row or the only column.
+    #[test]
+    fn an_entry_does_not_depend_on_the_others() {
+        if !is_available() {
+            return println!("skipped: this processor has no such units");
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let [rows, inner, columns] = [70, 600, 700];
+        let (a, b) = (
+            numbers(&mut rng, rows * inner, -1.0, 3.0),
+            numbers(&mut rng, inner * columns, -1.0, 3.0),
+        );
+        let (a, b) = (Matrix::new(&a, rows, inner), Matrix::new(&b, inner, columns));
+        let bits = |rows: std::ops::Range<usize>, columns: std::ops::Range<usize>| -> Vec<u32> {
+            let (a, b) = (a.row_range(rows.clone()), b.column_range(columns.clone()));
+            let mut out = vec![f32::NAN; rows.len() * columns.len()];
+            multiply(
+                &mut MatrixMut::new(&mut out, rows.len(), columns.len()),
+                Into::Empty,
+                a,
+                b,
+            );
+            out.into_iter().map(f32::to_bits).collect()
+        };
+        let whole = bits(0..rows, 0..columns);
+        for part_rows in [0..1, 3..5, 0..31, 32..65, 69..70] {
+            for part_columns in [0..1, 5..21, 300..333, 0..700, 699..700] {
+                let found = bits(part_rows.clone(), part_columns.clone());
+                let expected = part_rows
+                    .clone()
+                    .flat_map(|row| &whole[row * columns..][part_columns.clone()]);
+                assert!(
+                    found.iter().eq(expected),
+                    "rows {part_rows:?}, columns {part_columns:?}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn what_f32_holds_is_exact() {
         if !is_available() {
-            return;
+            return println!("skipped: this processor has no such units");
         }
-        let alone = |x: f32, y: f32| product(multiply, [&[x], &[y], &[0.0]], [1, 1, 1])[0];
+        let product = |x: f32, y: f32| {
+            let mut out = [0.0];
+            add(multiply, &[x], &[y], [1, 1, 1], &mut out);
+            out[0]
+        };
+        let pi = std::f32::consts::PI;
         for x in [
             0.0,
             1.0,
-            -1.0,
             16_777_215.0,
             8_388_609.0,
             1.0 + f32::EPSILON,
-            1e-30,
-            3e38,
             0.1,
-            std::f32::consts::PI,
+            pi,
+            1.234_567_8e-31,
+            3.396e38,
         ] {
-            assert_eq!(alone(x, 1.0), x);
-            assert_eq!(alone(2.0, x / 4.0), x / 2.0);
-            assert_eq!(alone(-x, 1.0), -x);
+            for x in [x, -x] {
+                assert_eq!(product(x, 1.0), x);
+                assert_eq!(product(0.5, x), x / 2.0);
+            }
         }
-        assert_eq!(alone(4097.0, 4095.0), 16_777_215.0);
-        assert!(alone(f32::NAN, 1.0).is_nan() && alone(1.0, f32::NAN).is_nan());
-        assert!(!alone(f32::INFINITY, 1.0).is_finite() && !alone(1.0, f32::NEG_INFINITY).is_finite());
-        assert_eq!(alone(1e-40, 1.0), 0.0);
-        // A number that is none stays in its row and column.
+        assert_eq!(product(4097.0, 4095.0), 16_777_215.0);
+        let small = 1.234_567_8e-34;
+        assert!(product(small, 1.0) != small && (product(small, 1.0) / small - 1.0).abs() < 1e-4);
+        assert_eq!(product(1e-38, 1.0), 0.0);
+        for (x, y) in [
+            (f32::NAN, 1.0),
+            (1.0, f32::NAN),
+            (f32::INFINITY, 1.0),
+            (1.0, f32::NEG_INFINITY),
+            (3.3962e38, 1.0),
+        ] {
+            assert!(product(x, y).is_nan(), "{x:e} · {y:e}");
+        }
+        // NaN stays in its row.
         let (mut a, b) = (vec![1.0; 40 * 40], vec![1.0; 40 * 40]);
         a[3 * 40 + 5] = f32::NAN;
-        let found = product(multiply, [&a, &b, &vec![0.0; 40 * 40]], [40, 40, 40]);
-        for (at, found) in found.iter().enumerate() {
-            assert_eq!(found.is_nan(), at / 40 == 3);
-            assert!(found.is_nan() || *found == 40.0);
+        let mut out = vec![0.0; 40 * 40];
+        add(multiply, &a, &b, [40, 40, 40], &mut out);
+        for (at, found) in out.iter().enumerate() {
+            assert!(
+                if at / 40 == 3 { found.is_nan() } else { *found == 40.0 },
+                "{at}: {found}"
+            );
         }
     }
 }

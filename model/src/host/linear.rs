@@ -72,7 +72,7 @@ impl<const N: usize> Operation<N> for Linear {
     }
 }
 
-/// Rows of a thread. No strip has one row, unless there are no more: `gemm` has another way for that, which may round otherwise.
+/// Rows of a thread. No strip has one row, unless there are no more: the vector units have another way for that, which may round otherwise.
 fn strip(rows: usize, threads: usize) -> usize {
     let mut strip = rows.div_ceil(threads);
     while strip < rows && (strip == 1 || rows % strip == 1) {
@@ -115,12 +115,12 @@ fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'
     }
     let is_tall = rows >= columns;
     let side = if is_tall { rows } else { columns };
-    // Whole vectors of the widest kind, and none of a single number, as in `strip`.
+    // Whole blocks of the units, and none of a single number, as in `strip`.
     let mut width = side
         .div_ceil(threads_for(rows * columns * a.columns()))
-        .next_multiple_of(16);
+        .next_multiple_of(32);
     while width < side && side % width == 1 {
-        width += 16;
+        width += 32;
     }
     let write = |out: &mut Blank, into| {
         let out = MatrixMut::blank(out, rows, columns);
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn products_do_not_depend_on_the_threads() {
         let numbers = |count: usize| -> Vec<f32> { (0..count).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect() };
-        for (tokens, inputs, outputs) in [(203, 150, 170), (203, 170, 150)] {
+        for (tokens, seq, inputs, outputs) in [(203, 29, 150, 170), (303, 150, 170, 150)] {
             let (x, weight, upstream) = (
                 numbers(tokens * inputs),
                 numbers(inputs * outputs),
@@ -207,7 +207,7 @@ mod tests {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
-                    let linear = Linear { seq: 29 };
+                    let linear = Linear { seq };
                     let forward = linear.forward(inputs()).values;
                     let wanted = [Wanted::Gradient, Wanted::Gradient];
                     let gradients = Operation::<2>::backward(&linear, inputs(), &(), &upstream, wanted);

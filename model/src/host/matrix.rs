@@ -1,7 +1,7 @@
 //! Matrices over slices, and their products.
 //!
 //! A product runs on one thread, in [`amx`] where the processor has such units and else in the `gemm` crate; whoever calls it cuts the work
-//! among threads. An entry is the same sum however that is done.
+//! among threads. An entry is the same sum however the work is cut.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -169,29 +169,6 @@ impl<'a> MatrixMut<'a> {
         }
     }
 
-    pub(super) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// Whether the numbers of a row lie side by side.
-    pub(super) fn is_by_rows(&self) -> bool {
-        self.column_stride == 1
-    }
-
-    /// The first number.
-    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.values
-    }
-
-    /// Numbers from the start of a row to that of the next.
-    pub(super) fn row_stride(&self) -> usize {
-        self.row_stride as usize
-    }
-
     pub(super) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -259,12 +236,12 @@ impl<'a> MatrixMut<'a> {
 
     /// Writes some numbers of a row, which must lie side by side.
     #[inline(always)]
-    fn put<const N: usize>(&mut self, row: usize, column: usize, numbers: [f32; N]) {
-        assert!(row < self.rows && column + N <= self.columns && self.column_stride == 1);
+    pub(super) fn put(&mut self, row: usize, column: usize, numbers: &[f32]) {
+        assert!(row < self.rows && column + numbers.len() <= self.columns && self.column_stride == 1);
         // SAFETY: the numbers are within the matrix, whose entries this has to itself.
         unsafe {
             let to = self.values.offset(row as isize * self.row_stride).add(column);
-            to.cast::<[f32; N]>().write_unaligned(numbers);
+            std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len());
         }
     }
 
@@ -286,6 +263,23 @@ impl<'a> MatrixMut<'a> {
     }
 }
 
+/// What only [`amx`] asks of a matrix.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl MatrixMut<'_> {
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Whether the numbers of a row lie side by side.
+    pub(super) fn is_by_rows(&self) -> bool {
+        self.column_stride == 1
+    }
+}
+
 /// What a product does with what was there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Into {
@@ -295,7 +289,8 @@ pub(super) enum Into {
     Sum,
 }
 
-/// `out = a·b`, or `out += a·b`, on this thread, by the fastest units that the processor has.
+/// `out = a·b`, or `out += a·b`, on this thread, by the fastest units that the processor has. An entry is the same sum whatever other entries
+/// are computed with it, unless it stands in the only row or the only column of a product in the vector units.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if amx::is_available() && amx::reads(a) && amx::reads(b) && a.columns > 0 {
@@ -304,8 +299,7 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
     multiply_in_vectors(out, into, a, b);
 }
 
-/// [`multiply`] by the vector units, which have less to prepare: for products of a hundred rows or columns. An entry is the same sum
-/// whatever other entries are computed with it, unless it stands in the only row or the only column.
+/// [`multiply`] by the vector units, which have less to prepare: for products of a hundred rows or columns, and for processors without others.
 pub(super) fn multiply_in_vectors(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
     /// Most columns of `a` that `gemm` takes at once whatever the size of the result. More than those it cuts as that size suggests.
     const DEPTH: usize = 512;
@@ -404,21 +398,21 @@ vectorised! {
                     for j in 0..SIDE {
                         turned[j] = tile[j][i];
                     }
-                    out.put(column + i, row, turned);
+                    out.put(column + i, row, &turned);
                 }
             }
             for column in whole_columns..matrix.columns {
                 for i in row..row + SIDE {
-                    out.put(column, i, [values[i * stride + column]]);
+                    out.put(column, i, &[values[i * stride + column]]);
                 }
             }
         }
         for column in 0..matrix.columns {
             for row in whole_rows..rows {
-                out.put(column, row, [values[row * stride + column]]);
+                out.put(column, row, &[values[row * stride + column]]);
             }
             for row in rows..out.columns {
-                out.put(column, row, [0.0]);
+                out.put(column, row, &[0.0]);
             }
         }
     }
@@ -474,17 +468,27 @@ mod tests {
             let by_columns = a_turned.transposed();
             for a in [by_rows, by_columns] {
                 for b in [Matrix::new(&b, inner, columns), b_turned.transposed()] {
-                    // Block by block, twice.
-                    let mut sum = vec![0.0; rows * columns];
-                    for (into, times) in [(Into::Empty, 1.0), (Into::Sum, 2.0)] {
-                        let blocks = MatrixMut::new(&mut sum, rows, columns).column_blocks(3);
-                        blocks.into_par_iter().enumerate().for_each(|(index, mut block)| {
-                            let range = index * 3..index * 3 + block.columns;
-                            multiply(&mut block, into, a, b.column_range(range));
-                        });
-                        for (found, expected) in sum.iter().zip(&expected) {
-                            let difference = (f64::from(*found) - times * expected).abs();
-                            assert!(difference < 1e-4, "{rows} × {inner} × {columns}: {difference}");
+                    // Block by block, twice, into rows and into columns.
+                    for is_by_rows in [true, false] {
+                        let mut sum = vec![0.0; rows * columns];
+                        for (into, times) in [(Into::Empty, 1.0), (Into::Sum, 2.0)] {
+                            let out = match is_by_rows {
+                                true => MatrixMut::new(&mut sum, rows, columns),
+                                false => MatrixMut::new(&mut sum, columns, rows).transposed(),
+                            };
+                            let blocks = out.column_blocks(3);
+                            blocks.into_par_iter().enumerate().for_each(|(index, mut block)| {
+                                let range = index * 3..index * 3 + block.columns;
+                                multiply(&mut block, into, a, b.column_range(range));
+                            });
+                            for (at, expected) in expected.iter().enumerate() {
+                                let found = sum[match is_by_rows {
+                                    true => at,
+                                    false => at % columns * rows + at / columns,
+                                }];
+                                let difference = (f64::from(found) - times * expected).abs();
+                                assert!(difference < 1e-4, "{rows} × {inner} × {columns}: {difference}");
+                            }
                         }
                     }
                 }

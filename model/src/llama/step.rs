@@ -220,7 +220,7 @@ mod tests {
 
     const BATCH: usize = 8;
     /// Tasks, blocks and pieces end within sequences.
-    const SEQ: usize = 70;
+    const SEQ: usize = 150;
 
     /// The gradients in module order.
     fn bits(model: &Llama<Tracked>, gradients: &GradientsParams) -> Vec<Vec<u32>> {
