@@ -184,7 +184,7 @@ fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, int
     }
 }
 
-/// What the units are told of their eight registers (Intel's manual, volume 1, 18.2).
+/// What the units are told of their eight registers (`LDTILECFG` in Intel's manual).
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -260,6 +260,7 @@ impl Units {
         const LINE: usize = size_of::<Row>();
         let steps = rows.len() / STEP_ROWS;
         assert!(rows.len() == columns.len() && steps > 0 && out.len() == BLOCK * BLOCK);
+        let upper = out.as_mut_ptr();
         // SAFETY: it reads the tiles of `steps` steps on either side, and writes 32 rows of 32 numbers.
         unsafe {
             asm!(
@@ -275,7 +276,7 @@ impl Units {
                 "3:",
                 load_rows!(0), load_columns!(0), products!(),
                 "add {rows}, {step}", "add {columns}, {step}", "dec {steps}", "jnz 3b",
-                "tilestored [{out} + {width} * 1], tmm0", "tilestored [{out} + {width} * 1 + {line_bytes}], tmm1",
+                "tilestored [{upper} + {width} * 1], tmm0", "tilestored [{upper} + {width} * 1 + {line_bytes}], tmm1",
                 "tilestored [{lower} + {width} * 1], tmm2", "tilestored [{lower} + {width} * 1 + {line_bytes}], tmm3",
                 rows = inout(reg) rows.as_ptr() => _,
                 columns = inout(reg) columns.as_ptr() => _,
@@ -284,8 +285,8 @@ impl Units {
                 first_column = in(reg) columns.as_ptr(),
                 count = in(reg) steps,
                 line = in(reg) LINE,
-                out = in(reg) out.as_mut_ptr(),
-                lower = in(reg) out[SIDE * BLOCK..].as_mut_ptr(),
+                upper = in(reg) upper,
+                lower = in(reg) upper.add(SIDE * BLOCK),
                 width = in(reg) BLOCK * size_of::<f32>(),
                 line_bytes = const LINE,
                 tile = const SIDE * LINE,
