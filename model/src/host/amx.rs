@@ -1,4 +1,4 @@
-//! Products on the matrix units of x86 processors (AMX), which multiply bf16 and add up in f32, sixteen times as fast as the vector units
+//! Products on the matrix units of x86 processors (AMX), which multiply bf16 and add up in f32, fifteen times as fast as the vector units
 //! multiply f32.
 //!
 //! A number of 24 bits is the sum of three of 8 bits each, exactly: `x = x₀ + x₁ + x₂` with `x₀ = bf16(x)`, `x₁ = bf16(x − x₀)` and
@@ -10,7 +10,7 @@
 //!
 //! and those left out are at most 2⁻²⁴ of `x·y`, the half of an f32's last bit. The small ones of [`PIECE_STEPS`] · 32 terms are added up before
 //! the large ones, and the sums of pieces before they are added to what was there, so that a sum is rounded no more often at its full size
-//! than one of f32: its error is no larger (a test compares them; from 64 terms on it is a half to a fifth).
+//! than one of f32: its mean error is no larger (a test compares them; of 128 terms and more it is 0.14 to 0.59 of that).
 //!
 //! What differs from f32: an infinity makes NaN of what it meets, and a number from 3.3962e38 on counts as one; numbers and products below
 //! 1e-31 lose their last bits, and those below 1.2e-38 are 0.
@@ -50,7 +50,7 @@ type Tiles = [MaybeUninit<Row>];
 type Square = [__m512; SIDE];
 
 /// Whether the processor has such units and the system lets this process use them.
-pub(super) fn is_available() -> bool {
+fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const AMX_BF16: u32 = 1 << 22;
@@ -74,20 +74,20 @@ fn is_permitted() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// Whether [`multiply`] reads such a matrix: its rows or its columns lie number beside number.
-pub(super) fn reads(matrix: Matrix<'_>) -> bool {
-    matrix.is_by_rows() || matrix.transposed().is_by_rows()
+/// Whether [`multiply`] multiplies them: there are units, the rows or the columns of either matrix lie number beside number, and none has a side
+/// of 0. It depends on no number of rows or columns but 0.
+pub(super) fn multiplies(a: Matrix<'_>, b: Matrix<'_>) -> bool {
+    let reads = |matrix: Matrix<'_>| matrix.is_by_rows() || matrix.transposed().is_by_rows();
+    is_available() && reads(a) && reads(b) && [a.rows(), b.rows(), b.columns()].iter().all(|side| *side > 0)
 }
 
 /// `out = a·b`, or `out += a·b`, on this thread. An entry is the same sum whatever other entries are computed with it; where `out` lies by
 /// columns, the small products are added up in another order.
 ///
 /// # Panics
-/// Unless the units are available, the shapes fit, none of them has a side of 0, and the matrices can be read.
+/// Unless the shapes fit and [`multiplies`] says yes.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
-    assert!(is_available() && reads(a) && reads(b));
-    assert!(out.rows() == a.rows() && out.columns() == b.columns() && a.columns() == b.rows());
-    assert!(a.rows() > 0 && b.rows() > 0 && b.columns() > 0);
+    assert!(multiplies(a, b));
     if !out.is_by_rows() {
         let mut turned = out.block(0..a.rows(), 0..b.columns()).transposed();
         return multiply(&mut turned, into, b.transposed(), a.transposed());

@@ -266,14 +266,6 @@ impl<'a> MatrixMut<'a> {
 /// What only [`amx`] asks of a matrix.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl MatrixMut<'_> {
-    pub(super) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
     /// Whether the numbers of a row lie side by side.
     pub(super) fn is_by_rows(&self) -> bool {
         self.column_stride == 1
@@ -293,7 +285,8 @@ pub(super) enum Into {
 /// are computed with it, unless it stands in the only row or the only column of a product in the vector units.
 pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if amx::is_available() && amx::reads(a) && amx::reads(b) && a.columns > 0 {
+    if amx::multiplies(a, b) {
+        assert!(out.rows == a.rows && out.columns == b.columns && a.columns == b.rows);
         return amx::multiply(out, into, a, b);
     }
     multiply_in_vectors(out, into, a, b);
