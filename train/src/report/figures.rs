@@ -8,7 +8,7 @@ use super::plot::{Axis, Interval, Line, PlotError, bars, heat_map, intervals, li
 use crate::compare::Comparison;
 use crate::compare::statistics::Sample;
 use crate::inspect::Inspection;
-use crate::metrics::LayersRecord;
+use crate::metrics::{Curve, EvalRecord, LayerFigure, LayerQuantity, LayersRecord, Quantity, TrainRecord};
 
 /// Points of a line of training losses, at most.
 const LOSS_POINTS: usize = 120;
@@ -66,15 +66,23 @@ pub struct Table {
 
 /// Every figure for which there are records.
 pub fn all(subjects: &[Subject<'_>]) -> Result<Vec<Figure>, PlotError> {
-    let figures = [
-        perplexity(subjects)?,
-        training_loss(subjects)?,
-        by_layer(subjects, &VARIANCE)?,
-        by_layer(subjects, &GRADIENT_NORM)?,
-        gates(subjects)?,
-        skipped_layers(subjects)?,
-        angles(subjects)?,
-    ];
+    let mut figures = Vec::new();
+    for quantity in EvalRecord::QUANTITIES {
+        if let Some(curve) = &quantity.curve {
+            figures.push(of_evaluations(subjects, quantity, curve)?);
+        }
+    }
+    for quantity in TrainRecord::QUANTITIES {
+        if let Some(curve) = &quantity.curve {
+            figures.push(of_steps(subjects, quantity, curve)?);
+        }
+    }
+    for quantity in LayersRecord::QUANTITIES {
+        if let Some(figure) = &quantity.figure {
+            figures.push(by_layer(subjects, quantity, figure)?);
+        }
+    }
+    figures.extend([gates(subjects)?, skipped_layers(subjects)?, angles(subjects)?]);
     Ok(figures.into_iter().flatten().collect())
 }
 
@@ -144,9 +152,18 @@ pub fn change(value: f64) -> String {
     }
 }
 
-fn perplexity(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> {
-    let steps_of = |run: &RunRecords| run.metrics.eval.iter().map(|record| record.step).collect::<Vec<_>>();
+/// A number of the evaluations, with a band over the seeds.
+fn of_evaluations(
+    subjects: &[Subject<'_>],
+    quantity: &Quantity<EvalRecord>,
+    curve: &Curve,
+) -> Result<Option<Figure>, PlotError> {
     let runs = || subjects.iter().flat_map(|subject| &subject.runs);
+    let has_it = |record: &&EvalRecord| (quantity.read)(record).is_some();
+    let steps_of = |run: &RunRecords| -> Vec<u64> {
+        let records = run.metrics.eval.iter().filter(has_it);
+        records.map(|record| record.step).collect()
+    };
     let steps = runs().map(|run| steps_of(run)).max_by_key(Vec::len).unwrap_or_default();
     if steps.is_empty() {
         return Ok(None);
@@ -165,11 +182,8 @@ fn perplexity(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> {
                 row.push(number(tokens));
             }
             let of_run = |run: &&RunRecords| {
-                run.metrics
-                    .eval
-                    .iter()
-                    .find(|record| record.step == *step)
-                    .map(|r| r.perplexity)
+                let record = run.metrics.eval.iter().find(|record| record.step == *step)?;
+                (quantity.read)(record)
             };
             let values = spread(subject.runs.iter().filter_map(of_run));
             if let Some((mean, low, high)) = values {
@@ -187,13 +201,24 @@ fn perplexity(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> {
     } else {
         ""
     };
-    let title = "Validation perplexity";
+    Ok(Some(Figure {
+        title: curve.title,
+        caption: format!("{}{band} {}", curve.method, curve.reading).trim_end().into(),
+        panels: whole_and_late(curve, &drawn)?,
+        legend: Legend::Subjects,
+        table,
+    }))
+}
+
+/// Lines over the whole training, and over its second half: what remains at the end is small beside what was gained at the beginning.
+fn whole_and_late(curve: &Curve, drawn: &[Line]) -> Result<Vec<Panel>, PlotError> {
+    let title = curve.title;
     let draw = |what: &str, drawn: &[Line]| {
         let svg = lines(
             &format!("{title}, {what}"),
-            "Validation perplexity against training tokens, one line for each arm; the table has its numbers.",
+            &format!("{title} against training tokens, one line for each arm; the table has its numbers."),
             &Axis::linear("tokens"),
-            &Axis::log("perplexity"),
+            &vertical(curve),
             drawn,
         )?;
         Ok(Panel {
@@ -201,27 +226,22 @@ fn perplexity(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> {
             svg,
         })
     };
-    // What remains at the end is small beside what was gained at the beginning.
-    let end = drawn
-        .iter()
-        .flat_map(|line| &line.points)
-        .map(|point| point.0)
-        .fold(0.0, f64::max);
+    let points = drawn.iter().flat_map(|line| &line.points);
+    let end = points.map(|point| point.0).fold(0.0, f64::max);
     let late: Vec<Line> = drawn.iter().map(|line| line.after(end / 2.0)).collect();
-    let mut panels = vec![draw("the whole training", &drawn)?];
+    let mut panels = vec![draw("the whole training", drawn)?];
     if late.iter().any(|line| line.points.len() > 1) {
         panels.push(draw("its second half", &late)?);
     }
-    Ok(Some(Figure {
-        title,
-        caption: format!(
-            "exp of the mean loss over the validation tokens, at every evaluation, against the tokens trained on.{band} \
-             The scale is logarithmic, so that equal distances are equal differences of loss."
-        ),
-        panels,
-        legend: Legend::Subjects,
-        table,
-    }))
+    Ok(panels)
+}
+
+fn vertical(curve: &Curve) -> Axis {
+    if curve.is_logarithmic {
+        Axis::log(curve.axis)
+    } else {
+        Axis::linear(curve.axis)
+    }
 }
 
 fn line(ink: Ink) -> Line {
@@ -242,7 +262,12 @@ fn tokens_after(run: &RunRecords, step: u64) -> Option<f64> {
     }
 }
 
-fn training_loss(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> {
+/// A number of the steps, smoothed.
+fn of_steps(
+    subjects: &[Subject<'_>],
+    quantity: &Quantity<TrainRecord>,
+    curve: &Curve,
+) -> Result<Option<Figure>, PlotError> {
     let runs = || subjects.iter().flat_map(|subject| &subject.runs);
     let longest = runs().map(|run| run.metrics.train.len()).max().unwrap_or(0);
     if longest == 0 {
@@ -269,12 +294,12 @@ fn training_loss(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> 
                 let of_run = |run: &&'_ RunRecords| run.metrics.train.chunks(width).nth(bucket).map(<[_]>::to_vec);
                 subject.runs.iter().filter_map(of_run).flatten()
             };
-            let loss = mean(records().map(|record| record.loss));
+            let value = mean(records().filter_map(|record| (quantity.read)(&record)));
             line.points
-                .push((mean(records().map(|record| record.tokens as f64)), loss));
+                .push((mean(records().map(|record| record.tokens as f64)), value));
             if let Some(row) = shown.iter().position(|shown| *shown == bucket) {
-                table.rows[row].push(if loss.is_finite() {
-                    format!("{loss:.4}")
+                table.rows[row].push(if value.is_finite() {
+                    quantity.format.text(value)
                 } else {
                     "–".into()
                 });
@@ -282,25 +307,30 @@ fn training_loss(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> 
         }
         drawn.push(line);
     }
-    let title = "Training loss";
+    let title = curve.title;
     Ok(Some(Figure {
         title,
         caption: format!(
-            "Mean loss in nats per scored token, before each update, against the tokens trained on. Smoothed: each point is the mean over \
-             {width} steps{}, skipped steps left out.",
+            "{} Smoothed: each point is the mean over {width} steps{}, skipped steps left out.{}",
+            curve.method,
             if subjects.iter().any(|subject| subject.runs.len() > 1) {
                 " and all seeds"
             } else {
                 ""
+            },
+            if curve.reading.is_empty() {
+                String::new()
+            } else {
+                format!(" {}", curve.reading)
             },
         ),
         panels: vec![Panel {
             title: String::new(),
             svg: lines(
                 title,
-                "Training loss against training tokens, smoothed, one line for each arm.",
+                &format!("{title} against training tokens, smoothed, one line for each arm."),
                 &Axis::linear("tokens").with_range(Some((0.0, 0.0))),
-                &Axis::linear("loss (nats)"),
+                &vertical(curve),
                 &drawn,
             )?,
         }],
@@ -308,32 +338,6 @@ fn training_loss(subjects: &[Subject<'_>]) -> Result<Option<Figure>, PlotError> 
         table,
     }))
 }
-
-/// A quantity that training records of every layer.
-struct Quantity {
-    title: &'static str,
-    caption: &'static str,
-    x: &'static str,
-    y: &'static str,
-    of: fn(&LayersRecord) -> &Vec<Option<f64>>,
-}
-
-const VARIANCE: Quantity = Quantity {
-    title: "Variance of the residual stream",
-    caption: "Variance of all entries of the residual stream before each layer, and after the last, over the first micro-batch of a step, \
-              at three moments of training: the first, the middle and the last look that was recorded (arXiv 2506.22049).",
-    x: "before layer",
-    y: "variance",
-    of: |record| &record.variance,
-};
-
-const GRADIENT_NORM: Quantity = Quantity {
-    title: "Gradient norm by layer",
-    caption: "√Σ g² over all parameters of each layer, before clipping, at the same three moments.",
-    x: "layer",
-    y: "gradient norm",
-    of: |record| &record.grad_norm,
-};
 
 /// First, middle and last step at which the layers were looked at.
 fn moments(subjects: &[Subject<'_>]) -> Vec<u64> {
@@ -349,7 +353,7 @@ fn moments(subjects: &[Subject<'_>]) -> Vec<u64> {
 }
 
 /// Of every layer, the mean over the seeds at a step.
-fn layer_means(subject: &Subject<'_>, step: u64, of: fn(&LayersRecord) -> &Vec<Option<f64>>) -> Vec<f64> {
+fn layer_means(subject: &Subject<'_>, step: u64, of: fn(&LayersRecord) -> &[Option<f64>]) -> Vec<f64> {
     let looks = || {
         let at = |run: &&'_ RunRecords| run.metrics.layers.iter().position(|record| record.step == step);
         subject
@@ -362,14 +366,18 @@ fn layer_means(subject: &Subject<'_>, step: u64, of: fn(&LayersRecord) -> &Vec<O
     (0..layers).map(|layer| mean(value(layer))).collect()
 }
 
-fn by_layer(subjects: &[Subject<'_>], quantity: &Quantity) -> Result<Option<Figure>, PlotError> {
+fn by_layer(
+    subjects: &[Subject<'_>],
+    quantity: &LayerQuantity<LayersRecord>,
+    figure: &LayerFigure,
+) -> Result<Option<Figure>, PlotError> {
     let moments = moments(subjects);
     let values: Vec<Vec<Vec<f64>>> = moments
         .iter()
         .map(|step| {
             subjects
                 .iter()
-                .map(|subject| layer_means(subject, *step, quantity.of))
+                .map(|subject| layer_means(subject, *step, quantity.read))
                 .collect()
         })
         .collect();
@@ -384,14 +392,9 @@ fn by_layer(subjects: &[Subject<'_>], quantity: &Quantity) -> Result<Option<Figu
             .map(|(layer, value)| (layer as f64, *value))
             .collect()
     };
-    let y = Axis::log(quantity.y).with_range(Some((low, high)));
-    let x = Axis::linear(quantity.x);
-    let describe = |what: &str| {
-        format!(
-            "{} by layer, logarithmic, {what}; the table has its numbers.",
-            quantity.y
-        )
-    };
+    let y = Axis::log(figure.y).with_range(Some((low, high)));
+    let x = Axis::linear(figure.x);
+    let describe = |what: &str| format!("{} by layer, logarithmic, {what}; the table has its numbers.", figure.y);
     let (panels, legend) = match subjects {
         // The moments of one subject are lines of one drawing, those of several are drawings with a line for each.
         [_] => {
@@ -405,7 +408,7 @@ fn by_layer(subjects: &[Subject<'_>], quantity: &Quantity) -> Result<Option<Figu
                 })
                 .collect();
             let svg = lines(
-                quantity.title,
+                figure.title,
                 &describe("one line for each of three moments"),
                 &x,
                 &y,
@@ -433,7 +436,7 @@ fn by_layer(subjects: &[Subject<'_>], quantity: &Quantity) -> Result<Option<Figu
                     })
                     .collect();
                 let title = format!("step {step}");
-                let alone = format!("{} at {title}", quantity.title);
+                let alone = format!("{} at {title}", figure.title);
                 panels.push(Panel {
                     svg: lines(&alone, &describe("one line for each arm"), &x, &y, &drawn)?,
                     title,
@@ -443,7 +446,7 @@ fn by_layer(subjects: &[Subject<'_>], quantity: &Quantity) -> Result<Option<Figu
         }
     };
     let layers = values.iter().flatten().map(Vec::len).max().unwrap_or(0);
-    let first = [quantity.x.to_string()].into_iter();
+    let first = [figure.x.to_string()].into_iter();
     let mut table = Table {
         head: first.chain((0..layers).map(|layer| layer.to_string())).collect(),
         rows: Vec::new(),
@@ -459,8 +462,8 @@ fn by_layer(subjects: &[Subject<'_>], quantity: &Quantity) -> Result<Option<Figu
         }
     }
     Ok(Some(Figure {
-        title: quantity.title,
-        caption: format!("{}{}", quantity.caption, over_seeds(subjects)),
+        title: figure.title,
+        caption: format!("{}{}", figure.caption, over_seeds(subjects)),
         panels,
         legend,
         table,
