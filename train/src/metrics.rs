@@ -21,8 +21,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use quantity::{Curve, Format, LayerFigure, LayerQuantity, Quantity};
-pub(crate) use record::null_is_nan;
-pub use record::{EvalRecord, GateRange, LayersRecord, NoticeRecord, TrainRecord};
+pub use record::{EvalRecord, GateRange, LayersRecord, NoticeRecord, TrainRecord, null_is_nan};
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
