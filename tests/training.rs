@@ -77,7 +77,7 @@ fn every_scheme_trains_thirty_steps_from_every_initialisation() {
             let mut trainer = Trainer::<B>::new(
                 config.init(3, &FlexDevice),
                 optimizer,
-                Schedule::cosine(3e-3, 3, 30, 0.1),
+                Schedule::cosine(3e-3, 3, 30, 0.1).rates(),
             );
             let mut losses = Vec::new();
             for step in 0..30 {
@@ -122,7 +122,7 @@ fn a_step_of_the_newer_schemes_is_the_same_however_it_is_computed() {
                 let mut trainer = Trainer::<B>::new(
                     config.init(3, &FlexDevice),
                     optimizer,
-                    Schedule::cosine(3e-3, 0, 5, 0.1),
+                    Schedule::cosine(3e-3, 0, 5, 0.1).rates(),
                 );
                 let mut reports = Vec::new();
                 for step in 0..5 {

@@ -488,7 +488,7 @@ mod tests {
             cycles: 1,
             decay_fraction: 0.0,
         };
-        Trainer::new(model, optimizer, schedule)
+        Trainer::new(model, optimizer, schedule.rates())
     }
 
     fn step(trainer: Trainer<B>) -> Trainer<B> {

@@ -11,16 +11,19 @@ use burn::tensor::{DType, Int, Tensor};
 use gpas_model::weights::{NamedTensors, WeightsError};
 use gpas_model::{Llama, Progress, StepGradients, StepSums, TokenBatch};
 
+use crate::metrics::{GateRange, TrainRecord};
 use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms, module_paths};
-use crate::schedule::Schedule;
 
 /// A model in training with its optimizer and its place in the schedule.
 pub struct Trainer<B: AutodiffBackend> {
     model: Llama<B>,
     optimizer: ClippedAdam<B>,
-    schedule: Schedule,
+    schedule: RateOfStep,
     steps: u64,
 }
+
+/// The learning rate of a step, counted from 0.
+type RateOfStep = Box<dyn FnMut(u64) -> f64 + Send>;
 
 /// What one step tells of itself.
 #[derive(Clone, Debug)]
@@ -37,6 +40,53 @@ pub struct StepReport {
     pub gates: Vec<f64>,
     /// Why no update was made, if none was.
     pub skipped: Option<NotFinite>,
+}
+
+impl StepReport {
+    /// Reads what a step reports in one transfer, which waits for its backward pass.
+    pub(crate) fn read<B: AutodiffBackend>(
+        model: &Llama<B>,
+        loss: Tensor<B::InnerBackend, 1>,
+        gradients: &GradientsParams,
+        rate: f64,
+    ) -> Self {
+        let SquaredNorms { paths, sums } = SquaredNorms::of(model, gradients);
+        let gates = model.layers.iter().flat_map(|layer| &layer.gates);
+        let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
+        let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
+        let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
+        let (loss, rest) = (values[0], &values[1..]);
+        let (squares, gates) = rest.split_at(paths.len());
+        let named = paths.iter().map(String::as_str).zip(squares.iter().copied());
+        Self {
+            loss,
+            rate,
+            norms: GradientNorms::from_squares(named),
+            parameter_norms: paths
+                .iter()
+                .cloned()
+                .zip(squares.iter().map(|square| square.sqrt()))
+                .collect(),
+            gates: gates.to_vec(),
+            skipped: None,
+        }
+    }
+
+    /// The record of the step after which `step` steps are done and `tokens` tokens scored.
+    pub(crate) fn record(&self, step: u64, tokens: u64, tokens_per_s: f64) -> TrainRecord {
+        let skipped = self.skipped.is_some();
+        TrainRecord {
+            step,
+            loss: if skipped { f64::NAN } else { self.loss },
+            lr: self.rate,
+            tokens,
+            tokens_per_s,
+            grad_norm: self.norms.global,
+            gate_grad_norm: self.norms.gates,
+            gates: GateRange::of(&self.gates),
+            skipped,
+        }
+    }
 }
 
 /// The first thing of a step that is no finite number, in the order in which a step computes them.
@@ -58,12 +108,39 @@ pub enum NotFinite {
 }
 
 impl<B: AutodiffBackend> Trainer<B> {
-    /// A trainer at its first step.
-    pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: Schedule) -> Self {
+    /// A trainer at its first step. `schedule` gives the learning rate of each step, counted from 0: a recipe's
+    /// [`Schedule::rates`](crate::schedule::Schedule::rates), or any function. A run that goes on asks from where it stands, so that the
+    /// rate is to depend on the number of the step alone.
+    ///
+    /// # Examples
+    /// Three steps on one batch, at a rate that halves.
+    /// ```
+    /// use burn::backend::Autodiff;
+    /// use burn::tensor::Tensor;
+    /// use burn_flex::{Flex, FlexDevice};
+    /// use gpas_model::{LlamaConfig, TokenBatch};
+    /// use gpas_train::optimizer::OptimizerConfig;
+    /// use gpas_train::trainer::Trainer;
+    ///
+    /// let model = LlamaConfig::new(32, 16, 32, 2, 2).init::<Autodiff<Flex>>(1, &FlexDevice);
+    /// let mut trainer = Trainer::new(model, OptimizerConfig::default(), |step| 1e-2 * 0.5f64.powi(step as i32));
+    /// let mut losses = Vec::new();
+    /// for _ in 0..3 {
+    ///     let batch = TokenBatch {
+    ///         ids: Tensor::from_ints([[1, 2, 3, 4]], &FlexDevice),
+    ///         targets: Tensor::from_ints([[2, 3, 4, 5]], &FlexDevice),
+    ///     };
+    ///     let (next, report) = trainer.step([batch], 4);
+    ///     trainer = next;
+    ///     losses.push(report.loss);
+    /// }
+    /// assert!(losses[2] < losses[0]);
+    /// ```
+    pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: impl FnMut(u64) -> f64 + Send + 'static) -> Self {
         Self {
             model,
             optimizer: ClippedAdam::new(optimizer),
-            schedule,
+            schedule: Box::new(schedule),
             steps: 0,
         }
     }
@@ -84,6 +161,11 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// The model as it is now.
     pub fn model(&self) -> &Llama<B> {
         &self.model
+    }
+
+    /// The model, the training over.
+    pub fn into_model(self) -> Llama<B> {
+        self.model
     }
 
     /// The optimizer's moments, on the host.
@@ -111,7 +193,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         let Self {
             model,
             mut optimizer,
-            schedule,
+            mut schedule,
             steps,
         } = self;
         let progress = Progress::after(steps);
@@ -122,7 +204,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             sums.add(batch.ids, batch.targets);
         }
         let StepGradients { loss, gradients } = sums.finish().expect("a step has at least one micro-batch");
-        let mut report = report(&model, loss, &gradients, schedule.rate(steps));
+        let mut report = StepReport::read(&model, loss, &gradients, schedule(steps));
         let model = if report.loss.is_finite() && report.norms.global.is_finite() {
             optimizer.step(report.rate, model, gradients, &report.norms)
         } else {
@@ -136,35 +218,6 @@ impl<B: AutodiffBackend> Trainer<B> {
             steps: steps + 1,
         };
         (trainer, report)
-    }
-}
-
-/// Reads what a step reports in one transfer, which waits for its backward pass.
-fn report<B: AutodiffBackend>(
-    model: &Llama<B>,
-    loss: Tensor<B::InnerBackend, 1>,
-    gradients: &GradientsParams,
-    rate: f64,
-) -> StepReport {
-    let SquaredNorms { paths, sums } = SquaredNorms::of(model, gradients);
-    let gates = model.layers.iter().flat_map(|layer| &layer.gates);
-    let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
-    let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
-    let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
-    let (loss, rest) = (values[0], &values[1..]);
-    let (squares, gates) = rest.split_at(paths.len());
-    let named = paths.iter().map(String::as_str).zip(squares.iter().copied());
-    StepReport {
-        loss,
-        rate,
-        norms: GradientNorms::from_squares(named),
-        parameter_norms: paths
-            .iter()
-            .cloned()
-            .zip(squares.iter().map(|square| square.sqrt()))
-            .collect(),
-        gates: gates.to_vec(),
-        skipped: None,
     }
 }
 

@@ -14,7 +14,10 @@ use clap::Args;
 /// The backends that only have to build, each without the others; of Vulkan, more is asked.
 const BACKENDS: [&str; 5] = ["flex", "ndarray", "wgpu", "metal", "cuda"];
 
-/// Check formatting, packages, lints, documentation, every backend's feature, and run the README's tests, then those on Vulkan
+/// The programs that show the libraries to others; each checks what it shows.
+const EXAMPLES: [&str; 2] = ["run_with_observer", "own_metric"];
+
+/// Check formatting, packages, lints, documentation, every backend's feature, and run the README's tests, the examples, then the tests on Vulkan
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask ci
@@ -103,12 +106,18 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
         "vulkan",
         "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck -- --nocapture",
     );
+    let examples = Step::new(
+        "examples",
+        EXAMPLES
+            .map(|example| format!("cargo run --release --locked --package gpas-train --example {example}"))
+            .join(" && "),
+    );
     if quick {
         return vec![format, lints, tests];
     }
     let mut steps = vec![format, package, lints, documentation];
     steps.extend(backends);
-    steps.extend([tests, vulkan]);
+    steps.extend([tests, examples, vulkan]);
     steps
 }
 

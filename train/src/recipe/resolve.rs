@@ -64,6 +64,55 @@ pub struct RecipeOptions {
     pub set: Vec<String>,
 }
 
+impl RecipeOptions {
+    /// With a normalisation scheme.
+    pub fn scheme(mut self, name: &str) -> Self {
+        self.scheme = Some(name.into());
+        self
+    }
+
+    /// With a value for a recipe key; a later one replaces an earlier one.
+    pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.set.push(format!("{key}={}", value.into()));
+        self
+    }
+
+    /// The recipe: these options over the defaults.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its key.
+    pub fn resolve(self) -> Result<Recipe, RecipeError> {
+        resolve(None, &self)
+    }
+}
+
+impl Recipe {
+    /// A recipe of a size, to be changed and then resolved, by the same rules as one from the command line.
+    ///
+    /// # Examples
+    /// ```
+    /// use gpas_train::recipe::Recipe;
+    ///
+    /// let recipe = Recipe::preset("nano")
+    ///     .scheme("sandwich_gpas")
+    ///     .set("train.lr", 5e-4)
+    ///     .set("train.steps", 200)
+    ///     .set("train.optimizer", "adamw")
+    ///     .resolve()?;
+    /// assert_eq!((recipe.train.lr, recipe.train.steps), (5e-4, 200));
+    ///
+    /// let error = Recipe::preset("nano").set("train.rate", 5e-4).resolve().unwrap_err();
+    /// assert!(error.to_string().contains("train.rate"));
+    /// # Ok::<(), gpas_train::recipe::RecipeError>(())
+    /// ```
+    pub fn preset(name: &str) -> RecipeOptions {
+        RecipeOptions {
+            preset: Some(name.into()),
+            ..RecipeOptions::default()
+        }
+    }
+}
+
 /// The recipe of a command line: the defaults, over them `file` (a path, or the name of a shipped recipe), over it the options.
 ///
 /// # Errors

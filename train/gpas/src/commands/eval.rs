@@ -10,11 +10,12 @@ use gpas_data::batch::Windows;
 use gpas_data::store::PreparedData;
 
 use super::opened::OpenedRun;
-use super::train::{data_directory, data_sha256};
+use super::train::data_directory;
 use gpas_serve::task::{Item, TaskReport, read_task};
 use gpas_train::backend::{BackendChoice, BackendTask, Selected};
 use gpas_train::evaluate::{ValidationText, evaluate};
 use gpas_train::metrics::{EvalRecord, Record};
+use gpas_train::run::data_sha256;
 use gpas_train::training::{TrainingError, check_vocabulary, validation_windows};
 
 /// Evaluate a run's newest checkpoint on validation text, or at a likelihood task

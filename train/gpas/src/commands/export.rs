@@ -8,12 +8,12 @@ use clap::Args;
 use gpas_data::store::PreparedData;
 
 use super::opened::OpenedRun;
-use super::train::{data_directory, data_sha256};
+use super::train::data_directory;
 use gpas_exchange::ExchangeError;
 use gpas_exchange::export::{Export, Format, SHARD_BYTES};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::Recipe;
-use gpas_train::run::RunInfo;
+use gpas_train::run::{RunInfo, data_sha256};
 
 /// Write a run's model as a directory that transformers loads
 #[derive(Debug, Args)]

@@ -134,7 +134,7 @@ pub fn compare_with_training<B: AutodiffBackend>(
 
 /// The training of a golden, through the step of every run.
 fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Device) -> Trained<B> {
-    let mut trainer = Trainer::new(model, golden.optimizer, golden.schedule);
+    let mut trainer = Trainer::new(model, golden.optimizer, golden.schedule.rates());
     let mut losses = Vec::new();
     for step in golden.steps() {
         let scored = step.iter().map(HostBatch::scored).sum();
