@@ -233,6 +233,8 @@ fn every_cpu_backend_that_is_compiled_in_trains() {
             place.does(&format!("train tiny.toml --backend {backend} -o {backend}"));
             let run: Value = serde_json::from_str(&place.read(&format!("{backend}/run.json"))).unwrap();
             assert_eq!(run["backend"], backend);
+        } else {
+            println!("skipped: {backend} is not built in");
         }
     }
 }
@@ -334,7 +336,9 @@ fn bench_prints_the_keys_of_its_peers() {
     let [low, ratio, high] = ["low", "ratio", "high"].map(|key| line["versus"][key].as_f64().unwrap());
     assert!(0.0 < low && low <= ratio && ratio <= high, "{line}");
     assert_eq!(line["versus"]["scheme"], "pre");
-    if !cfg!(feature = "profile") {
+    if cfg!(feature = "profile") {
+        println!("skipped: the profiler is built in, so `--profile` is not refused");
+    } else {
         place.refuses(
             "bench --preset nano --batch 1 --seq 8 --steps 1 --warmup 0 --vocab 64 --profile",
             "this program was built without the profiler",
@@ -466,6 +470,8 @@ fn a_backend_that_is_not_there_is_refused_with_the_feature_that_brings_it() {
                 &format!("backend `{backend}` is not part of this program"),
                 &format!("build with `--features {backend}`"),
             );
+        } else {
+            println!("skipped: {backend} is built in");
         }
     }
     if cfg!(feature = "flex") {

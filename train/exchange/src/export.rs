@@ -22,6 +22,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use gpas_data::store::PreparedData;
 use gpas_data::tokenizer::Tokenizer;
+use gpas_model::compare::largest_difference;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use gpas_model::{LlamaConfig, Precision, Progress};
 use half::bf16;
@@ -512,16 +513,4 @@ fn logits<B: Backend>(
         model.logits(ids, progress).into_data().iter::<f32>().collect()
     };
     Ok(texts.iter().map(logits).collect())
-}
-
-/// NaN if any of the differences is.
-fn largest_difference(expected: &[f32], found: &[f32]) -> f64 {
-    let differences = expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs()));
-    differences.fold(0.0, |largest, difference| {
-        if difference.is_nan() || difference > largest {
-            difference
-        } else {
-            largest
-        }
-    })
 }

@@ -239,6 +239,7 @@ mod tests {
     use super::*;
     use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
+    use gpas_model::compare::{largest_difference, largest_magnitude};
     use gpas_model::{GateActivation, GateSite};
 
     /// With an ε that does not matter, so that what is left is rounding.
@@ -277,10 +278,6 @@ mod tests {
         let ids: Vec<i32> = (0..24).map(|at| at * 7 % 40).collect();
         let ids = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice).reshape([2, 12]);
         model.logits(ids, progress()).into_data().into_vec().unwrap()
-    }
-
-    fn largest(a: &[f32], b: &[f32]) -> f32 {
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
     /// Within the warm-up of some layers of `prores`, and past that of others.
@@ -327,13 +324,16 @@ mod tests {
                     let folded = fold(&config, tensors, progress()).unwrap();
                     assert_eq!(folded.config.scheme.to_string(), "pre");
                     let after = logits(&folded.config, &folded.tensors);
-                    let difference = largest(&before, &after);
+                    let difference = largest_difference(&after, &before);
                     assert!(
                         difference < 2e-5,
                         "{scheme} {site:?} {per_sublayer} {act:?}: {difference}"
                     );
-                    let size = largest(&before, &vec![0.0; before.len()]);
+                    let size = largest_magnitude(&before);
                     assert!(size > 0.3, "{size}: there is something to compare");
+                    let mut broken = after;
+                    broken[7] = f32::NAN;
+                    assert!(largest_difference(&broken, &before).is_nan());
                 }
             }
         }
@@ -349,7 +349,7 @@ mod tests {
         let folded = fold(&config, tensors, progress()).unwrap();
         let turned: Vec<f32> = norm.iter().map(|weight| -weight).collect();
         assert_eq!(folded.tensors["model.norm.weight"].values, turned);
-        assert!(largest(&before, &logits(&folded.config, &folded.tensors)) < 1e-5);
+        assert!(largest_difference(&logits(&folded.config, &folded.tensors), &before) < 1e-5);
     }
 
     #[test]
@@ -400,6 +400,6 @@ mod tests {
         let tensors = tensors(&config, &GATES);
         let before = logits(&config, &tensors);
         let folded = fold(&config, tensors, progress()).unwrap();
-        assert!(largest(&before, &logits(&folded.config, &folded.tensors)) < 1e-4);
+        assert!(largest_difference(&logits(&folded.config, &folded.tensors), &before) < 1e-4);
     }
 }

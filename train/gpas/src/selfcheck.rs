@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Int, Tensor};
+use gpas_model::compare::largest_difference;
 use gpas_model::loss::loss_with_gradients;
 use gpas_model::{LlamaConfig, Precision, Scheme};
 use serde::Serialize;
@@ -26,7 +27,7 @@ use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
 use gpas_train::recipe::RecipeOptions;
 use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
-use parity::{Measure, Tolerances, compare, largest};
+use parity::{Measure, Tolerances, compare};
 
 /// What became of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -316,7 +317,12 @@ const LOSSES: [f64; 20] = [
 fn like_flex<B: AutodiffBackend>(tolerances: &Tolerances, device: &B::Device) -> Check {
     let losses = train::<B>(Precision::F32, LOSSES.len(), device, |_| ());
     let name = "20 steps: losses against those of flex";
-    Check::at_most(name, largest(&losses, &LOSSES), tolerances.loss, "difference")
+    Check::at_most(
+        name,
+        largest_difference(&losses, &LOSSES),
+        tolerances.loss,
+        "difference",
+    )
 }
 
 /// Training in a format with bfloat16 against that in f32, on the same device.
@@ -332,7 +338,7 @@ fn bfloat16<B: AutodiffBackend>(selected: Selected, precision: Precision, device
     // On flex the first differs by 4e-4, the second, whose weights are rounded too, by 0.02.
     let allowed = if precision == Precision::Bf16 { 5e-3 } else { 0.1 };
     let losses = |precision| train::<B>(precision, LOSSES.len(), device, |_| ());
-    match largest(&losses(precision), &losses(Precision::F32)) {
+    match largest_difference(&losses(precision), &losses(Precision::F32)) {
         0.0 => Check::without_figure(
             name,
             Status::Fail,
@@ -426,6 +432,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use gpas_model::compare::largest;
 
     type Flex = burn::backend::Autodiff<burn_flex::Flex>;
 
@@ -433,7 +440,10 @@ mod tests {
     fn the_losses_are_those_of_flex() {
         let losses = train::<Flex>(Precision::F32, LOSSES.len(), &burn_flex::FlexDevice, |_| ());
         println!("{losses:?}");
-        assert!(largest(&losses, &LOSSES) < 0.5 * Tolerances::F32.loss, "{losses:?}");
+        assert!(
+            largest_difference(&losses, &LOSSES) < 0.5 * Tolerances::F32.loss,
+            "{losses:?}"
+        );
     }
 
     /// Products in bfloat16 are eight times as coarse as in TF32, which no processor has: what is allowed for TF32 is more than an eighth of
@@ -448,7 +458,7 @@ mod tests {
                 let share = shares
                     .entry(measure.what.replace("training losses", "loss"))
                     .or_default();
-                *share = share.max(measure.found / measure.allowed);
+                *share = largest([*share, measure.found / measure.allowed]);
             }
         }
         println!("{shares:?}");

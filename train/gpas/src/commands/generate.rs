@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::opened::OpenedRun;
-use gpas_serve::generate::{Finish, Request, Sequence, TOGETHER, encode};
+use gpas_serve::generate::{Finish, GenerationOptions, Sequence, TOGETHER, encode};
 use gpas_serve::inference::check_ids;
 use gpas_serve::sampler::Sampling;
 use gpas_train::backend::{BackendChoice, BackendTask};
@@ -105,7 +105,7 @@ pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
     };
     let opened = OpenedRun::open(&args.run, backend)?;
     let context = opened.context(args.context)?;
-    let request = Request {
+    let options = GenerationOptions {
         max_tokens: args.max_tokens,
         sampling,
         seed: args.seed,
@@ -116,7 +116,7 @@ pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
     selected.run(Generation {
         opened,
         prompts,
-        request,
+        options,
         context,
         json: args.json,
     })?
@@ -151,7 +151,7 @@ fn read_prompts(path: &Path) -> Result<Vec<String>> {
 struct Generation {
     opened: OpenedRun,
     prompts: Vec<String>,
-    request: Request,
+    options: GenerationOptions,
     context: usize,
     json: bool,
 }
@@ -198,17 +198,17 @@ impl BackendTask for Generation {
                     finish: "",
                     prompt_tokens: ids.len(),
                     tokens: 0,
-                    seed: self.request.seed,
+                    seed: self.options.seed,
                 };
-                let sequence = generator.sequence(generator.prompt(ids)?, self.request.clone())?;
+                let sequence = generator.sequence(generator.prompt(ids)?, self.options.clone())?;
                 running.push((text, index, sequence));
             }
             let mut sequences: Vec<_> = running.iter_mut().map(|(_, _, sequence)| sequence).collect();
-            let steps = generator.step(&mut sequences)?;
-            for ((text, _, _), step) in running.iter_mut().zip(steps) {
-                text.text += &step.text;
-                if one && !step.text.is_empty() {
-                    write!(out, "{}", step.text)?;
+            let pieces = generator.step(&mut sequences)?;
+            for ((text, _, _), piece) in running.iter_mut().zip(pieces) {
+                text.text += &piece.text;
+                if one && !piece.text.is_empty() {
+                    write!(out, "{}", piece.text)?;
                     out.flush()?;
                 }
             }

@@ -14,7 +14,7 @@ use clap::Args;
 use super::opened::OpenedRun;
 use gpas_serve::generate::TOGETHER;
 use gpas_serve::server::worker::work;
-use gpas_serve::server::{Limits, Service, seconds_since_1970, serve, url};
+use gpas_serve::server::{Limits, ServedModel, seconds_since_1970, serve};
 use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::signals::{Stop, StopRequest};
 
@@ -108,7 +108,7 @@ impl BackendTask for Serving {
         let model = self.opened.model::<B>(&device)?;
         let (vocab, context) = (self.opened.config.vocab, self.context);
         let (jobs, taken) = sync_channel(self.queue);
-        let service = Service {
+        let served = ServedModel {
             name: self.name,
             created: seconds_since_1970(),
             tokenizer: self.opened.tokenizer.clone(),
@@ -125,9 +125,9 @@ impl BackendTask for Serving {
         let mut out = std::io::stdout();
         writeln!(
             out,
-            "serving {} ({context} tokens of context) on {}",
-            service.name,
-            url(self.listener.local_addr()?)
+            "serving {} ({context} tokens of context) on http://{}",
+            served.name,
+            self.listener.local_addr()?
         )?;
         out.flush()?;
         let cancel = AtomicBool::new(false);
@@ -135,7 +135,7 @@ impl BackendTask for Serving {
         // The model works on this thread, the rest on others.
         thread::scope(|scope| {
             let _guard = StopAtEnd(&stop);
-            let server = scope.spawn(|| serve(self.listener, service, &stop, &cancel));
+            let server = scope.spawn(|| serve(self.listener, served, &stop, &cancel));
             work(&generator, &taken, self.together, &cancel);
             match server.join() {
                 Ok(served) => Ok(served?),

@@ -4,6 +4,7 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_model::compare::{largest, largest_difference, largest_magnitude};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use gpas_model::{Llama, LlamaConfig, Progress};
 
@@ -103,8 +104,7 @@ pub fn compare_with_training<B: AutodiffBackend>(
     let model: Llama<B> = config.init(0, device).with_tensors(config, &golden.parameters)?;
     let states = model.hidden_states(golden.batch.on::<B>(device).ids, Progress::COMPLETE);
     let states = states.into_iter().map(host).zip(&golden.hidden);
-    let hidden = states.map(|(found, expected)| difference(&found, expected));
-    let hidden = hidden.fold(0.0, larger);
+    let hidden = largest(states.map(|(found, expected)| difference(&found, expected)));
     let logits = difference(
         &host(model.logits(golden.batch.on::<B>(device).ids, Progress::COMPLETE)),
         &golden.logits,
@@ -112,13 +112,14 @@ pub fn compare_with_training<B: AutodiffBackend>(
 
     let (loss, gradients) = backward(&model, &golden.batch, device);
     let gradients = gradients_by_name(&model, &gradients, config);
-    let peak_of_model = golden.gradients.values().map(peak).fold(0.0, f64::max);
+    let peak = |tensor: &HostTensor| largest_magnitude(&tensor.values);
+    let peak_of_model = largest(golden.gradients.values().map(peak));
     let gradient = largest_by_name(&gradients, &golden.gradients, |found, expected| {
         difference(found, expected) / peak(expected).max(0.2 * peak_of_model)
     });
 
     let (losses, model) = train(model);
-    let training_loss = largest(&losses, &golden.training_losses);
+    let training_loss = largest_difference(&losses, &golden.training_losses);
     let trained = largest_by_name(&model.valid().to_tensors(config), &golden.trained, difference);
 
     let measure = |what, found, allowed| Measure { what, found, allowed };
@@ -204,39 +205,12 @@ fn gradients_by_name<B: AutodiffBackend>(
     named
 }
 
-/// The larger of two differences, where one that is no number is larger than any.
-fn larger(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
-}
-
-/// The largest difference between two lists; no number if they are not equally long.
-pub(super) fn largest(found: &[f64], expected: &[f64]) -> f64 {
-    if found.len() != expected.len() {
-        return f64::NAN;
-    }
-    let differences = found
-        .iter()
-        .zip(expected)
-        .map(|(found, expected)| (found - expected).abs());
-    differences.fold(0.0, larger)
-}
-
 /// The largest difference between the entries of two tensors; no number if they have not one shape.
 fn difference(found: &HostTensor, expected: &HostTensor) -> f64 {
     if found.shape != expected.shape {
         return f64::NAN;
     }
-    let pairs = found.values.iter().zip(&expected.values);
-    pairs
-        .map(|(found, expected)| f64::from((found - expected).abs()))
-        .fold(0.0, larger)
-}
-
-fn peak(tensor: &HostTensor) -> f64 {
-    tensor
-        .values
-        .iter()
-        .fold(0.0, |peak, value| peak.max(f64::from(value.abs())))
+    largest_difference(&found.values, &expected.values)
 }
 
 /// The largest difference over all tensors, as `measure` has it; no number if the names differ.
@@ -249,9 +223,7 @@ fn largest_by_name(
         return f64::NAN;
     }
     let pairs = found.values().zip(expected.values());
-    pairs
-        .map(|(found, expected)| measure(found, expected))
-        .fold(0.0, larger)
+    largest(pairs.map(|(found, expected)| measure(found, expected)))
 }
 
 #[cfg(test)]
@@ -273,8 +245,8 @@ mod tests {
         assert!(passes(difference(&tensor(&[1.0, 2.0]), &tensor(&[1.5, 2.0]))));
         assert!(!passes(difference(&tensor(&[1.0]), &tensor(&[1.0, 2.0]))));
         assert!(!passes(difference(&tensor(&[f32::NAN, 2.0]), &tensor(&[1.0, 2.0]))));
-        assert!(!passes(largest(&[0.0, f64::NAN, 0.0], &[0.0; 3])));
-        assert!(!passes(largest(&[0.0], &[0.0; 3])));
+        assert!(!passes(largest_difference(&[0.0, f64::NAN, 0.0], &[0.0; 3])));
+        assert!(!passes(largest_difference(&[0.0], &[0.0; 3])));
         let named = |name: &str| NamedTensors::from([(name.to_string(), tensor(&[1.0]))]);
         assert!(passes(largest_by_name(&named("a"), &named("a"), difference)));
         assert!(!passes(largest_by_name(&named("a"), &named("b"), difference)));
