@@ -19,7 +19,7 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use crate::memory::peak_memory;
 use crate::profile::{ProfileError, Profiler, Share};
 use gpas_train::backend::{BackendTask, Selected};
-use gpas_train::recipe::{Recipe, RecipeOptions, resolve};
+use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, resolve};
 use gpas_train::trainer::Trainer;
 use gpas_train::training::{TrainingError, check_precision};
 
@@ -52,7 +52,7 @@ impl Candidate {
     ///
     /// # Errors
     /// If an option is wrong, or the sizes do not fit together.
-    pub fn new(options: &RecipeOptions, vocab: usize) -> anyhow::Result<Self> {
+    pub fn new(options: &RecipeOptions, vocab: usize) -> Result<Self, RecipeError> {
         let recipe = resolve(None, options)?;
         let config = recipe.llama(vocab)?;
         Ok(Self { recipe, config })

@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Result;
 use clap::Args;
 use gpas_data::store::PreparedData;
 use indicatif::HumanBytes;
 
 use crate::benchmark::generation::GenerationBenchmark;
 use crate::benchmark::{Benchmark, Candidate};
+use crate::failure::Result;
 use crate::options::RecipeArgs;
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::RecipeOptions;

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use clap::Args;
 use gpas_data::store::PreparedData;
 use indicatif::{HumanCount, HumanDuration};
 
+use super::provenance::{data_directory, data_sha256};
 use super::report;
-use super::train::{begin, data_directory, data_sha256, execute, go_on};
+use super::train::{begin, execute, go_on};
 use crate::benchmark::{Benchmark, Candidate};
 use crate::dashboard::covers_terminal;
+use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
 use crate::screen::restore;
 use gpas_report::compare::{CompareError, Comparison, FinishedRun, Plan, PlannedRun, may_differ, plain};
@@ -80,7 +81,7 @@ impl CompareArgs {
             table.seeds.clone_from(&self.seeds);
         }
         for text in &self.vary {
-            let (key, values) = parse_values(text).context("--vary")?;
+            let (key, values) = parse_values(text).map_err(Failure::during("--vary"))?;
             table.vary.insert(key, values);
         }
         table.baseline = self.baseline.clone().or(table.baseline);
@@ -108,7 +109,7 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
     }
 
     let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
-    let stop = StopRequest::listen(on_leave).context("cannot listen to signals")?;
+    let stop = StopRequest::listen(on_leave).map_err(Failure::during("cannot listen to signals"))?;
     let mut finished = Vec::new();
     for (index, (run, standing)) in plan.runs.iter().zip(&standings).enumerate() {
         let path = plan.path(run);
@@ -136,7 +137,7 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
                 }
                 // A result as any other.
                 Err(error) if diverged(&error) => say(&format!("{}: {error}", plan.name(run))),
-                Err(error) => return Err(error.context(plan.name(run))),
+                Err(error) => return Err(Failure::during::<Failure>(plan.name(run))(error)),
             }
         }
         finished.push(FinishedRun::read(index, &RunDirectory::open(&path)?)?);
@@ -158,8 +159,8 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-fn diverged(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(TrainingError::NotFinite { .. }))
+fn diverged(error: &Failure) -> bool {
+    matches!(error.downcast(), Some(TrainingError::NotFinite { .. }))
 }
 
 /// How far a run has come.
@@ -262,7 +263,7 @@ fn dry_run(plan: &Plan, standings: &[Standing], selected: Selected) -> Result<()
             profile: false,
             selected,
         };
-        let report = selected.run(benchmark)?.with_context(|| arm.name.clone())?;
+        let report = selected.run(benchmark)?.map_err(Failure::during(&arm.name))?;
         seconds.push(steps * report.fastest_step_s);
     }
     let mut out = std::io::stdout().lock();

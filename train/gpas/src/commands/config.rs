@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::{Args, Subcommand};
 use gpas_model::{LlamaConfig, Preset};
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
+use crate::failure::Result;
 use crate::options::RecipeArgs;
 use gpas_train::recipe::{Recipe, SHIPPED, resolve};
 

@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
 use clap::{Args, Subcommand};
 use gpas_data::prepare::{PrepareOptions, Validation, prepare};
 use gpas_data::source::{ReadOptions, Skipped};
 use gpas_data::store::{inspect, verify};
+
+use crate::failure::Result;
 
 /// Prepare text for training, and look at prepared data.
 #[derive(Debug, Args)]

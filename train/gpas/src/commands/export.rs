@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::Args;
 use gpas_data::store::PreparedData;
 
 use super::opened::OpenedRun;
-use super::train::{data_directory, data_sha256};
+use super::provenance::{data_directory, data_sha256};
+use crate::failure::Result;
 use gpas_exchange::ExchangeError;
 use gpas_exchange::export::{Export, NumberFormat, SHARD_BYTES};
 use gpas_train::backend::BackendChoice;

@@ -5,13 +5,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::opened::OpenedRun;
+use crate::failure::{Failure, Hint, Result};
 use gpas_serve::generate::{Finish, Request, Sequence, TOGETHER, encode};
 use gpas_serve::inference::check_ids;
 use gpas_serve::sampler::Sampling;
@@ -122,28 +122,40 @@ pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
     })?
 }
 
+/// Why a file has no prompts to go on from.
+#[derive(Debug, thiserror::Error)]
+enum PromptsError {
+    #[error("{0}: neither a string nor an object with a `prompt`")]
+    NoPrompt(String),
+    #[error("{0} has no prompt")]
+    Empty(PathBuf),
+}
+
+impl Hint for PromptsError {
+    fn hint(&self) -> Option<String> {
+        None
+    }
+}
+
 /// The prompts of a file.
 fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = fs::read_to_string(path).map_err(Failure::during(path.display()))?;
     let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
     let prompt = |(index, line): (usize, &str)| -> Result<String> {
+        let at = format!("{}:{}", path.display(), index + 1);
         if !is_json {
             return Ok(line.to_string());
         }
-        let value: Value = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
+        let value: Value = serde_json::from_str(line).map_err(Failure::during(&at))?;
         match value.as_str().or(value["prompt"].as_str()) {
             Some(prompt) => Ok(prompt.to_string()),
-            None => bail!(
-                "{}:{}: neither a string nor an object with a `prompt`",
-                path.display(),
-                index + 1
-            ),
+            None => Err(PromptsError::NoPrompt(at).into()),
         }
     };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let prompts: Vec<String> = lines.map(prompt).collect::<Result<_>>()?;
     if prompts.is_empty() {
-        bail!("{} has no prompt", path.display());
+        return Err(PromptsError::Empty(path.to_path_buf()).into());
     }
     Ok(prompts)
 }

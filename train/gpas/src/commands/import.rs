@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::Args;
 use gpas_data::store::PreparedData;
 
-use super::train::{data_sha256, facts};
+use super::provenance::{data_sha256, facts};
+use crate::failure::Result;
 use gpas_exchange::import::{Import, ImportOptions};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::RecipeOptions;

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Args;
 
+use crate::failure::Result;
 use crate::selfcheck::{Check, Status, check};
 use gpas_train::backend::BackendChoice;
 

@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
 use super::opened::OpenedRun;
+use crate::failure::{Failure, Result};
 use gpas_serve::generate::TOGETHER;
 use gpas_serve::server::worker::work;
 use gpas_serve::server::{Limits, Service, seconds_since_1970, serve, url};
@@ -57,7 +57,7 @@ pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
     let opened = OpenedRun::open(&args.run, backend)?;
     let context = opened.context(args.context)?;
     let address = SocketAddr::new(args.host, args.port);
-    let listener = TcpListener::bind(address).with_context(|| address.to_string())?;
+    let listener = TcpListener::bind(address).map_err(Failure::during(address))?;
     if !args.host.is_loopback() {
         eprintln!(
             "warning: anybody who reaches {} may use the model; there is no password",

@@ -4,13 +4,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
 use clap::{Args, Subcommand};
 use gpas_data::DataError;
 use gpas_data::bpe::train_bpe;
 use gpas_data::source::Documents;
 
 use super::data::{ReadArgs, report_skipped};
+
+use crate::failure::Result;
 
 /// Make a tokenizer of one's own.
 #[derive(Debug, Args)]
