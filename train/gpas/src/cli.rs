@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
     keep_freed_memory();
     let result = match Cli::try_parse() {
         Ok(cli) => run(cli),
-        // What our own types refuse is told as everything else is.
+        // An unknown backend is reported as every other error is: with its cause and its hint.
         Err(error) => match error.source().and_then(|cause| cause.downcast_ref::<BackendError>()) {
             Some(cause) => Err(cause.clone().into()),
             None => error.exit(),
@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // Whoever read the output has seen enough.
+        // The reader of our output has closed it, as `head` does; that is no failure.
         Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");

@@ -98,7 +98,7 @@ struct VerifyArgs {
 /// Runs `gpas data`.
 ///
 /// # Errors
-/// Those of the data, each one line; the cause is a [`gpas_data::DataError`], which has a hint.
+/// If a source or prepared data cannot be read or is damaged, or prepared data cannot be written.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
         DataCommand::Prepare(args) => run_prepare(args),

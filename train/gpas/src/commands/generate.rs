@@ -186,7 +186,7 @@ impl BackendTask for Generation {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let model = self.opened.model::<B>(&device)?;
         let generator = self.opened.generator(&model, self.context);
-        // All of them first: nothing is said before everything has been checked.
+        // Every prompt is checked before the first text is printed.
         let mut waiting: VecDeque<(usize, Vec<u32>)> = VecDeque::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
             let ids = encode(generator.tokenizer, prompt)?;
@@ -235,7 +235,7 @@ impl BackendTask for Generation {
                 text.tokens = sequence.made();
                 texts[index] = Some(text);
             }
-            // In the order of the prompts, each as soon as its turn has come.
+            // Texts are printed in the order of the prompts, each as soon as those before it are complete.
             while let Some(text) = texts.get_mut(printed).and_then(Option::take) {
                 printed += 1;
                 if one {

@@ -52,7 +52,7 @@ pub fn run(args: &ReportArgs, backend: Option<BackendChoice>) -> Result<()> {
 
 /// The report of a run, with a look at its newest checkpoint if there can be one.
 pub(super) fn of_run(run: &RunDirectory, backend: Option<BackendChoice>) -> Result<PathBuf> {
-    // The numbers of the run do not depend on it.
+    // A failure here is only a warning: the other parts of the report do not depend on the layers.
     if let Err(error) = inspect(run, backend) {
         eprintln!(
             "warning: {}: the layers cannot be looked at: {error}",

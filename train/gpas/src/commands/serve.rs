@@ -81,7 +81,7 @@ pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
     })?
 }
 
-/// Stops the server when the model no longer works, be it by a panic: nobody is left waiting.
+/// Stops the server when the model's thread ends, by a panic too, so that no client waits for an answer that will not come.
 struct StopAtEnd<'a>(&'a StopRequest);
 
 impl Drop for StopAtEnd<'_> {
@@ -132,7 +132,7 @@ impl BackendTask for Serving {
         out.flush()?;
         let cancel = AtomicBool::new(false);
         let generator = self.opened.generator(&model, context);
-        // The model works on this thread, the rest on others.
+        // The model runs on this thread, the server on others.
         thread::scope(|scope| {
             let _guard = StopAtEnd(&stop);
             let server = scope.spawn(|| serve(self.listener, service, &stop, &cancel));
