@@ -258,6 +258,24 @@ fn what_config_show_prints_is_a_recipe_that_train_takes() {
 }
 
 #[test]
+fn what_config_keys_prints_is_the_default_recipe_explained() {
+    let place = Place::prepared();
+    let keys = place.does("config keys");
+    place.write("keys.toml", &keys);
+    assert_eq!(place.does("config show keys.toml"), place.does("config show"));
+    let list: Value = serde_json::from_str(&place.does("config keys --json")).unwrap();
+    let warmup = list.as_array().unwrap().iter().find(|key| key["key"] == "train.warmup");
+    let expected = serde_json::json!({
+        "key": "train.warmup",
+        "doc": "Steps from rate 0 to the highest.",
+        "allowed": "a whole number of steps or a fraction from 0 to below 1",
+        "default": "a tenth of `train.steps`",
+        "may_change": false,
+    });
+    assert_eq!(warmup, Some(&expected));
+}
+
+#[test]
 fn a_run_keeps_a_recipe_that_trains_it_again() {
     let place = Place::prepared();
     place.does("train tiny.toml --scheme post_pre_gpas --set train.lr=5e-3 -o first");

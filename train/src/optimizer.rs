@@ -21,10 +21,12 @@ use burn::tensor::{DType, ElementConversion, Tensor, TensorData};
 use gpas_model::fast::{AdamStep, sum_of_squares};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 /// Which rule applies weight decay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam (arXiv 1412.6980): decay is part of the gradient.
     #[default]

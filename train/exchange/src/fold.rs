@@ -17,11 +17,11 @@
 //! | `after_norm` | norm `· s` |
 //! | `after_module` | output projection `· s` |
 //!
-//! So are factors on a branch that have nothing to do with a gate: the λ of `layerscale` multiply the rows of the output projection, and so
-//! does what the warm-up of `prores` had come to.
+//! Factors on a branch that have nothing to do with a gate are folded too: the λ of `layerscale` and the warm-up factor that `prores` has
+//! reached multiply the rows of the output projection.
 //!
-//! A scale of 0 on the stream loses what came before it, and no weights of a stock model do that. The one thing that is not exact is the
-//! norms' ε, which does not scale with the stream: it acts as `ε / c²` would. Everything is computed in f64 and rounded once.
+//! A scale of 0 on the stream loses what came before it, which no weights of a stock model can do: it is an error. Folding is exact but for
+//! the norms' ε, which does not scale with the stream: it acts as `ε / c²` would. Everything is computed in f64 and rounded once.
 
 use gpas_model::scheme::GatePlace;
 use gpas_model::weights::{HostTensor, NamedTensors};
@@ -195,7 +195,7 @@ fn gate_values(
 }
 
 fn multiply(tensors: &mut NamedTensors, name: &str, factor: f64) -> Result<(), ExchangeError> {
-    // What needs no change keeps its bits.
+    // Weights that need no change keep their bits.
     if factor == 1.0 {
         return Ok(());
     }
@@ -242,7 +242,7 @@ mod tests {
     use gpas_model::compare::{largest_difference, largest_magnitude};
     use gpas_model::{GateActivation, GateSite};
 
-    /// With an ε that does not matter, so that what is left is rounding.
+    /// With an ε so small that only rounding is left as a difference.
     fn config(scheme: &str) -> LlamaConfig {
         LlamaConfig::new(40, 16, 48, 4, 5)
             .with_kv_heads(Some(2))
@@ -386,7 +386,7 @@ mod tests {
             zero,
             "the gates cannot be folded: the gate of layer 2 scales the stream by 0"
         );
-        // Off the stream, a scale of 0 is as good as any.
+        // A scale of 0 that is not on the stream can be folded.
         let branch = relu.with_site(GateSite::AfterModule);
         assert_eq!(refused(config("pre_gpas").with_gate(branch), &[1.0]), "");
         let tiny = refused(config("pre_gpas").with_gate(relu), &[1.0 - 1e-7]);

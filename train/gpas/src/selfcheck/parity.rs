@@ -11,7 +11,7 @@ use gpas_model::{Llama, LlamaConfig, Progress};
 use super::golden::{Golden, HostBatch};
 use gpas_train::trainer::Trainer;
 
-/// What a backend may differ by.
+/// The largest differences that are allowed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerances {
     /// An entry of a hidden state.
@@ -27,7 +27,7 @@ pub struct Tolerances {
 }
 
 impl Tolerances {
-    /// Where every product is in f32. A float64 run of the same cases differs from the float32 goldens by at most 1.5e-5 in logits, 5.5e-6
+    /// For backends that compute every product in f32. A float64 run of the same cases differs from the float32 goldens by at most 1.5e-5 in logits, 5.5e-6
     /// of the model's largest gradient entry, 8e-7 in training losses and 3.2e-5 in a trained weight.
     pub const F32: Self = Self {
         hidden: 3e-5,
@@ -37,8 +37,8 @@ impl Tolerances {
         trained: 2e-4,
     };
 
-    /// Where products are in f32 and functions such as the exponential are as exact as a graphics interface promises, which is some ten
-    /// units in the last place.
+    /// For backends that compute products in f32, and functions such as the exponential as exactly as a graphics interface promises: to
+    /// about ten units in the last place.
     pub const GRAPHICS: Self = Self {
         hidden: 1e-4,
         logits: 1e-4,
@@ -47,7 +47,7 @@ impl Tolerances {
         trained: 1e-3,
     };
 
-    /// Where products may be in TF32, whose factors have ten bits after the first.
+    /// For backends whose products may be in TF32, which rounds factors to ten bits after the leading one.
     pub const TF32: Self = Self {
         hidden: 2.5e-2,
         logits: 2e-2,
@@ -60,16 +60,16 @@ impl Tolerances {
 /// The largest difference of one kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measure {
-    /// What differs.
+    /// Which quantity differs.
     pub what: &'static str,
-    /// By how much.
+    /// The largest difference that was found.
     pub found: f64,
-    /// By how much it may.
+    /// The largest difference that is allowed.
     pub allowed: f64,
 }
 
 impl Measure {
-    /// Whether the difference is small enough; one that is no number is not.
+    /// Whether the difference is allowed. NaN is not.
     pub fn passes(&self) -> bool {
         self.found <= self.allowed
     }
@@ -230,7 +230,7 @@ fn largest_by_name(
 mod tests {
     use super::*;
 
-    /// What is missing, of another shape or no number passes nothing.
+    /// Tensors that are missing, have another shape or hold NaN fail.
     #[test]
     fn what_cannot_be_compared_does_not_pass() {
         let tensor = |values: &[f32]| HostTensor {
