@@ -325,8 +325,12 @@ fn count_scored<B: Backend>(targets: Tensor<B, 2, Int>) -> usize {
 #[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
+    use burn::backend::Autodiff;
+    use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+    use burn::optim::GradientsParams;
+    use burn::tensor::TensorData;
+    use burn_flex::{Flex, FlexDevice};
     use gpas_host::check::{Tracked, assert_close, gradients};
-    use burn_flex::FlexDevice;
 
     /// Over rows of more than one task, some of which come more than once.
     #[test]
@@ -336,5 +340,33 @@ mod tests {
         let [fused, plain] = gradients(model.look_up(ids.clone()), model.embedding.forward(ids));
         let table = model.embedding.weight.val();
         assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
+    }
+
+    /// Whoever asks Burn to compute some operations again gets tensor operations, which it does that with.
+    #[test]
+    fn balanced_checkpointing_gives_the_same_gradients() {
+        type Balanced = Autodiff<Flex, BalancedCheckpointing>;
+
+        fn step<B: AutodiffBackend<InnerBackend = Flex>>() -> (Llama<B>, GradientsParams) {
+            let config = LlamaConfig::new(50, 24, 40, 2, 2).with_scheme("sandwich_gpas".parse().unwrap());
+            let model = config.init::<B>(1, &Default::default());
+            let tokens = |times: usize| {
+                let ids: Vec<i64> = (0..60).map(|i| (i * times % 50) as i64).collect();
+                Tensor::from_data(TensorData::new(ids, [3, 20]), &Default::default())
+            };
+            let found = model.backward(tokens(7), tokens(11), 60, Progress::COMPLETE);
+            (model, found.gradients)
+        }
+        assert!(!gpas_host::runs::<Balanced>());
+        let ((fused, of_fused), (plain, of_plain)) = (step::<Tracked>(), step::<Balanced>());
+        for (fused, plain) in fused.layers.iter().zip(&plain.layers) {
+            let weights = |layer: &Block<_>| [&layer.attention.query, &layer.mlp.down].map(|linear| linear.weight.id);
+            let found = weights(fused).map(|id| of_fused.get::<Flex, 2>(id).unwrap());
+            let ids = [&plain.attention.query, &plain.mlp.down].map(|linear| linear.weight.id);
+            let expected = ids.map(|id| of_plain.get::<Flex, 2>(id).unwrap());
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert_close(found, expected, "weight");
+            }
+        }
     }
 }

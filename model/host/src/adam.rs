@@ -9,11 +9,11 @@ use crate::vector::{CHUNK, LANES, sum_lanes, vectorised};
 /// One update: `g ← factor·g + decay·w`, `m ← β₁·m + (1 − β₁)·g`, `v ← β₂·v + (1 − β₂)·g²`, `w ← keep·w − step_size·m / (√v + ε)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
-    /// What clips the gradient.
+    /// The factor that clips the gradient.
     pub factor: f32,
-    /// Decay as part of the gradient; 0 for none.
+    /// Weight decay as a part of the gradient; 0 for none.
     pub decay: f32,
-    /// What decay apart from the gradient leaves of a weight; 1 for none.
+    /// The factor of decoupled weight decay on a weight; 1 for none.
     pub keep: f32,
     /// β₁ and β₂.
     pub betas: [f32; 2],
@@ -26,10 +26,10 @@ pub struct AdamStep {
 }
 
 impl AdamStep {
-    /// The next weight, m and v, in the place of those that are given.
+    /// The next weight, m and v, written in the place of those that are given.
     ///
     /// # Errors
-    /// The tensors as they were, where they are not f32 in the memory of this process.
+    /// The tensors as they were, where one of them is not f32, row by row, in the memory of this process.
     #[allow(clippy::type_complexity, reason = "weight, m and v")]
     pub fn apply<B: Backend>(
         &self,

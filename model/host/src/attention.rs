@@ -22,8 +22,8 @@ use crate::vector::{dot, exp, exp_and_sum, max, vectorised};
 /// Rows of a block.
 const ROWS: usize = 64;
 
-/// What the heads mix of the queries, keys and values of sequences of one length, which stand side by side in a token's row. `tables` are
-/// the cosines and the sines of the rotation, in which the halves of a head are the two coordinates that are turned.
+/// Causal attention within sequences of one length. The queries, keys and values of a token stand side by side in its row; `tables` are the
+/// cosines and the sines of the rotation, which turns the first half of a head against the second.
 ///
 /// # Shapes
 /// - projected: `[batch · seq, (heads + 2 · kv_heads) · d]`
@@ -98,13 +98,13 @@ impl Turn<'_> {
         );
     }
 
-    /// The other way round, into the rows of a gradient.
+    /// The gradient of [`forward`](Self::forward), into the rows of a head.
     fn backward(&self, values: &[f32], scale: f32, out: MatrixMut<'_>) {
         turn_back(values, self.cos, self.sin, self.head_dim, scale, out);
     }
 }
 
-/// What a thread works in, all of it of one head.
+/// The buffers of a thread, each for one head.
 struct Scratch {
     /// Turned and scaled queries, `[seq, d]`.
     q: Vec<f32>,
@@ -112,7 +112,7 @@ struct Scratch {
     k: Vec<f32>,
     /// Room for the transpose of the keys.
     turned_k: Vec<MaybeUninit<f32>>,
-    /// Room for that of the values.
+    /// Room for the transpose of the values.
     turned_v: Vec<MaybeUninit<f32>>,
     of_q: Vec<f32>,
     of_k: Vec<f32>,
@@ -283,7 +283,7 @@ impl Operation<3> for CausalAttention {
                         }
                         turn.backward(&room.of_q, scale, of_query);
                     }
-                    // The queries were scaled already.
+                    // The queries were scaled before they met the keys.
                     turn.backward(&room.of_k, 1.0, of_key);
                 },
             );
@@ -299,7 +299,7 @@ vectorised! {
     fn softmax(scores: &'a mut [f32], first: usize, log_sums: &'a mut [f32]) -> () {
         let columns = scores.len() / log_sums.len();
         for (seen, (row, log_sum)) in (first + 1..).zip(scores.chunks_exact_mut(columns).zip(log_sums)) {
-            // The whole row, so that it is whole vectors: what comes later adds nothing.
+            // All columns, so that the loops run over whole vectors: exp(−∞) adds nothing to the sum.
             row[seen..].fill(f32::NEG_INFINITY);
             let largest = max(row);
             let sum = exp_and_sum(row, largest);

@@ -152,7 +152,7 @@ pub(crate) fn carry<B: Backend>(
     sum: FloatTensor<B>,
 ) -> FloatTensor<Autodiff<B>> {
     let nodes = pair.each_ref().map(|tensor| tensor.node.clone());
-    // They count until the result is part of the graph: see `run_tracked`.
+    // Both inputs count until the result is part of the graph: see `run_tracked`.
     let _counts = pair.each_ref().map(|tensor| tensor.rc.clone());
     let [y, _] = pair.map(|tensor| tensor.primitive);
     let prepared = Backward::<B, 2>::prepare::<NoCheckpointing>(Carry, nodes);

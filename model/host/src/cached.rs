@@ -1,7 +1,7 @@
 //! Attention of new tokens to the keys and values that their sequences have kept.
 //!
-//! A token reads each key and each value of its sequence once, so its time grows with the length as they do, and nothing that was kept is
-//! copied.
+//! A token reads each key and each value of its sequence once, and nothing that was kept is copied, so its time is linear in the length of
+//! the sequence.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Shape, Tensor};
@@ -16,9 +16,9 @@ use crate::vector::{add, add_four, dot, exp_and_sum, max, vectorised};
 #[derive(Clone, Debug)]
 pub struct HostCache {
     heads: Heads,
-    /// Of each key-value head, `[tokens, head_dim]`.
+    /// For each key-value head, `[tokens, head_dim]`.
     keys: Vec<Vec<f32>>,
-    /// Of each key-value head, `[tokens, head_dim]`.
+    /// For each key-value head, `[tokens, head_dim]`.
     values: Vec<Vec<f32>>,
 }
 
@@ -152,7 +152,7 @@ struct Asking<'a> {
     position: usize,
 }
 
-/// What the heads of new tokens `[tokens, (heads + 2 · kv_heads) · d]` mix, `[tokens, heads · d]`.
+/// Attention of new tokens `[tokens, (heads + 2 · kv_heads) · d]` to what their sequences have kept, `[tokens, heads · d]`.
 fn attend(projected: &[f32], heads: Heads, asking: &[Asking<'_>], tables: Tables<'_>) -> (Vec<f32>, Shape) {
     /// Numbers that are worth more than one thread.
     const PARALLEL: usize = 1 << 16;

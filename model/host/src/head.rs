@@ -162,7 +162,7 @@ struct Chunk<'a> {
     seq: usize,
 }
 
-/// Of one row and one block of logits.
+/// The maximum and the sum of one row within one block of logits.
 #[derive(Clone, Copy, Default)]
 struct Part {
     max: f32,

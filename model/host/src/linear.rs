@@ -120,7 +120,8 @@ impl<const N: usize> Operation<N> for Linear {
     }
 }
 
-/// Rows of a thread. No strip has one row, unless there are no more: the vector units have another way for that, which may round otherwise.
+/// Rows of a thread. A strip has a single row only where there are no more: `gemm` multiplies a single row in another way, which may round
+/// differently.
 fn strip(rows: usize, threads: usize) -> usize {
     let mut strip = rows.div_ceil(threads);
     while strip < rows && (strip == 1 || rows % strip == 1) {

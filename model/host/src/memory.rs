@@ -86,7 +86,8 @@ mod tests {
         assert_eq!(unsafe { assume_written(&mut scratch) }, [2.0; 3]);
         let mut numbers = [1.0, 2.0];
         // SAFETY: a number is written.
-        unsafe { as_blank(&mut numbers) }[1].write(3.0);
+        let blank = unsafe { as_blank(&mut numbers) };
+        blank[1].write(3.0);
         assert_eq!(numbers, [1.0, 3.0]);
     }
 }

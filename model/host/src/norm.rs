@@ -37,7 +37,7 @@ struct Norm {
 }
 
 impl Operation<2> for Norm {
-    /// The stream too: what it has led to besides has come back before.
+    /// The stream's gradient is summed too: it adds to the part that has come back along the residual.
     fn first_summed(&self) -> usize {
         0
     }

@@ -61,8 +61,8 @@ impl Operation<1> for SwiGlu {
     }
 }
 
-/// Numbers that are handled at once. Blocks of their own need no check that the halves of a row do not overlap, without which there is one
-/// number at a time.
+/// Numbers that are handled at once. Results in an array of their own cannot overlap the halves of a row, which the compiler would else have
+/// to check for, and would then handle one number at a time.
 const BLOCK: usize = 16;
 
 vectorised! {

@@ -37,7 +37,7 @@ pub(crate) const CHUNK: usize = 1 << 15;
 /// `eˣ` to a relative error of 2e-7 (Cephes' polynomial): 1.2e-38 below −87.3, NaN of NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Adding it rounds to an integer, which then stands in the lowest bits.
+    // Adding this number rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, of which the first times a small integer is exact.
     const LN2_HIGH: f32 = 0.693_359_4;

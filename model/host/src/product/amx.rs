@@ -184,7 +184,7 @@ fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, sto
     }
 }
 
-/// What the units are told of their eight registers (`LDTILECFG` in Intel's manual).
+/// The shapes of the eight registers (`LDTILECFG` in Intel's manual).
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -197,7 +197,7 @@ struct Configuration {
 /// The units of this thread, with eight registers of 16 rows of 64 bytes. Dropped, it gives the registers back, so that the system need not
 /// keep them when another thread runs.
 struct Units {
-    /// Of this thread only.
+    /// The registers belong to one thread, so this stays on it.
     thread: PhantomData<*const ()>,
 }
 
@@ -472,7 +472,7 @@ mod tests {
         (0..count).map(|_| one()).collect()
     }
 
-    /// Of each entry, the sum of its terms and that of their sizes.
+    /// The sum of the terms of each entry, and the sum of their sizes.
     fn exact(a: &[f32], b: &[f32], [rows, inner, columns]: [usize; 3]) -> Vec<(f64, f64)> {
         let entry = |at: usize| {
             let (row, column) = (at / columns, at % columns);
