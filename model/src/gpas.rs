@@ -185,8 +185,13 @@ impl<B: Backend> Gpas<B> {
     /// # Shapes
     /// - input and output: any
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        fast::gate(&x, &self.gate.val(), self.act.value_and_derivative(), self.stop_gradient)
-            .unwrap_or_else(|| self.in_tensor_operations(x))
+        fast::gate(
+            &x,
+            &self.gate.val(),
+            self.act.value_and_derivative(),
+            self.stop_gradient,
+        )
+        .unwrap_or_else(|| self.in_tensor_operations(x))
     }
 
     /// GPAS of a sum, for which one walk over memory is enough where both are there.

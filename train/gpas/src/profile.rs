@@ -159,11 +159,7 @@ mod tests {
     fn a_stack_is_of_the_kind_that_tells_most() {
         let stack = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
-            kind(&stack(&[
-                "x4x6",
-                "gemm_f32::gemm",
-                "gpas_host::head::Head::chunk"
-            ])),
+            kind(&stack(&["x4x6", "gemm_f32::gemm", "gpas_host::head::Head::chunk"])),
             "matmul"
         );
         assert_eq!(
