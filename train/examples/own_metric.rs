@@ -54,10 +54,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let place = tempfile::tempdir()?;
     let data = text::prepared(place.path())?;
     let recipe = Recipe::preset("nano")
-        .set("data.seq_len", 32)
-        .set("train.batch", 4)
-        .set("train.steps", 40)
-        .set("train.lr", 1e-2)
+        .with("data.seq_len", 32)
+        .with("train.batch", 4)
+        .with("train.steps", 40)
+        .with("train.lr", 1e-2)
         .resolve()?;
 
     let metric = SmoothLoss::default();

@@ -23,12 +23,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let place = tempfile::tempdir()?;
     let data = text::prepared(place.path())?;
     let recipe = Recipe::preset("nano")
-        .scheme("pre_gpas")
-        .set("data.seq_len", 32)
-        .set("train.batch", 4)
-        .set("train.steps", STEPS as i64)
-        .set("train.lr", 1e-2)
-        .set("eval.every", 20)
+        .with("model.scheme", "pre_gpas")
+        .with("data.seq_len", 32)
+        .with("train.batch", 4)
+        .with("train.steps", STEPS)
+        .with("train.lr", 1e-2)
+        .with("eval.every", 20)
         .resolve()?;
 
     let losses = Rc::new(RefCell::new(Vec::new()));

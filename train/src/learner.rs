@@ -62,7 +62,7 @@ type OpenDisplay = Box<dyn FnOnce(&Interrupter) -> Box<dyn MetricsRenderer>>;
 /// use gpas_train::metrics::Record;
 /// use gpas_train::recipe::Recipe;
 ///
-/// let recipe = Recipe::preset("nano").set("train.lr", 1e-3).set("train.steps", 200).resolve()?;
+/// let recipe = Recipe::preset("nano").with("train.lr", 1e-3).with("train.steps", 200).resolve()?;
 /// let data = PreparedData::open("prepared".as_ref())?;
 /// let outcome = TrainingRun::new(recipe, data, "runs/first")?
 ///     .observe(|record: &Record| {
@@ -409,22 +409,22 @@ mod tests {
     use crate::signals::Stop;
     use crate::training::End;
 
-    const STEPS: i64 = 12;
+    const STEPS: u64 = 12;
     const FLEX: BackendChoice = BackendChoice::Named(BackendName::Flex, 0);
 
     fn recipe() -> Recipe {
         Recipe::preset("nano")
-            .scheme("pre_gpas")
-            .set("model.hidden", 16)
-            .set("model.intermediate", 32)
-            .set("model.heads", 2)
-            .set("model.layers", 2)
-            .set("data.seq_len", SEQ as i64)
-            .set("train.steps", STEPS)
-            .set("train.batch", 4)
-            .set("train.micro_batch", 2)
-            .set("train.lr", 1e-2)
-            .set("eval.every", 4)
+            .with("model.scheme", "pre_gpas")
+            .with("model.hidden", 16)
+            .with("model.intermediate", 32)
+            .with("model.heads", 2)
+            .with("model.layers", 2)
+            .with("data.seq_len", SEQ)
+            .with("train.steps", STEPS)
+            .with("train.batch", 4)
+            .with("train.micro_batch", 2)
+            .with("train.lr", 1e-2)
+            .with("eval.every", 4)
             .resolve()
             .unwrap()
     }
@@ -494,7 +494,7 @@ mod tests {
             .metric_valid_numeric(of_evaluations.clone())
             .run(FLEX)
             .unwrap();
-        assert_eq!((outcome.end, outcome.step), (End::Complete, STEPS as u64));
+        assert_eq!((outcome.end, outcome.step), (End::Complete, STEPS));
         let seen = of_steps.0.0.lock().unwrap().clone();
         assert_eq!((seen.len(), &seen), (STEPS as usize, &*observed.borrow()));
         assert!(

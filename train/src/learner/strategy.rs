@@ -371,8 +371,8 @@ mod tests {
     #[test]
     fn an_epoch_is_what_lies_between_two_evaluations() {
         let recipe = Recipe::preset("nano")
-            .set("train.steps", 10)
-            .set("eval.every", 4)
+            .with("train.steps", 10)
+            .with("eval.every", 4)
             .resolve()
             .unwrap();
         let place = |step| {

@@ -1,17 +1,17 @@
 //! `gpas train`: a run from a recipe, the default run on the built-in corpus, or a run that is gone on with.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
 use clap::Args;
-use gpas_data::corpus::default_corpus;
 use gpas_data::store::PreparedData;
 use indicatif::HumanDuration;
 
+use super::provenance::data_directory;
 use crate::dashboard::{Dashboard, DisplayArgs, Notices};
+use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
 use gpas_report::tensorboard::EventFile;
 use gpas_report::write_run;
@@ -56,7 +56,7 @@ pub struct TrainArgs {
 /// Anything wrong with the recipe, the data, the backend or the disk.
 pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
     let dashboard = args.display.dashboard();
-    let stop = StopRequest::listen(dashboard.on_leave()).context("cannot listen to signals")?;
+    let stop = StopRequest::listen(dashboard.on_leave()).map_err(Failure::during("cannot listen to signals"))?;
     let (run, selected) = match &args.recipe {
         Some(path) if args.resume => {
             let run = RunDirectory::open(path)?;
@@ -128,7 +128,7 @@ pub(super) fn execute(
     };
     // The run is whole without it.
     if let Err(error) = reported {
-        eprintln!("warning: no report: {error:#}");
+        eprintln!("warning: no report: {error}");
     }
     let outcome = outcome?;
     let _ = tell(&outcome, begin);
@@ -159,17 +159,6 @@ pub(super) fn go_on(
         eprintln!("warning: {damage}; passed over");
     }
     Ok((run, selected))
-}
-
-/// The prepared data of a recipe; the built-in corpus, made on first use, where it names none.
-///
-/// # Errors
-/// If the corpus cannot be made.
-pub fn data_directory(recipe: &Recipe) -> Result<PathBuf> {
-    match &recipe.data.path {
-        Some(path) => Ok(path.clone()),
-        None => Ok(default_corpus(Path::new(env!("CARGO_MANIFEST_DIR")), false)?),
-    }
 }
 
 fn tell(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {
