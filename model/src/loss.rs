@@ -7,12 +7,10 @@
 //! Products are in the number format of the [`Precision`]; softmax, loss and sums are in f32 in every one.
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use gpas_batch::IGNORE_INDEX;
 
 use crate::host;
 use crate::precision::Precision;
-
-/// A target that is not scored, as in PyTorch.
-pub const IGNORE_INDEX: i64 = -100;
 
 /// Numbers in one chunk of logits: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
 const CHUNK_NUMBERS: usize = 1 << 23;

@@ -453,7 +453,6 @@ fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 mod tests {
     use super::*;
     use burn::backend::Autodiff;
-    use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::{Precision, TokenBatch};
 
@@ -493,12 +492,10 @@ mod tests {
 
     fn step(trainer: Trainer<B>) -> Trainer<B> {
         let index = trainer.steps() as usize;
-        let ids: Vec<i32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as i32).collect();
-        let tensor = |ids: &[i32]| Tensor::<B, 1, Int>::from_ints(ids, &FlexDevice).reshape([2, TOKENS / 2]);
-        let batch = TokenBatch {
-            ids: tensor(&ids[..TOKENS]),
-            targets: tensor(&ids[1..]),
-        };
+        let ids: Vec<u32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as u32).collect();
+        let targets: Vec<i32> = ids[1..].iter().map(|id| id.cast_signed()).collect();
+        let rows = ids[..TOKENS].chunks(TOKENS / 2).zip(targets.chunks(TOKENS / 2));
+        let batch = TokenBatch::from_rows(rows, &FlexDevice).unwrap();
         trainer.step([batch], TOKENS).0
     }
 

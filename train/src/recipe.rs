@@ -12,7 +12,7 @@ mod shipped;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use gpas_data::batch::WindowMode;
+use gpas_data::WindowMode;
 use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};

@@ -19,7 +19,8 @@ use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_in_pieces};
 use super::memory::{Blank, assume_written, scratch};
 use super::vector::{exp, exp_and_sum, max, vectorised};
 use super::{Gradient, Wanted, floats_mut, matrix, primitive, tensor};
-use crate::loss::{IGNORE_INDEX, LossGradients};
+use crate::loss::LossGradients;
+use gpas_batch::IGNORE_INDEX;
 
 /// Columns of a block, so many that a chunk's block of logits stays in a core's cache.
 const BLOCK: usize = 256;
@@ -203,7 +204,7 @@ impl Head<'_> {
                     })
                     .collect();
                 for (row, loss) in losses.iter_mut().enumerate() {
-                    if targets[row] != IGNORE_INDEX {
+                    if targets[row] != i64::from(IGNORE_INDEX) {
                         let whole = whole_row(&blocks, row);
                         *loss = whole.max - of_targets[row] + whole.sum.ln();
                     }
@@ -288,7 +289,7 @@ impl Head<'_> {
             .map(|row| {
                 let whole = whole_row(&parts, row);
                 let target = targets[row];
-                if target == IGNORE_INDEX {
+                if target == i64::from(IGNORE_INDEX) {
                     return Part {
                         max: whole.max,
                         sum: 0.0,

@@ -1,7 +1,7 @@
 //! Text as it comes out of a model: whole characters from tokens that may hold parts of them, and the strings at which it stops.
 
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 
 /// Tokens that are decoded together with the next one, since the text of a token depends on what stands before it.
 const CONTEXT: usize = 8;

@@ -395,7 +395,7 @@ impl TryFrom<Table> for Recipe {
 mod tests {
     use super::*;
     use crate::schedule::ScheduleKind;
-    use gpas_data::batch::WindowMode;
+    use gpas_data::WindowMode;
 
     fn args(set: &[&str]) -> RecipeOptions {
         RecipeOptions {

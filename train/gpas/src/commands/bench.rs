@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 use indicatif::HumanBytes;
 
 use crate::benchmark::generation::GenerationBenchmark;

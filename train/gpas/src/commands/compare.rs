@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 use indicatif::{HumanCount, HumanDuration};
 
 use super::report;

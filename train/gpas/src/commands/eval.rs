@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
-use gpas_data::batch::Windows;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
+use gpas_data::Windows;
 
 use super::opened::OpenedRun;
 use super::train::{data_directory, data_sha256};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 
 use super::opened::OpenedRun;
 use super::train::{data_directory, data_sha256};

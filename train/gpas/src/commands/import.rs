@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 
 use super::train::{data_sha256, facts};
 use gpas_exchange::import::{Import, Request};

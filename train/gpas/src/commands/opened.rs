@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 use gpas_model::{Llama, LlamaConfig, Progress};
 
 use gpas_serve::generate::Generator;

@@ -7,8 +7,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use gpas_data::PreparedData;
 use gpas_data::corpus::default_corpus;
-use gpas_data::store::PreparedData;
 use gpas_model::LlamaConfig;
 use indicatif::HumanDuration;
 use sha2::{Digest, Sha256};

@@ -1,7 +1,7 @@
 //! OpenAI's `/v1/completions` as data: what a request may ask, and what an answer says.
 
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
