@@ -71,10 +71,10 @@ pub use cache::Cache;
 pub use config::{ConfigError, Initialisation, LlamaConfig, Preset};
 pub use cost::TrainingMemory;
 pub use gpas::{GateActivation, GateSite, Gpas, GpasConfig};
+pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 #[cfg(feature = "train")]
 pub use llama::LossOutput;
-pub use llama::{Llama, StepGradients, StepSums, TokenBatch};
-pub use loss::IGNORE_INDEX;
+pub use llama::{Llama, StepGradients, StepSums};
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use precision::Precision;

@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_data::aside::AsideDirectory;
 use gpas_model::weights::{NamedTensors, SafetensorsFile, WeightsError, write_safetensors};
 use gpas_model::{Llama, LlamaConfig};
 use serde::{Deserialize, Serialize};
@@ -164,23 +165,11 @@ impl Snapshot {
     /// # Errors
     /// If the disk does not take it; older checkpoints are then untouched.
     pub fn write(&self, folder: &Path, keep: usize) -> Result<PathBuf, CheckpointError> {
-        let aside = folder.join(format!(".step-{}", self.state.step));
-        let written = self.write_aside(&aside).map_err(|cause| {
-            // What was written of it only takes room that the owner may need.
-            let _ = fs::remove_dir_all(&aside);
-            CheckpointError::Write {
-                path: aside.clone(),
-                cause,
-            }
-        });
-        written?;
         let done = folder.join(format!("step-{}", self.state.step));
-        let place = || -> io::Result<()> {
-            if done.exists() {
-                fs::remove_dir_all(&done)?;
-            }
-            fs::rename(&aside, &done)?;
-            sync(folder)?;
+        let write = || -> io::Result<()> {
+            let aside = AsideDirectory::in_place_of(&done)?;
+            self.write_into(aside.path())?;
+            aside.publish()?;
             let best = self.state.best.map(|best| best.step);
             let old = newest_first(folder)?.into_iter().skip(keep.max(1));
             for (_, path) in old.filter(|(step, _)| Some(*step) != best) {
@@ -188,44 +177,27 @@ impl Snapshot {
             }
             Ok(())
         };
-        place().map_err(|cause| CheckpointError::Write {
+        write().map_err(|cause| CheckpointError::Write {
             path: done.clone(),
             cause,
         })?;
         Ok(done)
     }
 
-    fn write_aside(&self, aside: &Path) -> io::Result<()> {
+    fn write_into(&self, directory: &Path) -> io::Result<()> {
         let into_io = |error: WeightsError| match error {
             WeightsError::File { cause, .. } => cause,
             other => io::Error::other(other),
         };
-        if aside.exists() {
-            fs::remove_dir_all(aside)?;
-        }
-        fs::create_dir_all(aside)?;
-        write_safetensors(&self.weights, &aside.join(MODEL)).map_err(into_io)?;
-        write_safetensors(&self.moments, &aside.join(OPTIMIZER)).map_err(into_io)?;
-        fs::write(aside.join(STATE), serde_json::to_vec_pretty(&self.state)?)?;
+        write_safetensors(&self.weights, &directory.join(MODEL)).map_err(into_io)?;
+        write_safetensors(&self.moments, &directory.join(OPTIMIZER)).map_err(into_io)?;
+        fs::write(directory.join(STATE), serde_json::to_vec_pretty(&self.state)?)?;
         let files: BTreeMap<&str, FileRecord> = [MODEL, OPTIMIZER, STATE]
             .into_iter()
-            .map(|name| Ok((name, FileRecord::of(&aside.join(name))?)))
+            .map(|name| Ok((name, FileRecord::of(&directory.join(name))?)))
             .collect::<io::Result<_>>()?;
-        fs::write(aside.join(MANIFEST), serde_json::to_vec_pretty(&files)?)?;
-        for name in [MODEL, OPTIMIZER, STATE, MANIFEST] {
-            sync(&aside.join(name))?;
-        }
-        sync(aside)
+        fs::write(directory.join(MANIFEST), serde_json::to_vec_pretty(&files)?)
     }
-}
-
-/// Waits until a file, or the names in a folder, are on the disk.
-fn sync(path: &Path) -> io::Result<()> {
-    // Folders cannot be opened as files everywhere.
-    if cfg!(unix) || path.is_file() {
-        File::open(path)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Writes checkpoints on a thread, one at a time.
@@ -453,7 +425,6 @@ fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 mod tests {
     use super::*;
     use burn::backend::Autodiff;
-    use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::{Precision, TokenBatch, compare};
 
@@ -493,12 +464,10 @@ mod tests {
 
     fn step(trainer: Trainer<B>) -> Trainer<B> {
         let index = trainer.steps() as usize;
-        let ids: Vec<i32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as i32).collect();
-        let tensor = |ids: &[i32]| Tensor::<B, 1, Int>::from_ints(ids, &FlexDevice).reshape([2, TOKENS / 2]);
-        let batch = TokenBatch {
-            ids: tensor(&ids[..TOKENS]),
-            targets: tensor(&ids[1..]),
-        };
+        let ids: Vec<u32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as u32).collect();
+        let targets: Vec<i32> = ids[1..].iter().map(|id| id.cast_signed()).collect();
+        let rows = ids[..TOKENS].chunks(TOKENS / 2).zip(targets.chunks(TOKENS / 2));
+        let batch = TokenBatch::from_rows(rows, &FlexDevice).unwrap();
         trainer.step([batch], TOKENS).0
     }
 

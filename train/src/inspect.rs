@@ -11,14 +11,12 @@ mod text;
 use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
-use gpas_data::DataError;
-use gpas_data::batch::{EvaluationBatches, IGNORE_INDEX, Windows};
+use gpas_data::{DataError, EvaluationBatches, IGNORE_INDEX, Windows, stack};
 use gpas_model::analysis::{StreamAngles, StreamVariance, weight_norms};
 use gpas_model::scheme::GatePlace;
 use gpas_model::{Llama, LlamaConfig, Progress, Scheme};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::evaluate::to_device;
 use crate::metrics::{LayersRecord, null_is_nan};
 
 /// A model layer by layer, on validation text. As JSON a number that is not finite is `null`.
@@ -119,7 +117,7 @@ impl Inspection {
             let windows = batches.windows_of_batch(index)?;
             let targets = windows.iter().flat_map(|window| &window.targets);
             let scored: Vec<bool> = targets.map(|target| *target != IGNORE_INDEX).collect();
-            let batch = to_device::<B>(windows, device);
+            let batch = stack::<B>(&windows, device)?;
             let mut streams = model.residual_streams(batch.ids, progress);
             variance.add(&streams, &scored);
             angles.add(&streams, &scored);
@@ -200,7 +198,7 @@ mod tests {
     use burn::data::dataset::Dataset;
     use burn::module::Param;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_data::batch::{Window, WindowMode};
+    use gpas_data::{Window, WindowMode};
     use gpas_model::{GateSite, GpasConfig};
 
     const LAYERS: usize = 3;
@@ -248,7 +246,7 @@ mod tests {
     fn streams(model: &Llama<Flex>, windows: &[Window]) -> Vec<Vec<Vec<f64>>> {
         let mut found = vec![Vec::new(); LAYERS + 1];
         for window in windows {
-            let ids = to_device(vec![window.clone()], &FlexDevice).ids;
+            let ids = stack(std::slice::from_ref(window), &FlexDevice).unwrap().ids;
             for (found, stream) in found.iter_mut().zip(model.residual_streams(ids, Progress::after(STEP))) {
                 let values: Vec<f64> = stream.into_data().iter::<f64>().collect();
                 let scored = values.chunks(HIDDEN).zip(&window.targets);

@@ -12,14 +12,12 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_data::DataError;
-use gpas_data::batch::{EvaluationBatches, TrainBatches, Window, WindowMode, Windows};
-use gpas_data::store::PreparedData;
-use gpas_model::{LlamaConfig, Precision, Progress, TokenBatch};
+use gpas_data::{DataError, EvaluationBatches, PreparedData, TrainBatches, WindowMode, Windows};
+use gpas_model::{LlamaConfig, Precision, Progress};
 
 use crate::backend::BackendTask;
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
-use crate::evaluate::{ValidationText, evaluate, to_device};
+use crate::evaluate::{ValidationText, evaluate};
 use crate::metrics::{EvalRecord, GateRange, LayersRecord, MetricsFile, NoticeRecord, Record, TrainRecord};
 use crate::recipe::Recipe;
 use crate::run::{RunDirectory, RunError, RunInfo, RunLock};
@@ -230,7 +228,8 @@ impl BackendTask for TrainingRun {
         let steps = recipe.train.steps;
         let windows = Windows::new(data.train().clone(), recipe.data.mode, recipe.data.seq_len, data.pad())?;
         let (seed, batch, micro_batch) = (recipe.train.seed, recipe.train.batch, recipe.train.micro_batch);
-        let batches = TrainBatches::<B>::new(windows, seed, batch, 0..steps as usize, device.clone())?;
+        let batches = TrainBatches::<B>::new(windows, seed, batch, 0..steps as usize, device.clone())?
+            .with_micro_batch(micro_batch)?;
         let validation = ValidationText {
             windows: validation_windows(&recipe, &data)?,
             bytes: data.tokenizer().byte_lengths(),
@@ -322,16 +321,13 @@ impl BackendTask for TrainingRun {
             }
 
             let begin = Instant::now();
-            let windows = batches.windows_of_step(state.step as usize)?;
-            let scored = windows.iter().map(Window::scored).sum();
-            let mut micro_batches = windows
-                .chunks(micro_batch)
-                .map(|part| to_device::<B>(part.to_vec(), &device))
-                .peekable();
+            let micro_batches = batches.micro_batches_of_step(state.step as usize)?;
+            let scored = micro_batches.iter().map(|batch| batch.scored).sum();
             let looks = (state.step + 1).is_multiple_of(recipe.train.inspect_every);
-            let layers = micro_batches.peek().filter(|_| looks).map(|first: &TokenBatch<B>| {
-                Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps()))
-            });
+            let layers = micro_batches
+                .first()
+                .filter(|_| looks)
+                .map(|first| Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps())));
             let (next, report) = trainer.step(micro_batches, scored);
             trainer = next;
             let positions = batch * recipe.data.seq_len;

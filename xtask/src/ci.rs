@@ -144,7 +144,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     // The crates for other people's code; what the packages hold was compiled already as the workspace.
     let package = Step::new(
         "package",
-        "cargo package --locked --allow-dirty --no-verify --package gpas-host --package gpas-model --package gpas-data",
+        "cargo package --locked --allow-dirty --no-verify --package gpas-batch --package gpas-host --package gpas-model --package gpas-data",
     );
     let lints = Step::new(
         "lints",

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use gpas_data::store::PreparedData;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::PreparedData;
+use gpas_data::Tokenizer;
 use gpas_model::scheme::{NormStart, Wiring};
 use gpas_model::weights::{HostTensor, NamedTensors};
 use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
