@@ -19,7 +19,7 @@ use burn_train::{InferenceStep, TrainOutput, TrainStep};
 
 use crate::attention::CausalMask;
 use crate::block::Block;
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
 use crate::host;
 use crate::init::initialise;
 use crate::loss::{IGNORE_INDEX, token_losses};
@@ -53,25 +53,36 @@ impl LlamaConfig {
     /// initialise alike, across backends and machines.
     ///
     /// # Panics
-    /// If the configuration is not [valid](LlamaConfig::validate).
+    /// If the configuration is not [valid](LlamaConfig::validate); [`try_init`](Self::try_init) returns that instead.
     pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
-        initialise(self.skeleton(device), self, seed)
+        match self.try_init(seed, device) {
+            Ok(model) => model,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// [`init`](Self::init) of a configuration that may be wrong.
+    ///
+    /// # Errors
+    /// If the configuration is not [valid](LlamaConfig::validate).
+    pub fn try_init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        Ok(initialise(self.skeleton(device)?, self, seed))
     }
 
     /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
     ///
-    /// # Panics
+    /// # Errors
     /// If the configuration is not [valid](LlamaConfig::validate).
-    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Llama<B> {
-        if let Err(error) = self.validate() {
-            panic!("{error}");
-        }
+    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        self.validate()?;
         let head = LinearConfig::new(self.hidden, self.vocab).with_bias(false);
         let norm = RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon);
-        Llama {
+        Ok(Llama {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             embedding_norm: self.scheme.norm.embedding_norm().map(|start| norm.init(start, device)),
-            layers: (0..self.layers).map(|index| Block::new(self, index, device)).collect(),
+            layers: (0..self.layers)
+                .map(|index| Block::new(self, index, device))
+                .collect::<Result<_, _>>()?,
             norm: norm.init(NormStart::PLAIN, device),
             head: (!self.tied_head).then(|| head.init(device)),
             rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
@@ -79,7 +90,7 @@ impl LlamaConfig {
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
-        }
+        })
     }
 }
 
