@@ -8,12 +8,12 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::AutodiffBackend;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
+use gpas::selfcheck::golden::{Cut, Golden, HostBatch};
+use gpas::selfcheck::parity::{Measure, Tolerances, Trained, compare, compare_with_training};
 use gpas_model::weights::NamedTensors;
 use gpas_model::{Llama, Progress};
 use gpas_tests::{committed_goldens, goldens};
 use gpas_train::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig};
-use gpas_train::selfcheck::golden::{Cut, Golden, HostBatch};
-use gpas_train::selfcheck::parity::{Measure, Tolerances, Trained, compare, compare_with_training};
 
 /// A deliberate mistake, to show that the goldens would catch it.
 #[derive(Clone, Copy, Debug, PartialEq)]

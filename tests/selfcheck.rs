@@ -1,10 +1,10 @@
-//! `gpas selfcheck` on a GPU's backend, which must be built in: `cargo test --release -p gpas-tests --features gpas-train/vulkan --test
+//! `gpas selfcheck` on a GPU's backend, which must be built in: `cargo test --release -p gpas-tests --features gpas/vulkan --test
 //! selfcheck`. `GPAS_TEST_BACKEND=cuda:1` chooses among several.
 //!
 //! A file of its own, since the parity tests take minutes to compile and are of the CPU's backends.
 
+use gpas::selfcheck::{Check, Status, check};
 use gpas_train::backend::{BackendChoice, BackendName};
-use gpas_train::selfcheck::{Check, Status, check};
 
 /// On the backend of `$GPAS_TEST_BACKEND`, or on the GPU's backend that is built in. A device that is missing is a failure where it was
 /// asked for by name and where CI is set, which has a driver for it.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use gpas_train::selfcheck::golden::Golden;
+use gpas::selfcheck::golden::Golden;
 
 /// Every golden of `$GPAS_GOLDEN_DIR`, or of our own copies.
 ///

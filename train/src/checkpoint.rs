@@ -458,7 +458,7 @@ mod tests {
     use gpas_model::{Precision, TokenBatch};
 
     use crate::optimizer::{OptimizerConfig, OptimizerKind};
-    use crate::recipe::{RecipeArgs, resolve};
+    use crate::recipe::{RecipeOptions, resolve};
     use crate::schedule::{Schedule, ScheduleKind};
 
     type B = Autodiff<Flex>;
@@ -506,7 +506,7 @@ mod tests {
         RunState {
             step,
             updates: step,
-            ..RunState::new(resolve(None, &RecipeArgs::default()).unwrap())
+            ..RunState::new(resolve(None, &RecipeOptions::default()).unwrap())
         }
     }
 

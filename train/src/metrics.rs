@@ -74,7 +74,11 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+/// Reads a number; `null` stands for one that is not finite.
+///
+/// # Errors
+/// If it is neither.
+pub fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 

@@ -22,11 +22,11 @@ use crate::schedule::{Schedule, ScheduleKind};
 
 pub use compare::CompareTable;
 pub use error::RecipeError;
-pub use resolve::{DEFAULT_PRESET, RecipeArgs, RecipeFile, resolve, resolve_with};
+pub use resolve::{DEFAULT_PRESET, RecipeFile, RecipeOptions, resolve, resolve_with};
 pub use shipped::{COMPARISONS, SHIPPED, Shipped};
 
-pub(crate) use error::suggestion;
-pub(crate) use keys::{flatten, parse_values};
+pub use error::suggestion;
+pub use keys::{flatten, parse_values};
 
 /// Vocabulary of a size that is no preset's, where no data has decided it yet.
 const CUSTOM_VOCAB: usize = 32_000;
@@ -271,9 +271,9 @@ mod tests {
     use super::*;
 
     fn with(file: &str, set: &[&str]) -> Recipe {
-        let args = RecipeArgs {
+        let args = RecipeOptions {
             set: set.iter().map(ToString::to_string).collect(),
-            ..RecipeArgs::default()
+            ..RecipeOptions::default()
         };
         resolve(Some(Path::new(file)), &args).unwrap()
     }
@@ -298,7 +298,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("recipe.toml");
             std::fs::write(&file, recipe.to_toml().unwrap()).unwrap();
-            assert_eq!(resolve(Some(&file), &RecipeArgs::default()).unwrap(), recipe);
+            assert_eq!(resolve(Some(&file), &RecipeOptions::default()).unwrap(), recipe);
             let json = serde_json::to_string(&recipe).unwrap();
             assert_eq!(serde_json::from_str::<Recipe>(&json).unwrap(), recipe);
         }

@@ -316,7 +316,7 @@ impl RunDirectory {
 ///
 /// # Errors
 /// If the disk does not take it.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
     let aside = path.with_extension("new");
     let written = fs::write(&aside, bytes)
         .and_then(|()| File::open(&aside)?.sync_all())
@@ -328,7 +328,10 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
 }
 
 /// Temporary directories are private; what becomes of one is not.
-pub(crate) fn readable_by_all(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// If the system does not let the permissions be changed.
+pub fn readable_by_all(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -344,7 +347,7 @@ pub(crate) fn readable_by_all(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::recipe::{RecipeArgs, resolve};
+    use crate::recipe::{RecipeOptions, resolve};
 
     pub(crate) fn info() -> RunInfo {
         RunInfo {
@@ -371,7 +374,7 @@ pub(crate) mod tests {
     fn a_run_reads_back_what_it_was_made_with() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/run");
-        let recipe = resolve(None, &RecipeArgs::default()).unwrap().with_vocab(99);
+        let recipe = resolve(None, &RecipeOptions::default()).unwrap().with_vocab(99);
         let (_, lock) = RunDirectory::create(&path, &recipe, &info(), b"{}").unwrap();
         let run = RunDirectory::open(&path).unwrap();
         assert_eq!(
@@ -390,7 +393,7 @@ pub(crate) mod tests {
     #[test]
     fn an_existing_directory_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let recipe = resolve(None, &RecipeArgs::default()).unwrap();
+        let recipe = resolve(None, &RecipeOptions::default()).unwrap();
         let error = RunDirectory::create(folder.path(), &recipe, &info(), b"{}").unwrap_err();
         assert_eq!(error.to_string(), format!("{} already exists", folder.path().display()));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);

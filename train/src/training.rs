@@ -6,6 +6,7 @@
 //! Everything that a step depends on is in the [`RunState`], the weights and the moments, so a run that goes on from a checkpoint computes
 //! what it would have computed without the stop, bit for bit.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -18,14 +19,12 @@ use gpas_model::{LlamaConfig, Precision, Progress, TokenBatch};
 
 use crate::backend::BackendTask;
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
-use crate::dashboard::Dashboard;
 use crate::evaluate::{ValidationText, evaluate, to_device};
 use crate::metrics::{EvalRecord, GateRange, LayersRecord, MetricsFile, NoticeRecord, Record, TrainRecord};
 use crate::recipe::Recipe;
 use crate::run::{RunDirectory, RunError, RunInfo, RunLock};
 use crate::signals::{Stop, StopRequest};
 use crate::telemetry::Layers;
-use crate::tensorboard::EventFile;
 use crate::trainer::{StepReport, Trainer};
 
 /// Everything a run needs to begin or to go on.
@@ -38,12 +37,25 @@ pub struct TrainingRun {
     pub data: PreparedData,
     /// Where it begins.
     pub start: Start,
-    /// Lines instead of the dashboard.
-    pub plain: bool,
-    /// Whether to write event files for TensorBoard.
-    pub tensorboard: bool,
+    /// Who is told of its records while it goes on.
+    pub observers: Vec<Box<dyn Observer>>,
     /// Who may ask it to stop.
     pub stop: StopRequest,
+}
+
+/// Who is told of a run's records while it goes on: a dashboard, an event file, a test.
+pub trait Observer {
+    /// The run begins, or goes on after these records.
+    ///
+    /// # Errors
+    /// If what the observer writes cannot be written; the run does not begin.
+    fn begin(&mut self, run: &RunDirectory, recipe: &Recipe, records: &[Record]) -> io::Result<()>;
+
+    /// The run has made this record.
+    ///
+    /// # Errors
+    /// If what the observer writes cannot be written; the run stops.
+    fn record(&mut self, record: &Record) -> io::Result<()>;
 }
 
 /// Where a run begins.
@@ -107,7 +119,7 @@ pub enum TrainingError {
         supported: Vec<Precision>,
     },
     #[error("{path}: {cause}")]
-    Metrics { path: PathBuf, cause: std::io::Error },
+    Metrics { path: PathBuf, cause: io::Error },
     #[error(
         "{count} steps in a row up to step {step} were not finite, beginning with {first}; the run is saved and stops"
     )]
@@ -209,8 +221,7 @@ impl BackendTask for TrainingRun {
             config,
             data,
             start,
-            plain,
-            tensorboard,
+            observers,
             stop,
         } = self;
         check_vocabulary(&recipe, &data, &config)?;
@@ -257,8 +268,7 @@ impl BackendTask for TrainingRun {
                 (trainer, state)
             }
         };
-        let dashboard = Dashboard::open(plain, steps, &stop);
-        let mut records = Records::open(&run, dashboard, &state, tensorboard)?;
+        let mut records = Records::open(&run, observers, &state)?;
         let mut writer = Writer::new(run.checkpoints_path(), recipe.checkpoint.keep as usize);
         let mut saved = checkpoint.map(|checkpoint| checkpoint.state.step);
 
@@ -426,12 +436,11 @@ fn notices(state: &mut RunState, report: &StepReport) -> Vec<String> {
     messages
 }
 
-/// Where the records of a run go: the file, the person, and TensorBoard if asked.
+/// Where the records of a run go: the file, and whoever observes it.
 struct Records {
     path: PathBuf,
     file: MetricsFile,
-    dashboard: Dashboard,
-    events: Option<EventFile>,
+    observers: Vec<Box<dyn Observer>>,
     first: Option<EvalRecord>,
     last: Option<EvalRecord>,
 }
@@ -440,9 +449,8 @@ impl Records {
     /// Goes on with the records of a run that stands where `state` says.
     fn open(
         run: &RunDirectory,
-        dashboard: Dashboard,
+        mut observers: Vec<Box<dyn Observer>>,
         state: &RunState,
-        tensorboard: bool,
     ) -> Result<Self, TrainingError> {
         let path = run.metrics_path();
         let failed = |path: PathBuf| move |cause| TrainingError::Metrics { path, cause };
@@ -456,15 +464,14 @@ impl Records {
             evaluations.clone().find(|record| record.step == 0),
             evaluations.next_back(),
         );
-        let folder = run.tensorboard_path();
-        let events = tensorboard
-            .then(|| EventFile::create(&folder, &history.records).map_err(failed(folder.clone())))
-            .transpose()?;
+        for observer in &mut observers {
+            let begun = observer.begin(run, &state.recipe, &history.records);
+            begun.map_err(failed(run.path().to_path_buf()))?;
+        }
         let mut records = Self {
             path,
             file,
-            dashboard,
-            events,
+            observers,
             first,
             last,
         };
@@ -479,10 +486,11 @@ impl Records {
     }
 
     fn write(&mut self, record: &Record) -> Result<(), TrainingError> {
-        let written = self.file.write(record).and_then(|()| match &mut self.events {
-            Some(events) => events.write(record),
-            None => Ok(()),
-        });
+        let mut observers = self.observers.iter_mut();
+        let written = self
+            .file
+            .write(record)
+            .and_then(|()| observers.try_for_each(|observer| observer.record(record)));
         written.map_err(|cause| self.failed(cause))
     }
 
@@ -490,7 +498,7 @@ impl Records {
         self.file.sync().map_err(|cause| self.failed(cause))
     }
 
-    fn failed(&self, cause: std::io::Error) -> TrainingError {
+    fn failed(&self, cause: io::Error) -> TrainingError {
         TrainingError::Metrics {
             path: self.path.clone(),
             cause,
@@ -498,16 +506,13 @@ impl Records {
     }
 
     fn step(&mut self, record: &TrainRecord) -> Result<(), TrainingError> {
-        self.write(&Record::Train(record.clone()))?;
-        self.dashboard.step(record);
-        Ok(())
+        self.write(&Record::Train(record.clone()))
     }
 
     fn evaluation(&mut self, record: &EvalRecord) -> Result<(), TrainingError> {
         self.write(&Record::Eval(*record))?;
         self.first = self.first.or(Some(*record).filter(|record| record.step == 0));
         self.last = Some(*record);
-        self.dashboard.evaluation(record);
         Ok(())
     }
 
@@ -516,8 +521,6 @@ impl Records {
     }
 
     fn notice(&mut self, step: u64, message: String) -> Result<(), TrainingError> {
-        let record = NoticeRecord { step, message };
-        self.dashboard.notice(&record);
-        self.write(&Record::Notice(record))
+        self.write(&Record::Notice(NoticeRecord { step, message }))
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-/// The backends of gpas-train that only have to build, each without the others; of Vulkan, more is asked.
+/// The backends that only have to build, each without the others; of Vulkan, more is asked.
 const BACKENDS: [&str; 5] = ["flex", "ndarray", "wgpu", "metal", "cuda"];
 
 /// Check formatting, packages, lints, documentation, every backend's feature, and run the README's tests, then those on Vulkan
@@ -85,7 +85,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     );
     let lints = Step::new(
         "lints",
-        "cargo clippy --release --locked --workspace --all-targets --features gpas-train/profile -- -D warnings",
+        "cargo clippy --release --locked --workspace --all-targets --features gpas/profile -- -D warnings",
     );
     let documentation = Step::new(
         "documentation",
@@ -94,14 +94,14 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     let backends = BACKENDS.map(|backend| {
         Step::new(
             format!("only {backend}"),
-            format!("cargo clippy --release --locked --package gpas-train --no-default-features --features {backend} -- -D warnings"),
+            format!("cargo clippy --release --locked --package gpas --no-default-features --features {backend} -- -D warnings"),
         )
     });
     let tests = Step::new("tests", tests);
     // On a software driver where there is no card, for which kernels are not chosen by timing them.
     let vulkan = Step::new(
         "vulkan",
-        "cargo test --release --locked --package gpas-tests --features gpas-train/vulkan --test selfcheck -- --nocapture",
+        "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck -- --nocapture",
     );
     if quick {
         return vec![format, lints, tests];
@@ -156,7 +156,7 @@ mod tests {
     fn all_has_the_tests_and_every_backend_and_quick_is_a_part_of_it() {
         let (all, quick) = (steps(false, "cargo test"), steps(true, "cargo test"));
         assert!(all.contains(&Step::new("tests", "cargo test")));
-        assert!(all.last().is_some_and(|step| step.line.contains("gpas-train/vulkan")));
+        assert!(all.last().is_some_and(|step| step.line.contains("gpas/vulkan")));
         assert!(quick.iter().all(|step| all.contains(step)));
         for backend in BACKENDS {
             assert!(
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn every_backend_is_a_feature_of_the_program() {
-        let manifest = include_str!("../../train/Cargo.toml");
+        let manifest = include_str!("../../train/gpas/Cargo.toml");
         for backend in [&BACKENDS[..], &["vulkan"]].concat() {
             assert!(manifest.contains(&format!("\n{backend} = [")), "{backend}");
         }

@@ -53,7 +53,7 @@ pub(crate) fn find_python(given: Option<PathBuf>, setup: bool, name: &str, packa
 /// Builds `gpas` with these features besides the default ones; where it lies.
 pub(crate) fn build(features: &[&str]) -> Result<PathBuf> {
     let built = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--package", "gpas-train"])
+        .args(["build", "--release", "--locked", "--package", "gpas"])
         .args(["--features", &features.join(",")])
         .current_dir(root()?)
         .status()?;

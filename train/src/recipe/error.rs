@@ -121,7 +121,7 @@ fn model_hint(error: &ConfigError) -> Option<String> {
 }
 
 /// Names the known one that is most like it, and all of them.
-pub(crate) fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
     let list = known.clone().collect::<Vec<_>>().join(", ");
     let likeness = |known: &str| strsim::jaro_winkler(name, known);
     match known.max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {

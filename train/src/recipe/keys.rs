@@ -189,7 +189,7 @@ impl Keys {
 }
 
 /// A table as its leaves by dotted key; an empty section is a leaf.
-pub(crate) fn flatten(table: Table) -> BTreeMap<String, Value> {
+pub fn flatten(table: Table) -> BTreeMap<String, Value> {
     fn walk(prefix: &str, table: Table, leaves: &mut BTreeMap<String, Value>) {
         for (name, value) in table {
             let key = format!("{prefix}{name}");
@@ -235,7 +235,7 @@ pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), Reci
 }
 
 /// `key=value,value,…` as the key and its values, each read as [`parse_assignment`] reads one.
-pub(crate) fn parse_values(text: &str) -> Result<(String, Vec<Value>), RecipeError> {
+pub fn parse_values(text: &str) -> Result<(String, Vec<Value>), RecipeError> {
     let (key, values) = parse_assignment(text)?;
     // Commas within a value, as in a list of lists, are TOML's to find.
     let listed = format!("values = [{}]", text.split_once('=').map_or("", |(_, values)| values));

@@ -51,20 +51,16 @@ const MAX_LAYERS: usize = 1 << 12;
 const MAX_VOCAB: usize = 1 << 22;
 const MAX_SEQUENCE: usize = 1 << 20;
 
-/// The options of every command that takes a recipe.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct RecipeArgs {
-    /// Model size: nano, 9m, 20m, … (`gpas config presets` lists them)
-    #[arg(long, value_name = "SIZE")]
+/// What a caller wants changed in a recipe; the options of the command line are these.
+#[derive(Clone, Debug, Default)]
+pub struct RecipeOptions {
+    /// Model size: `nano`, `9m`, `20m`, …
     pub preset: Option<String>,
-    /// Normalisation scheme: pre, pre_gpas, sandwich_gpas, …
-    #[arg(long)]
+    /// Normalisation scheme: `pre`, `pre_gpas`, `sandwich_gpas`, …
     pub scheme: Option<String>,
-    /// Prepared data, as `gpas data prepare` writes it; the built-in corpus if absent
-    #[arg(long, value_name = "DIR")]
+    /// Directory of prepared data; the built-in corpus if absent.
     pub data: Option<String>,
-    /// Any recipe key, such as train.lr=5e-4; repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// Any recipe keys, each as `key=value`, such as `train.lr=5e-4`.
     pub set: Vec<String>,
 }
 
@@ -72,7 +68,7 @@ pub struct RecipeArgs {
 ///
 /// # Errors
 /// The first thing that is wrong, with the key and the source it comes from.
-pub fn resolve(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe, RecipeError> {
+pub fn resolve(file: Option<&Path>, args: &RecipeOptions) -> Result<Recipe, RecipeError> {
     let file = file.map(RecipeFile::read).transpose()?;
     resolve_with(file.as_ref(), args, Table::new(), "")
 }
@@ -83,7 +79,7 @@ pub fn resolve(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe, RecipeE
 /// The first thing that is wrong, with the key and the source it comes from.
 pub fn resolve_with(
     file: Option<&RecipeFile>,
-    args: &RecipeArgs,
+    args: &RecipeOptions,
     over: Table,
     origin: &str,
 ) -> Result<Recipe, RecipeError> {
@@ -122,7 +118,7 @@ impl RecipeFile {
     }
 }
 
-fn add_options(keys: &mut Keys, args: &RecipeArgs) -> Result<(), RecipeError> {
+fn add_options(keys: &mut Keys, args: &RecipeOptions) -> Result<(), RecipeError> {
     for (option, section, key, value) in [
         ("--preset", "model", "preset", &args.preset),
         ("--scheme", "model", "scheme", &args.scheme),
@@ -401,10 +397,10 @@ mod tests {
     use crate::schedule::ScheduleKind;
     use gpas_data::batch::WindowMode;
 
-    fn args(set: &[&str]) -> RecipeArgs {
-        RecipeArgs {
+    fn args(set: &[&str]) -> RecipeOptions {
+        RecipeOptions {
             set: set.iter().map(ToString::to_string).collect(),
-            ..RecipeArgs::default()
+            ..RecipeOptions::default()
         }
     }
 
@@ -423,7 +419,7 @@ mod tests {
     }
 
     /// What a file with that text resolves to, the name of the file being `recipe.toml`.
-    fn file(text: &str, args: &RecipeArgs) -> Result<Recipe, RecipeError> {
+    fn file(text: &str, args: &RecipeOptions) -> Result<Recipe, RecipeError> {
         let file = RecipeFile::parse(text, "recipe.toml".into())?;
         resolve_with(Some(&file), args, Table::new(), "")
     }
@@ -496,7 +492,7 @@ mod tests {
         assert_eq!((recipe.train.lr, recipe.train.steps), (7e-4, 10));
 
         // A preset stands for all sizes: those that the file gave are gone, those set after it are not.
-        let preset = RecipeArgs {
+        let preset = RecipeOptions {
             preset: Some("20m".into()),
             scheme: Some("lns".into()),
             ..args(&["model.layers=6"])

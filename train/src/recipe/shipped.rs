@@ -69,13 +69,13 @@ mod tests {
 
     use super::*;
     use crate::optimizer::OptimizerKind;
-    use crate::recipe::{Recipe, RecipeArgs, RecipeFile, resolve};
+    use crate::recipe::{Recipe, RecipeFile, RecipeOptions, resolve};
     use crate::schedule::ScheduleKind;
     use gpas_data::batch::WindowMode;
     use gpas_model::Scheme;
 
     fn recipe(name: &str) -> Recipe {
-        resolve(Some(Path::new(name)), &RecipeArgs::default()).unwrap()
+        resolve(Some(Path::new(name)), &RecipeOptions::default()).unwrap()
     }
 
     #[test]

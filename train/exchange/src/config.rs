@@ -1,0 +1,488 @@
+//! `config.json`: what `transformers` calls the sizes of a model, and, for an architecture of our own, the wiring of every layer as data.
+
+use std::path::Path;
+
+use gpas_model::scheme::{BranchScaling, GatePlace, NormStart};
+use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::ExchangeError;
+use crate::files::read_text;
+
+/// The architecture of every LLaMA runtime.
+const STOCK: &str = "LlamaForCausalLM";
+/// The architecture of `modeling_gpas.py`.
+const OWN: &str = "GpasForCausalLM";
+
+/// What our own architecture adds to a configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Own {
+    /// The scheme that was trained, for people and for `gpas import`; the Python file reads the wiring alone.
+    pub(super) scheme: Scheme,
+    pub(super) post_num: usize,
+    pub(super) gate: GpasConfig,
+    /// Name of the norm on the embedding.
+    embedding_norm: Option<String>,
+    /// Attention and MLP of each layer.
+    pub(super) wiring: Vec<[WiringRow; 2]>,
+}
+
+/// What stands around one sub-layer, in the names of its tensors: a row of the scheme table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct WiringRow {
+    pre_norm: Option<String>,
+    branch_norm: Option<String>,
+    post_norm: Option<String>,
+    /// Fixed factor on what `pre_norm` returns.
+    norm_factor: f64,
+    /// Trained factor on the branch.
+    branch_scale: Option<BranchScaleRow>,
+    /// Fixed factor on the branch.
+    branch_factor: f64,
+    /// α.
+    residual_scale: f64,
+    gate: Option<String>,
+    gate_place: Option<String>,
+}
+
+/// A trained factor on a branch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct BranchScaleRow {
+    name: String,
+    /// The stream's width, or 1.
+    size: usize,
+}
+
+impl Own {
+    /// That of a model as it is at some progress of its run.
+    pub(super) fn of(config: &LlamaConfig, progress: Progress) -> Self {
+        let embedding_norm = config.scheme.norm.embedding_norm();
+        let name = |_| {
+            Some(
+                config
+                    .released_name("embedding_norm.weight")?
+                    .split('.')
+                    .nth(1)?
+                    .to_string(),
+            )
+        };
+        Self {
+            scheme: config.scheme,
+            post_num: config.post_num(),
+            gate: config.gate,
+            embedding_norm: embedding_norm.and_then(name),
+            wiring: (0..config.layers).map(|index| rows(config, index, progress)).collect(),
+        }
+    }
+}
+
+fn rows(config: &LlamaConfig, index: usize, progress: Progress) -> [WiringRow; 2] {
+    let wiring = config.wiring(index);
+    let place = wiring
+        .gate_place(config.gate.site)
+        .unwrap_or_else(|| wiring.default_gate_place());
+    let leaf = |path: String, ending: &str| {
+        let name = config.released_name(&format!("layers.{index}.{path}"))?;
+        let inside = name.strip_prefix(&format!("model.layers.{index}."))?;
+        Some(inside.strip_suffix(ending)?.to_string())
+    };
+    let branch_scale = |residual: &str| {
+        let size = match wiring.branch_scale? {
+            BranchScaling::Warmup { .. } => return None,
+            BranchScaling::Scalar { .. } => 1,
+            BranchScaling::PerChannel { .. } => config.hidden,
+        };
+        let name = leaf(format!("{residual}.branch_scale.weight"), ".weight")?;
+        Some(BranchScaleRow { name, size })
+    };
+    [("attention_residual", 0), ("mlp_residual", 1)].map(|(residual, number)| {
+        let norm = |start: Option<NormStart>, place: &str| {
+            start.and_then(|_| leaf(format!("{residual}.{place}.weight"), ".weight"))
+        };
+        let gate = config
+            .scheme
+            .gpas
+            .then_some(if config.gate.per_sublayer { number } else { 0 });
+        WiringRow {
+            pre_norm: norm(wiring.pre_norm, "pre_norm"),
+            branch_norm: norm(wiring.branch_norm, "branch_norm"),
+            post_norm: norm(wiring.post_norm, "post_norm"),
+            norm_factor: wiring.pre_norm.map_or(1.0, |start| start.factor),
+            branch_scale: branch_scale(residual),
+            branch_factor: branch_factor(wiring.branch_scale, progress),
+            residual_scale: wiring.residual_scale,
+            gate: gate.and_then(|gate| leaf(format!("gates.{gate}.gate"), ".gate")),
+            gate_place: gate.map(|_| place_name(place).to_string()),
+        }
+    })
+}
+
+/// Whether a branch's factor is a parameter.
+pub(super) fn is_trained(scaling: Option<BranchScaling>) -> bool {
+    matches!(
+        scaling,
+        Some(BranchScaling::Scalar { .. } | BranchScaling::PerChannel { .. })
+    )
+}
+
+/// The fixed factor on a branch at some progress of the run.
+pub(super) fn branch_factor(scaling: Option<BranchScaling>, progress: Progress) -> f64 {
+    match scaling {
+        Some(BranchScaling::Warmup { steps }) => progress.warmup(steps),
+        _ => 1.0,
+    }
+}
+
+fn place_name(place: GatePlace) -> &'static str {
+    match place {
+        GatePlace::Before => "before",
+        GatePlace::AfterNorm => "after_norm",
+        GatePlace::AfterModule => "after_module",
+        GatePlace::Residual => "residual",
+        GatePlace::Stream => "stream",
+    }
+}
+
+/// Ids of the tokens that a configuration names.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TokenIds {
+    pub(super) begin: Option<u32>,
+    pub(super) end: Option<u32>,
+    pub(super) pad: Option<u32>,
+}
+
+/// The configuration of a model, as an architecture of its own if `own` is given.
+pub(super) fn write(config: &LlamaConfig, own: Option<&Own>, dtype: &str, tokens: TokenIds) -> Value {
+    let mut value = json!({
+        "architectures": [if own.is_some() { OWN } else { STOCK }],
+        "model_type": if own.is_some() { "gpas" } else { "llama" },
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.intermediate,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads(),
+        "head_dim": config.hidden / config.heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rope_base,
+        "rope_scaling": null,
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "mlp_bias": false,
+        "tie_word_embeddings": config.tied_head,
+        "initializer_range": 0.02,
+        "use_cache": true,
+        "torch_dtype": dtype,
+        "bos_token_id": tokens.begin,
+        "eos_token_id": tokens.end,
+        "pad_token_id": tokens.pad,
+    });
+    if let (Some(own), Some(object)) = (own, value.as_object_mut()) {
+        let file = |class: &str| Value::from(format!("modeling_gpas.{class}"));
+        let map = json!({"AutoConfig": file("GpasConfig"), "AutoModelForCausalLM": file(OWN)});
+        object.insert("auto_map".into(), map);
+        object.insert("gpas".into(), json!(own));
+    }
+    value
+}
+
+/// A model that can be imported, as its configuration says.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// Its sizes; the scheme is that of `own`, else plain `pre`, to be decided by the names of the tensors.
+    pub(super) config: LlamaConfig,
+    /// Present if it is an architecture of our own.
+    pub(super) own: Option<Own>,
+    /// Its name.
+    pub(super) architecture: String,
+}
+
+/// The keys of `config.json` that are understood; what else there is says nothing about the function that the model computes.
+#[derive(Deserialize)]
+struct Keys {
+    architectures: Option<Vec<String>>,
+    model_type: Option<String>,
+    vocab_size: Option<usize>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    hidden_act: Option<String>,
+    max_position_embeddings: Option<usize>,
+    /// Its name in older configurations, the authors' among them.
+    max_sequence_length: Option<usize>,
+    rms_norm_eps: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<Value>,
+    rope_parameters: Option<serde_json::Map<String, Value>>,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    sliding_window: Option<Value>,
+    quantization_config: Option<Value>,
+    gpas: Option<Own>,
+}
+
+/// Reads a configuration, refusing by name what no model of ours computes.
+pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
+    let bytes = read_text(path)?;
+    let keys: Keys = serde_json::from_slice(&bytes)
+        .map_err(|cause| ExchangeError::damaged(path, format!("it is no configuration: {cause}")))?;
+    let not_supported = |what: String| ExchangeError::NotSupported {
+        path: path.to_path_buf(),
+        what,
+    };
+    let named = keys.architectures.as_ref().and_then(|names| names.first());
+    let architecture = match (named, keys.model_type.as_deref()) {
+        (Some(name), _) => name.clone(),
+        (None, Some("llama")) => STOCK.into(),
+        (None, other) => return Err(not_supported(format!("model_type {other:?} without architectures"))),
+    };
+    let is_own = architecture == OWN;
+    if !is_own && (architecture != STOCK || keys.model_type.as_deref().is_some_and(|kind| kind != "llama")) {
+        return Err(not_supported(format!(
+            "architecture {architecture} of model_type {}",
+            keys.model_type.as_deref().unwrap_or("llama")
+        )));
+    }
+    let own = match (is_own, keys.gpas) {
+        (true, None) => {
+            return Err(ExchangeError::damaged(
+                path,
+                "it has no key `gpas`, which GpasForCausalLM needs",
+            ));
+        }
+        (true, Some(own)) => Some(own),
+        (false, _) => None,
+    };
+    for (is_there, what) in [
+        (keys.attention_bias, "attention_bias"),
+        (keys.mlp_bias, "mlp_bias"),
+        (is_set(keys.sliding_window.as_ref()), "sliding_window"),
+        (is_set(keys.quantization_config.as_ref()), "quantization_config"),
+    ] {
+        if is_there {
+            return Err(not_supported(what.into()));
+        }
+    }
+    if let Some(act) = keys.hidden_act.filter(|act| act != "silu" && act != "swish") {
+        return Err(not_supported(format!("hidden_act {act}")));
+    }
+    let rope = rope_base(keys.rope_theta, keys.rope_scaling, keys.rope_parameters).map_err(not_supported)?;
+    let sizes = [
+        ("vocab_size", keys.vocab_size),
+        ("hidden_size", keys.hidden_size),
+        ("intermediate_size", keys.intermediate_size),
+        ("num_attention_heads", keys.num_attention_heads),
+        ("num_hidden_layers", keys.num_hidden_layers),
+    ];
+    let missing: Vec<&str> = sizes
+        .iter()
+        .filter(|(_, size)| size.is_none())
+        .map(|(name, _)| *name)
+        .collect();
+    if !missing.is_empty() {
+        return Err(ExchangeError::damaged(
+            path,
+            format!("it has no key {}", missing.join(", ")),
+        ));
+    }
+    let [vocab, hidden, intermediate, heads, layers] = sizes.map(|(_, size)| size.unwrap_or_default());
+    let positions = keys.max_position_embeddings.or(keys.max_sequence_length);
+    if let Some(size) = keys.head_dim.filter(|size| size.checked_mul(heads) != Some(hidden)) {
+        return Err(not_supported(format!(
+            "head_dim {size}, which is not hidden_size / num_attention_heads,"
+        )));
+    }
+    let plain = Scheme {
+        norm: NormScheme::Pre,
+        gpas: false,
+    };
+    let mut config = LlamaConfig::new(vocab, hidden, intermediate, heads, layers)
+        .with_kv_heads(Some(keys.num_key_value_heads.unwrap_or(heads)))
+        .with_scheme(plain)
+        .with_tied_head(keys.tie_word_embeddings)
+        // The defaults of transformers where a key is missing.
+        .with_norm_epsilon(keys.rms_norm_eps.unwrap_or(1e-6))
+        .with_rope_base(rope)
+        .with_max_positions(positions.unwrap_or(2048));
+    if let Some(own) = &own {
+        config = config
+            .with_scheme(own.scheme)
+            .with_post_num(Some(own.post_num))
+            .with_gate(own.gate);
+    }
+    Ok(Found {
+        config,
+        own,
+        architecture,
+    })
+}
+
+fn is_set(value: Option<&Value>) -> bool {
+    value.is_some_and(|value| !value.is_null())
+}
+
+/// The base of plain rotary positions, which old and new configurations write in different places.
+fn rope_base(
+    theta: Option<f64>,
+    scaling: Option<Value>,
+    parameters: Option<serde_json::Map<String, Value>>,
+) -> Result<f64, String> {
+    if let Some(scaling) = scaling.filter(|scaling| !scaling.is_null()) {
+        let kind = ["rope_type", "type"].iter().find_map(|key| scaling.get(key));
+        if kind.and_then(Value::as_str) != Some("default") {
+            return Err(format!("rope_scaling {scaling}"));
+        }
+    }
+    let Some(parameters) = parameters else {
+        return Ok(theta.unwrap_or(10000.0));
+    };
+    let mut base = theta;
+    for (key, value) in parameters {
+        match key.as_str() {
+            "rope_type" | "type" if value == "default" => {}
+            "rope_theta" => base = value.as_f64(),
+            "partial_rotary_factor" if value == 1.0 => {}
+            _ if value.is_null() => {}
+            _ => return Err(format!("rope_parameters.{key} {value}")),
+        }
+    }
+    Ok(base.unwrap_or(10000.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stock() -> Value {
+        let config = LlamaConfig::new(64, 32, 96, 4, 3).with_kv_heads(Some(2));
+        write(&config, None, "float32", TokenIds::default())
+    }
+
+    fn read_value(value: &Value) -> Result<Found, ExchangeError> {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("config.json");
+        std::fs::write(&path, value.to_string()).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for scheme in Scheme::all() {
+            let config = LlamaConfig::new(64, 32, 96, 4, 8)
+                .with_kv_heads(Some(2))
+                .with_scheme(scheme)
+                .with_post_num(Some(3))
+                .with_tied_head(true)
+                .with_norm_epsilon(1e-5)
+                .with_rope_base(500_000.0)
+                .with_max_positions(99);
+            let own = Own::of(&config, Progress::COMPLETE);
+            let found = read_value(&write(&config, Some(&own), "float32", TokenIds::default())).unwrap();
+            assert_eq!((found.config, found.own), (config, Some(own)));
+        }
+    }
+
+    #[test]
+    fn a_row_names_what_stands_around_a_sub_layer() {
+        let config = LlamaConfig::new(64, 32, 96, 4, 2).with_scheme("deeppost_gpas".parse().unwrap());
+        let [attention, mlp] = rows(&config, 1, Progress::COMPLETE);
+        assert_eq!(
+            json!(attention),
+            json!({"pre_norm": null, "branch_norm": null, "post_norm": "post_attention_layernorm", "norm_factor": 1.0,
+                "branch_scale": null, "branch_factor": 1.0, "residual_scale": 2.0_f64.sqrt(), "gate": "gpas_block", "gate_place": "residual"})
+        );
+        assert_eq!(mlp.post_norm.as_deref(), Some("post_feedforward_layernorm"));
+    }
+
+    #[test]
+    fn rows_hold_what_the_newer_schemes_add() {
+        let own = |scheme: &str| {
+            let config = LlamaConfig::new(64, 32, 96, 4, 2).with_residual_warmup(10);
+            Own::of(&config.with_scheme(scheme.parse().unwrap()), Progress::after(5))
+        };
+        assert_eq!(own("peri").embedding_norm.as_deref(), Some("embed_layernorm"));
+        assert_eq!(own("sandwich").embedding_norm, None);
+        let factors = own("prores")
+            .wiring
+            .concat()
+            .iter()
+            .map(|row| row.branch_factor)
+            .collect::<Vec<_>>();
+        assert_eq!(factors, [0.5, 0.5, 0.25, 0.25]);
+        for (scheme, size) in [("rezero", 1), ("layerscale", 32)] {
+            let scales = own(scheme).wiring[1].clone().map(|row| json!(row.branch_scale));
+            let names = ["branch_scale_attn", "branch_scale_mlp"];
+            assert_eq!(scales, names.map(|name| json!({"name": name, "size": size})));
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (key, value, said) in [
+            (
+                "architectures",
+                json!(["Qwen2ForCausalLM"]),
+                "architecture Qwen2ForCausalLM of model_type llama is not supported",
+            ),
+            (
+                "model_type",
+                json!("mistral"),
+                "architecture LlamaForCausalLM of model_type mistral is not supported",
+            ),
+            ("attention_bias", json!(true), "attention_bias is not supported"),
+            ("mlp_bias", json!(true), "mlp_bias is not supported"),
+            ("hidden_act", json!("gelu"), "hidden_act gelu is not supported"),
+            (
+                "head_dim",
+                json!(16),
+                "head_dim 16, which is not hidden_size / num_attention_heads, is not supported",
+            ),
+            (
+                "rope_scaling",
+                json!({"type": "linear", "factor": 2.0}),
+                "rope_scaling {\"factor\":2.0,\"type\":\"linear\"} is not supported",
+            ),
+            (
+                "rope_parameters",
+                json!({"rope_type": "llama3"}),
+                "rope_parameters.rope_type \"llama3\" is not supported",
+            ),
+            ("sliding_window", json!(512), "sliding_window is not supported"),
+            ("quantization_config", json!({}), "quantization_config is not supported"),
+            ("hidden_size", json!(null), "it has no key hidden_size"),
+            (
+                "hidden_size",
+                json!(-3),
+                "it is no configuration: invalid value: integer `-3`",
+            ),
+        ] {
+            let mut config = stock();
+            config[key] = value;
+            let error = read_value(&config).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}\nexpected {said}");
+        }
+    }
+
+    #[test]
+    fn old_and_new_places_of_the_rotary_base_are_known() {
+        for (theta, parameters, expected) in [
+            (json!(null), json!(null), 10000.0),
+            (json!(5e5), json!(null), 5e5),
+            (json!(null), json!({"rope_type": "default", "rope_theta": 5e5}), 5e5),
+        ] {
+            let mut config = stock();
+            (config["rope_theta"], config["rope_parameters"]) = (theta, parameters);
+            assert_eq!(read_value(&config).unwrap().config.rope_base, expected);
+        }
+    }
+}

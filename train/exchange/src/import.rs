@@ -1,0 +1,463 @@
+//! A model from elsewhere as a run directory: what `gpas train RUN --resume`, `eval`, `generate`, `inspect` and `export` take.
+//!
+//! The directory gets a recipe whose `[model]` is the model's and whose other keys are the caller's, the tokenizer, and a checkpoint after
+//! step 0 with the weights in f32 and no moments: training begins with a fresh optimizer at the first step of the schedule. Until it has,
+//! every key outside `[model]` may still change, and so may the data.
+//!
+//! What decides the scheme: our own architecture's configuration; else the names of the tensors, as the GPAS authors' checkpoints have them;
+//! or the caller, where names fit several. A scheme with gates given for a model without any adds gates that are exactly the identity.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use gpas_data::store::PreparedData;
+use gpas_data::tokenizer::Tokenizer;
+use gpas_model::scheme::{NormStart, Wiring};
+use gpas_model::weights::{HostTensor, NamedTensors};
+use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use toml::{Table, Value};
+
+use crate::ExchangeError;
+use crate::config::{self, Found, Own};
+use crate::files::{Described, WeightFiles};
+use gpas_train::checkpoint::{RunState, Snapshot};
+use gpas_train::recipe::{ModelRecipe, Recipe, RecipeError, RecipeOptions, flatten, resolve};
+use gpas_train::run::{Imported, RunDirectory, RunInfo};
+
+/// A model that has been found to be one of ours; its weights have not been read yet.
+pub struct Import {
+    directory: PathBuf,
+    files: WeightFiles,
+    found: Found,
+    /// Names that hold no parameters.
+    buffers: BTreeSet<String>,
+    /// Whether the caller's scheme has gates and the tensors have none.
+    adds_gates: bool,
+    recipe: Recipe,
+    config: LlamaConfig,
+}
+
+/// What a caller asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// A recipe for the training to come; `[model]` is replaced.
+    pub recipe: Option<PathBuf>,
+    /// The scheme, the data and single keys.
+    pub options: RecipeOptions,
+}
+
+/// The scheme that the caller names; an unknown one is refused with the nearest that is known.
+fn asked_scheme(options: &RecipeOptions) -> Result<Option<Scheme>, ExchangeError> {
+    if options.scheme.is_none() {
+        return Ok(None);
+    }
+    let alone = RecipeOptions {
+        scheme: options.scheme.clone(),
+        ..RecipeOptions::default()
+    };
+    Ok(Some(resolve(None, &alone)?.model.scheme))
+}
+
+impl Import {
+    /// Reads the configuration and what the files of weights say of themselves, decides the scheme, and compares everything with the model
+    /// that this makes.
+    ///
+    /// # Errors
+    /// The first thing that is damaged, not supported, or does not fit.
+    pub fn open(directory: &Path, request: &Request) -> Result<Self, ExchangeError> {
+        let mut found = config::read(&directory.join("config.json"))?;
+        let files = WeightFiles::open(directory)?;
+        if found.config.layers > files.tensors().len() {
+            let what = format!(
+                "num_hidden_layers {} is more than the {} tensors that there are",
+                found.config.layers,
+                files.tensors().len()
+            );
+            return Err(ExchangeError::damaged(&directory.join("config.json"), what));
+        }
+        if let Some(own) = &found.own
+            && own.scheme.norm == NormScheme::ProRes
+        {
+            return Err(ExchangeError::NotSupported {
+                path: directory.to_path_buf(),
+                what: format!(
+                    "scheme `{}`, whose branches follow from steps that a new run has not made,",
+                    own.scheme
+                ),
+            });
+        }
+        let names = Names::of(files.tensors(), found.config.layers);
+        let asked = asked_scheme(&request.options)?;
+        let held = match &found.own {
+            Some(own) => own.scheme,
+            None => names.scheme(directory, asked)?,
+        };
+        if found.own.is_none() {
+            let post_num = matches!(held.norm, NormScheme::PostPre).then(|| names.post_layers());
+            found.config = found.config.with_scheme(held).with_post_num(post_num);
+        }
+        let scheme = asked.unwrap_or(held);
+        if !computes_the_same(&found.config, held.norm, scheme.norm) || (held.gpas && !scheme.gpas) {
+            return Err(ExchangeError::Scheme {
+                path: directory.to_path_buf(),
+                given: scheme,
+                found: held,
+            });
+        }
+        let adds_gates = scheme.gpas && !held.gpas;
+        let recipe = recipe(directory, &model_keys(&found, scheme, &names)?, request)?;
+        let config = recipe.llama(found.config.vocab)?;
+        if adds_gates && config.gate.act.value(config.gate.init) != 0.0 {
+            return Err(ExchangeError::AddedGate(config.gate.init));
+        }
+        if let Some(own) = &found.own
+            && own.wiring != Own::of(&found.config, Progress::COMPLETE).wiring
+        {
+            let path = directory.join("config.json");
+            return Err(ExchangeError::damaged(
+                &path,
+                format!("its wiring is not that of scheme `{}`", own.scheme),
+            ));
+        }
+        let buffers = rotary_buffers(directory, &files, &found.config)?;
+        let held_config = config.clone().with_scheme(Scheme {
+            gpas: held.gpas,
+            ..config.scheme
+        });
+        let tensors = files.tensors().iter().filter(|(name, _)| !buffers.contains(*name));
+        held_config
+            .check_released(tensors.map(|(name, tensor)| (name.as_str(), tensor.dtype, tensor.shape.as_slice())))?;
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            files,
+            found,
+            buffers,
+            adds_gates,
+            recipe,
+            config,
+        })
+    }
+
+    /// The model that it makes.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// The recipe of the run that it makes.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Where it comes from, for the facts of the run.
+    pub fn source(&self) -> Imported {
+        Imported {
+            from: std::path::absolute(&self.directory).unwrap_or_else(|_| self.directory.clone()),
+            architecture: self.found.architecture.clone(),
+            added_gates: self.adds_gates,
+        }
+    }
+
+    /// The tokenizer: the one given, else the directory's, else that of the data.
+    ///
+    /// # Errors
+    /// If there is none, or it is no tokenizer.
+    pub fn tokenizer(&self, given: Option<&Path>, data: Option<&PreparedData>) -> Result<Tokenizer, ExchangeError> {
+        let own = self.directory.join("tokenizer.json");
+        match (given, data) {
+            (Some(path), _) => Ok(Tokenizer::from_file(path)?),
+            (None, _) if own.exists() => Ok(Tokenizer::from_file(&own)?),
+            (None, Some(data)) => Ok(data.tokenizer().clone()),
+            (None, None) => Err(ExchangeError::NoTokenizer(self.directory.clone())),
+        }
+    }
+
+    /// Every parameter of the model, in f32.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn weights(&self) -> Result<NamedTensors, ExchangeError> {
+        let tied = |name: &str| self.config.tied_head && name == "lm_head.weight";
+        let names = self.files.tensors().keys();
+        let names = names.filter(|name| !self.buffers.contains(*name) && !tied(name));
+        let mut tensors = names
+            .map(|name| Ok((name.clone(), self.files.read(name)?)))
+            .collect::<Result<NamedTensors, ExchangeError>>()?;
+        for (name, shape) in self.config.released_shapes() {
+            if self.adds_gates && name.ends_with(".gate") {
+                let values = vec![self.config.gate.init as f32];
+                tensors.insert(name, HostTensor { shape, values });
+            } else if let Some(tensor) = tensors.get_mut(&name) {
+                // Some released checkpoints keep gates as `[1]`.
+                tensor.shape = shape;
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Makes the run directory with its first checkpoint.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the directory exists or cannot be written.
+    pub fn write(&self, out: &Path, info: &RunInfo, tokenizer: &Tokenizer) -> Result<RunDirectory, ExchangeError> {
+        let weights = self.weights()?;
+        let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer.bytes())?;
+        let state = RunState::new(self.recipe.clone());
+        let keep = self.recipe.checkpoint.keep as usize;
+        let written = Snapshot::initial(weights, state).write(&run.checkpoints_path(), keep);
+        drop(lock);
+        if let Err(error) = written {
+            // Half a run is none, and nobody else has seen it yet.
+            let _ = std::fs::remove_dir_all(out);
+            return Err(error.into());
+        }
+        Ok(run)
+    }
+}
+
+/// The keys of `[model]` that a model from elsewhere decides, as they stand in a recipe. Those of the gates are the caller's where no
+/// configuration of our own has them.
+fn model_keys(found: &Found, scheme: Scheme, names: &Names) -> Result<BTreeMap<String, Value>, ExchangeError> {
+    let config = &found.config;
+    let model = ModelRecipe {
+        preset: "custom".into(),
+        scheme,
+        hidden: config.hidden,
+        intermediate: config.intermediate,
+        heads: config.heads,
+        kv_heads: config.kv_heads(),
+        layers: config.layers,
+        post_num: config.post_num(),
+        residual_warmup: config.residual_warmup,
+        vocab: Some(config.vocab),
+        tied_head: config.tied_head,
+        norm_eps: config.norm_epsilon,
+        rope_base: config.rope_base,
+        max_positions: config.max_positions,
+        init: config.initialisation,
+        gate: GpasConfig {
+            per_sublayer: names.gates_per_sublayer(),
+            ..config.gate
+        },
+    };
+    let mut keys = flatten(Table::try_from(&model).map_err(RecipeError::from)?);
+    // Sizes of a preset have its name again; how weights start is of no consequence any more.
+    keys.retain(|key, _| key != "preset" && key != "init" && key != "residual_warmup");
+    match (&found.own, scheme.gpas) {
+        // What a gate computes is the model's; how it is trained is not.
+        (Some(_), true) => {
+            keys.retain(|key, _| !["gate.init", "gate.learnable", "gate.stop_gradient"].contains(&key.as_str()))
+        }
+        // Names tell whether each sub-layer has a gate.
+        (None, true) if names.has_gates() => {
+            keys.retain(|key, _| !key.starts_with("gate.") || key == "gate.per_sublayer")
+        }
+        _ => keys.retain(|key, _| !key.starts_with("gate.")),
+    }
+    Ok(keys
+        .into_iter()
+        .map(|(key, value)| (format!("model.{key}"), value))
+        .collect())
+}
+
+/// The recipe of the run: the caller's, with the model's own `[model]`.
+fn recipe(directory: &Path, keys: &BTreeMap<String, Value>, request: &Request) -> Result<Recipe, ExchangeError> {
+    let of_the_model = keys.iter().map(|(key, value)| format!("{key}={value}"));
+    let options = RecipeOptions {
+        preset: None,
+        scheme: None,
+        data: request.options.data.clone(),
+        set: of_the_model.chain(request.options.set.iter().cloned()).collect(),
+    };
+    let recipe = resolve(request.recipe.as_deref(), &options)?;
+    let resolved = Table::try_from(&recipe).map_err(RecipeError::from)?;
+    let resolved = flatten(resolved);
+    for (key, found) in keys {
+        let given = resolved.get(key);
+        if given != Some(found) {
+            return Err(ExchangeError::Contradiction {
+                path: directory.to_path_buf(),
+                key: key.clone(),
+                given: given.map(ToString::to_string).unwrap_or_default(),
+                found: found.to_string(),
+            });
+        }
+    }
+    Ok(recipe)
+}
+
+/// Whether two schemes compute the same of the same weights, however these start.
+fn computes_the_same(config: &LlamaConfig, one: NormScheme, other: NormScheme) -> bool {
+    let function = |scheme: NormScheme, index: usize| {
+        let wiring = scheme.wiring(index, config.layers, config.post_num(), config.residual_warmup);
+        let start = |norm: Option<NormStart>| norm.map(|start| NormStart { weight: 1.0, ..start });
+        Wiring {
+            pre_norm: start(wiring.pre_norm),
+            branch_norm: start(wiring.branch_norm),
+            post_norm: start(wiring.post_norm),
+            scaled_output: false,
+            ..wiring
+        }
+    };
+    one.embedding_norm() == other.embedding_norm()
+        && (0..config.layers).all(|index| function(one, index) == function(other, index))
+}
+
+/// What the names of the tensors say.
+struct Names {
+    /// Of each layer in order: its norms and gates without `model.layers.I.` and without their endings.
+    layers: Vec<BTreeSet<String>>,
+}
+
+/// What kind of layer has these norms.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Pre,
+    Post,
+    Sandwich,
+}
+
+impl Names {
+    fn of(tensors: &BTreeMap<String, Described>, layers: usize) -> Self {
+        let mut found = vec![BTreeSet::new(); layers];
+        for name in tensors.keys() {
+            let Some((index, leaf)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
+                continue;
+            };
+            let layer = index.parse().ok().and_then(|index: usize| found.get_mut(index));
+            let leaf = leaf.strip_suffix(".weight").or_else(|| leaf.strip_suffix(".gate"));
+            if let (Some(layer), Some(leaf)) = (layer, leaf) {
+                layer.insert(leaf.to_string());
+            }
+        }
+        Self { layers: found }
+    }
+
+    fn kind(layer: &BTreeSet<String>) -> Kind {
+        if layer.contains("pre_feedforward_layernorm") {
+            Kind::Sandwich
+        } else if layer.contains("post_feedforward_layernorm") && !layer.contains("input_layernorm") {
+            Kind::Post
+        } else {
+            // What is missing or left over will be listed.
+            Kind::Pre
+        }
+    }
+
+    /// Number of Post-LN layers before the first of another kind.
+    fn post_layers(&self) -> usize {
+        self.layers
+            .iter()
+            .take_while(|layer| Self::kind(layer) == Kind::Post)
+            .count()
+    }
+
+    fn has_gates(&self) -> bool {
+        self.layers
+            .iter()
+            .any(|layer| layer.iter().any(|leaf| leaf.starts_with("gpas_block")))
+    }
+
+    fn gates_per_sublayer(&self) -> bool {
+        self.layers.iter().any(|layer| layer.contains("gpas_block_attn"))
+    }
+
+    /// The scheme whose tensors have these names; `asked` decides where they are those of several functions.
+    fn scheme(&self, directory: &Path, asked: Option<Scheme>) -> Result<Scheme, ExchangeError> {
+        let post = self.post_layers();
+        let norm = match self.layers.get(post).map(Self::kind) {
+            None => match asked.map(|asked| asked.norm) {
+                Some(NormScheme::DeepPost) => NormScheme::DeepPost,
+                Some(_) => NormScheme::Post,
+                None => return Err(ExchangeError::Ambiguous(directory.to_path_buf())),
+            },
+            Some(Kind::Sandwich) => NormScheme::Sandwich,
+            Some(_) if post > 0 => NormScheme::PostPre,
+            Some(_) => NormScheme::Pre,
+        };
+        Ok(Scheme {
+            norm,
+            gpas: self.has_gates(),
+        })
+    }
+}
+
+/// The rotary frequencies that old releases of transformers, and the GPAS authors', keep among the weights: no parameters, and only to be
+/// left out if they are those of the configuration.
+fn rotary_buffers(
+    directory: &Path,
+    files: &WeightFiles,
+    config: &LlamaConfig,
+) -> Result<BTreeSet<String>, ExchangeError> {
+    let head = config.hidden / config.heads;
+    let mut buffers = BTreeSet::new();
+    for (name, tensor) in files.tensors() {
+        if !name.ends_with(".rotary_emb.inv_freq") || tensor.shape != [head / 2] {
+            continue;
+        }
+        let found = files.read(name)?.values;
+        let expected = (0..head / 2).map(|pair| config.rope_base.powf(-2.0 * pair as f64 / head as f64));
+        // They may have been rounded to bf16.
+        let same = |(found, expected): (&f32, f64)| (f64::from(*found) / expected - 1.0).abs() < 1e-2;
+        if !found.iter().zip(expected).all(same) {
+            return Err(ExchangeError::NotSupported {
+                path: directory.to_path_buf(),
+                what: format!("`{name}`, which is not what rope_theta gives,"),
+            });
+        }
+        buffers.insert(name.clone());
+    }
+    Ok(buffers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemes_that_differ_in_how_they_start_compute_the_same() {
+        let config = LlamaConfig::new(8, 8, 8, 2, 8);
+        let same = |one: NormScheme, other: NormScheme| computes_the_same(&config, one, other);
+        assert!(same(NormScheme::Pre, NormScheme::Lns) && same(NormScheme::ScalePre, NormScheme::Pre));
+        assert!(same(NormScheme::PostPre, NormScheme::ScalePostPre));
+        assert!(!same(NormScheme::Pre, NormScheme::LnsFixed) && !same(NormScheme::Post, NormScheme::DeepPost));
+        assert!(!same(NormScheme::Sandwich, NormScheme::Peri) && !same(NormScheme::Pre, NormScheme::ProRes));
+        assert!(!same(NormScheme::Pre, NormScheme::PostPre) && !same(NormScheme::Pre, NormScheme::Sandwich));
+    }
+
+    /// The names of the weights of every scheme that others release too lead back to its function; the rest are architectures of our own,
+    /// whose configuration has the scheme.
+    #[test]
+    fn names_tell_the_scheme() {
+        let own = [
+            NormScheme::Peri,
+            NormScheme::ProRes,
+            NormScheme::Keel,
+            NormScheme::LayerScale,
+            NormScheme::ReZero,
+        ];
+        for scheme in Scheme::all().filter(|scheme| !own.contains(&scheme.norm)) {
+            for per_sublayer in [false, true] {
+                let gate = GpasConfig::new().with_per_sublayer(per_sublayer);
+                let config = LlamaConfig::new(8, 8, 8, 2, 8)
+                    .with_scheme(scheme)
+                    .with_gate(gate)
+                    .with_post_num(Some(3));
+                let shapes = config.released_shapes();
+                let tensors = shapes
+                    .into_iter()
+                    .map(|(name, shape)| (name, Described::float(shape)))
+                    .collect();
+                let names = Names::of(&tensors, 8);
+                let found = names.scheme(Path::new("d"), Some(scheme)).unwrap();
+                assert_eq!(found.gpas, scheme.gpas, "{scheme}");
+                assert_eq!(names.gates_per_sublayer(), scheme.gpas && per_sublayer);
+                if scheme.norm != NormScheme::LnsFixed {
+                    assert!(computes_the_same(&config, found.norm, scheme.norm), "{scheme}: {found}");
+                }
+                let unasked = names.scheme(Path::new("d"), None);
+                let ambiguous = matches!(scheme.norm, NormScheme::Post | NormScheme::DeepPost);
+                assert_eq!(unasked.is_err(), ambiguous, "{scheme}");
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `gpas bench`: tokens per second of training or of generation, on random tokens.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use clap::Args;
+use gpas_data::store::PreparedData;
+use indicatif::HumanBytes;
+
+use crate::benchmark::generation::GenerationBenchmark;
+use crate::benchmark::{Benchmark, Candidate};
+use crate::options::RecipeArgs;
+use gpas_train::backend::BackendChoice;
+use gpas_train::recipe::RecipeOptions;
+
+/// Time optimizer steps, or generation, on random tokens
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  gpas bench
+  gpas bench --preset 60m --scheme sandwich_gpas --batch 4 --json
+  gpas bench --vs pre --steps 20
+  gpas bench --generate 1024
+  gpas bench --preset 350m --device cuda:0 --precision bf16")]
+pub struct BenchArgs {
+    #[command(flatten)]
+    options: RecipeArgs,
+    /// Sequences in a step
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    batch: u64,
+    /// Tokens in a sequence
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    seq: u64,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    steps: u64,
+    /// Steps before them
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    warmup: u64,
+    /// Number of token ids, where no data decides it
+    #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
+    vocab: u64,
+    /// Number format: f32, bf16 (matrix products in bfloat16) or bf16_pure [default: f32]
+    #[arg(long)]
+    precision: Option<String>,
+    /// Where to run, as `--backend` has it
+    #[arg(long, value_name = "BACKEND", conflicts_with = "backend")]
+    device: Option<BackendChoice>,
+    /// Also time this scheme, a step of each in turn, and tell the ratio with its 95 % interval
+    #[arg(long, value_name = "SCHEME")]
+    vs: Option<String>,
+    /// Also tell where the time of the steps goes, by kind of work; needs a build with `--features profile`
+    #[arg(long)]
+    profile: bool,
+    /// Time generation instead: this many tokens of a prompt, then `--tokens` more, one at a time
+    #[arg(long, value_name = "N", conflicts_with_all = ["vs", "profile"], value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    generate: Option<u64>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "generate", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    tokens: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the sizes do not fit together, or the backend is not there.
+pub fn run(args: BenchArgs, backend: Option<BackendChoice>) -> Result<()> {
+    let mut options = RecipeOptions::from(args.options);
+    options.preset.get_or_insert_with(|| "20m".into());
+    let vocab = match &options.data {
+        Some(directory) => PreparedData::open(Path::new(directory))?.tokenizer().vocab_size() as u64,
+        None => args.vocab,
+    };
+    let mut own = vec![
+        format!("train.batch={}", args.batch),
+        format!(
+            "data.seq_len={}",
+            args.generate.map_or(args.seq, |length| length + args.tokens)
+        ),
+        format!("model.vocab={vocab}"),
+        format!("train.steps={}", args.warmup + args.steps),
+        "train.schedule=constant".into(),
+        "train.warmup=0".into(),
+    ];
+    own.extend(args.precision.map(|precision| format!("train.precision={precision}")));
+    // The user's own `--set` come later and win.
+    options.set.splice(0..0, own);
+    let model = Candidate::new(&options, vocab as usize)?;
+    let versus = match args.vs {
+        Some(scheme) => {
+            options.scheme = Some(scheme);
+            Some(Candidate::new(&options, vocab as usize)?)
+        }
+        None => None,
+    };
+    let selected = args.device.or(backend).unwrap_or_default().select()?;
+    if let Some(length) = args.generate {
+        let benchmark = GenerationBenchmark {
+            model,
+            length: length as usize,
+            tokens: args.tokens as usize,
+            selected,
+        };
+        let report = selected.run(benchmark)??;
+        let mut out = std::io::stdout();
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        } else {
+            writeln!(
+                out,
+                "{} {} on {selected}: {:.1} tokens/s after {length} tokens of a prompt, which went at {:.1} tokens/s",
+                report.preset, report.scheme, report.tokens_per_s, report.prompt_tokens_per_s,
+            )?;
+        }
+        return Ok(());
+    }
+    let benchmark = Benchmark {
+        model,
+        versus,
+        steps: args.steps as usize,
+        warmup: args.warmup as usize,
+        profile: args.profile,
+        selected,
+    };
+    let report = selected.run(benchmark)??;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        let memory = report
+            .peak_bytes
+            .map_or("not known here".into(), |bytes| HumanBytes(bytes).to_string());
+        writeln!(
+            out,
+            "{} {} on {}: {:.0} tokens/s, {:.4} s a step of {} × {}, peak memory {}",
+            report.preset,
+            report.scheme,
+            selected,
+            report.tokens_per_s,
+            report.step_s,
+            report.batch,
+            report.seq,
+            memory,
+        )?;
+        writeln!(
+            out,
+            "{:.1} GFLOP/s, {:.1} % of the {:.1} that the fastest matrix product makes",
+            report.flops_per_s / 1e9,
+            report.matmul_share * 1e2,
+            report.matmul_flops_per_s / 1e9,
+        )?;
+        for share in &report.profile {
+            writeln!(out, "{:>6.1} %  {}", share.share * 1e2, share.kind)?;
+        }
+        if let Some(versus) = &report.versus {
+            writeln!(
+                out,
+                "a step takes {:.4} times that of {}, 95 % interval {:.4} to {:.4} over {} pairs",
+                versus.ratio, versus.scheme, versus.low, versus.high, args.steps,
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! `gpas generate`: what a run's model says after a prompt.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::AutodiffBackend;
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::opened::OpenedRun;
+use gpas_serve::generate::{Finish, Request, Sequence, TOGETHER, encode};
+use gpas_serve::inference::check_ids;
+use gpas_serve::sampler::Sampling;
+use gpas_train::backend::{BackendChoice, BackendTask};
+
+/// Let a run's model go on from a text
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  gpas generate runs/pre_gpas-nano-001 --prompt \"The meaning of\" --max-tokens 40
+  gpas generate runs/pre_gpas-nano-001 --prompts prompts.txt --temperature 0 --json
+
+The settings mean what they mean in transformers, and are taken in its order: repetition penalty, temperature, top-k, top-p, min-p. A seed
+gives the same text whatever other prompts there are.")]
+pub struct GenerateArgs {
+    /// The run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// The text to go on from
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "prompts",
+        conflicts_with = "prompts"
+    )]
+    prompt: Option<String>,
+    /// A file with a prompt on each line; in a .jsonl file each is a JSON string, or an object with a `prompt`
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Tokens to add, at most
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Seed of what is drawn
+    #[arg(long, value_name = "S", default_value_t = 42)]
+    seed: u64,
+    /// End before this string; may be given several times
+    #[arg(long, value_name = "STRING")]
+    stop: Vec<String>,
+    /// Positions that may be used by prompt and text together [default: those of a sequence in training]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Print one JSON object for each prompt
+    #[arg(long)]
+    json: bool,
+}
+
+/// How tokens are drawn.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SamplingArgs {
+    /// Divides the logits; 0 takes the most probable token
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from the K most probable tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Draw from the most probable tokens that make up this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Draw from tokens at least this probable, relative to the most probable one
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f64,
+    /// Divides the positive logits of tokens that were there before and multiplies the negative ones
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    repetition_penalty: f64,
+}
+
+impl From<SamplingArgs> for Sampling {
+    fn from(args: SamplingArgs) -> Self {
+        Self {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            min_p: args.min_p,
+            repetition_penalty: args.repetition_penalty,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the run or the prompts cannot be read, or a prompt does not fit the model.
+pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
+    let sampling = Sampling::from(args.sampling);
+    sampling.validate()?;
+    let prompts = match (&args.prompt, &args.prompts) {
+        (Some(prompt), _) => vec![prompt.clone()],
+        (None, Some(file)) => read_prompts(file)?,
+        (None, None) => Vec::new(),
+    };
+    let opened = OpenedRun::open(&args.run, backend)?;
+    let context = opened.context(args.context)?;
+    let request = Request {
+        max_tokens: args.max_tokens,
+        sampling,
+        seed: args.seed,
+        stop: args.stop,
+        alternatives: None,
+    };
+    let selected = opened.selected;
+    selected.run(Generation {
+        opened,
+        prompts,
+        request,
+        context,
+        json: args.json,
+    })?
+}
+
+/// The prompts of a file.
+fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
+    let prompt = |(index, line): (usize, &str)| -> Result<String> {
+        if !is_json {
+            return Ok(line.to_string());
+        }
+        let value: Value = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
+        match value.as_str().or(value["prompt"].as_str()) {
+            Some(prompt) => Ok(prompt.to_string()),
+            None => bail!(
+                "{}:{}: neither a string nor an object with a `prompt`",
+                path.display(),
+                index + 1
+            ),
+        }
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let prompts: Vec<String> = lines.map(prompt).collect::<Result<_>>()?;
+    if prompts.is_empty() {
+        bail!("{} has no prompt", path.display());
+    }
+    Ok(prompts)
+}
+
+struct Generation {
+    opened: OpenedRun,
+    prompts: Vec<String>,
+    request: Request,
+    context: usize,
+    json: bool,
+}
+
+/// A prompt with what has come after it.
+#[derive(Debug, Serialize)]
+struct Text {
+    prompt: String,
+    text: String,
+    /// `stop` or `length`.
+    finish: &'static str,
+    prompt_tokens: usize,
+    tokens: usize,
+    seed: u64,
+}
+
+impl BackendTask for Generation {
+    type Output = Result<()>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let model = self.opened.model::<B>(&device)?;
+        let generator = self.opened.generator(&model, self.context);
+        // All of them first: nothing is said before everything has been checked.
+        let mut waiting: VecDeque<(usize, Vec<u32>)> = VecDeque::new();
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            let ids = encode(generator.tokenizer, prompt)?;
+            check_ids(&ids, generator.vocab, generator.context)?;
+            waiting.push_back((index, ids));
+        }
+        let one = self.prompts.len() == 1 && !self.json;
+        let mut out = io::stdout();
+        let mut texts: Vec<Option<Text>> = Vec::new();
+        let mut printed = 0;
+        let mut running: Vec<(Text, usize, Sequence<B::InnerBackend>)> = Vec::new();
+        let mut is_cut = false;
+        texts.resize_with(self.prompts.len(), || None);
+        while !(waiting.is_empty() && running.is_empty()) {
+            while running.len() < TOGETHER
+                && let Some((index, ids)) = waiting.pop_front()
+            {
+                let text = Text {
+                    prompt: self.prompts[index].clone(),
+                    text: String::new(),
+                    finish: "",
+                    prompt_tokens: ids.len(),
+                    tokens: 0,
+                    seed: self.request.seed,
+                };
+                let sequence = generator.sequence(generator.prompt(ids)?, self.request.clone())?;
+                running.push((text, index, sequence));
+            }
+            let mut sequences: Vec<_> = running.iter_mut().map(|(_, _, sequence)| sequence).collect();
+            let steps = generator.step(&mut sequences)?;
+            for ((text, _, _), step) in running.iter_mut().zip(steps) {
+                text.text += &step.text;
+                if one && !step.text.is_empty() {
+                    write!(out, "{}", step.text)?;
+                    out.flush()?;
+                }
+            }
+            let (ended, still) = running
+                .into_iter()
+                .partition(|(_, _, sequence)| sequence.finish().is_some());
+            running = still;
+            for (mut text, index, sequence) in Vec::from_iter(ended) {
+                let Some(finish) = sequence.finish() else { continue };
+                is_cut |= finish == Finish::Context;
+                text.finish = finish.reason();
+                text.tokens = sequence.made();
+                texts[index] = Some(text);
+            }
+            // In the order of the prompts, each as soon as its turn has come.
+            while let Some(text) = texts.get_mut(printed).and_then(Option::take) {
+                printed += 1;
+                if one {
+                    writeln!(out)?;
+                } else if self.json {
+                    writeln!(out, "{}", serde_json::to_string(&text)?)?;
+                } else {
+                    writeln!(out, "[{printed}] {}{}\n", text.prompt, text.text)?;
+                }
+            }
+        }
+        if is_cut {
+            eprintln!(
+                "note: the context of {} tokens is full; `--context N` lets the text run on past what was trained",
+                self.context
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! `gpas import`: a LLaMA from elsewhere as a run directory.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use gpas_data::store::PreparedData;
+
+use super::train::{data_sha256, facts};
+use gpas_exchange::import::{Import, Request};
+use gpas_train::backend::BackendChoice;
+use gpas_train::recipe::RecipeOptions;
+use gpas_train::run::{RunError, RunInfo};
+use gpas_train::training::{TrainingError, check_vocabulary};
+
+/// Make a run directory of a LLaMA-family model from elsewhere
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  gpas import Llama-3.2-1B runs/llama
+  gpas import Llama-3.2-1B runs/llama --scheme pre_gpas --data c4 --set train.steps=1000 --set train.lr=1e-4
+
+DIR holds config.json and model.safetensors or pytorch_model.bin, whole or in shards; no file of it is ever executed. The run has a
+checkpoint after step 0: `gpas train RUN --resume` trains it further. Until it has made a step, `--data` and every key outside [model] may
+still change there. A scheme with gates given for a model without any adds gates that start as the identity.")]
+pub struct ImportArgs {
+    /// The directory of the model
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+    /// The run directory to make
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Normalisation scheme, where the names of the tensors do not tell it, or to add gates
+    #[arg(long)]
+    scheme: Option<String>,
+    /// Prepared data to train on
+    #[arg(long, value_name = "DATA")]
+    data: Option<PathBuf>,
+    /// Tokenizer [default: DIR/tokenizer.json, else that of the data]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// A recipe file, or the name of a shipped one, for the training to come; its [model] does not count
+    #[arg(long, value_name = "RECIPE.toml")]
+    recipe: Option<PathBuf>,
+    /// Any recipe key outside [model], such as train.lr=5e-4; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the model is damaged or not supported, or does not fit its tokenizer or the data.
+pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
+    if args.run.symlink_metadata().is_ok() {
+        return Err(RunError::Exists(args.run).into());
+    }
+    let selected = backend.select()?;
+    let request = Request {
+        recipe: args.recipe,
+        options: RecipeOptions {
+            preset: None,
+            scheme: args.scheme,
+            data: args.data.as_ref().map(|path| path.display().to_string()),
+            set: args.set,
+        },
+    };
+    let import = Import::open(&args.directory, &request)?;
+    let data = import
+        .recipe()
+        .data
+        .path
+        .as_deref()
+        .map(PreparedData::open)
+        .transpose()?;
+    let tokenizer = import.tokenizer(args.tokenizer.as_deref(), data.as_ref())?;
+    if let Some(data) = &data {
+        if data.tokenizer().sha256() != tokenizer.sha256() {
+            return Err(TrainingError::Tokenizer {
+                data: data.directory().to_path_buf(),
+                run: args.tokenizer.unwrap_or_else(|| args.directory.join("tokenizer.json")),
+            }
+            .into());
+        }
+        check_vocabulary(import.recipe(), data, import.config())?;
+    }
+    let data_sha256 = data.as_ref().map(data_sha256).transpose()?.unwrap_or_default();
+    let info = RunInfo {
+        data: data
+            .as_ref()
+            .map(|data| data.directory().to_path_buf())
+            .unwrap_or_default(),
+        data_sha256,
+        tokenizer_sha256: tokenizer.sha256().to_string(),
+        imported: Some(import.source()),
+        ..facts(import.recipe(), import.config(), selected)
+    };
+    let run = import.write(&args.run, &info, &tokenizer)?;
+    writeln!(
+        std::io::stdout(),
+        "{}: {} parameters and {} gates from {}\nrun directory {}",
+        import.config().scheme,
+        info.parameters,
+        info.gates,
+        args.directory.display(),
+        run.path().display()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! `gpas logits`: the raw logits of some token ids, for checking against other software.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Int, Tensor, TensorData};
+use clap::Args;
+use gpas_model::weights::{HostTensor, NamedTensors, write_safetensors};
+
+use super::opened::OpenedRun;
+use gpas_serve::inference::check_ids;
+use gpas_train::backend::{BackendChoice, BackendTask};
+
+/// Write the raw logits of token ids, for checking against other software
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  gpas logits runs/pre_gpas-nano-001 --ids 5,17,9 --out logits.safetensors")]
+pub struct LogitsArgs {
+    /// The run directory
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// The ids of one sequence, exactly as the model is to see them
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
+    ids: Vec<u32>,
+    /// File for the tensor `logits` [tokens, vocab] in f32
+    #[arg(long, short, value_name = "FILE.safetensors")]
+    out: PathBuf,
+    /// Positions that may be used [default: those of a sequence in training]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the run cannot be read, lacks one of the ids or has fewer positions, or the file cannot be written.
+pub fn run(args: LogitsArgs, backend: Option<BackendChoice>) -> Result<()> {
+    let opened = OpenedRun::open(&args.run, backend)?;
+    check_ids(&args.ids, opened.config.vocab, opened.context(args.context)?)?;
+    let shape = vec![args.ids.len(), opened.config.vocab];
+    let selected = opened.selected;
+    let values = selected.run(Logits { opened, ids: args.ids })??;
+    let tensors = NamedTensors::from([("logits".to_string(), HostTensor { shape, values })]);
+    Ok(write_safetensors(&tensors, &args.out)?)
+}
+
+struct Logits {
+    opened: OpenedRun,
+    ids: Vec<u32>,
+}
+
+impl BackendTask for Logits {
+    type Output = Result<Vec<f32>>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
+        let model = self.opened.model::<B>(&device)?;
+        let ids: Vec<i64> = self.ids.into_iter().map(i64::from).collect();
+        let shape = [1, ids.len()];
+        let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, shape), &device);
+        Ok(model
+            .logits(ids, self.opened.progress())
+            .into_data()
+            .iter::<f32>()
+            .collect())
+    }
+}

@@ -1,0 +1,99 @@
+//! A run that is to be asked rather than trained: its newest valid checkpoint, its tokenizer, and the backend it runs on.
+
+use std::path::Path;
+
+use anyhow::Result;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_data::tokenizer::Tokenizer;
+use gpas_model::{Llama, LlamaConfig, Progress};
+
+use gpas_serve::generate::Generator;
+use gpas_serve::inference::InferenceError;
+use gpas_train::backend::{BackendChoice, Selected};
+use gpas_train::checkpoint::{Checkpoint, newest_valid};
+use gpas_train::recipe::Recipe;
+use gpas_train::run::{RunDirectory, RunInfo};
+use gpas_train::training::check_precision;
+
+/// A run, opened. Its data is not needed.
+pub struct OpenedRun {
+    /// Where it lies.
+    pub run: RunDirectory,
+    /// What was noted when it began.
+    pub info: RunInfo,
+    /// Its recipe.
+    pub recipe: Recipe,
+    /// Its model's sizes.
+    pub config: LlamaConfig,
+    /// Its newest valid checkpoint.
+    pub checkpoint: Checkpoint,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The backend asked for, or else its own.
+    pub selected: Selected,
+}
+
+impl OpenedRun {
+    /// Opens a run, and warns of damaged checkpoints.
+    ///
+    /// # Errors
+    /// If it is none, or something of it cannot be read.
+    pub fn open(path: &Path, backend: Option<BackendChoice>) -> Result<Self> {
+        let run = RunDirectory::open(path)?;
+        let (recipe, info) = (run.recipe()?, run.info()?);
+        let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
+        let tokenizer = Tokenizer::from_file(&run.tokenizer_path())?;
+        let config = recipe.llama(tokenizer.vocab_size())?;
+        let found = newest_valid(&run.checkpoints_path())?;
+        for damage in &found.passed_over {
+            eprintln!("warning: {damage}; passed over");
+        }
+        Ok(Self {
+            run,
+            info,
+            recipe,
+            config,
+            checkpoint: found.checkpoint,
+            tokenizer,
+            selected,
+        })
+    }
+
+    /// Positions that may be used: `asked`, or else as many as a sequence had in training.
+    ///
+    /// # Errors
+    /// If the model has fewer.
+    pub fn context(&self, asked: Option<usize>) -> Result<usize, InferenceError> {
+        let limit = self.config.max_positions;
+        match asked {
+            Some(asked) if asked > limit => Err(InferenceError::Context { asked, limit }),
+            Some(asked) => Ok(asked),
+            None => Ok(self.recipe.data.seq_len.min(limit)),
+        }
+    }
+
+    /// How far its training had come.
+    pub fn progress(&self) -> Progress {
+        Progress::after(self.checkpoint.state.step)
+    }
+
+    /// The model on a device.
+    ///
+    /// # Errors
+    /// If the weights do not fit, or the device does not compute in the run's number format.
+    pub fn model<B: AutodiffBackend>(&self, device: &B::Device) -> Result<Llama<B::InnerBackend>> {
+        check_precision::<B>(&self.config, device)?;
+        Ok(self.checkpoint.model::<B::InnerBackend>(&self.config, device)?)
+    }
+
+    /// Its model as one that generates and scores, in `context` positions.
+    pub fn generator<'a, B: Backend>(&'a self, model: &'a Llama<B>, context: usize) -> Generator<'a, B> {
+        Generator {
+            model,
+            tokenizer: &self.tokenizer,
+            progress: self.progress(),
+            context,
+            vocab: self.config.vocab,
+        }
+    }
+}

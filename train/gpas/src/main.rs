@@ -1,0 +1,5 @@
+//! The binary `gpas`.
+
+fn main() -> std::process::ExitCode {
+    gpas::cli::main()
+}
