@@ -164,25 +164,21 @@ impl<B: Backend> Block<B> {
     /// If its gate has no place.
     pub fn new(config: &LlamaConfig, index: usize, device: &B::Device) -> Result<Self, ConfigError> {
         Self::from_wiring(config, config.wiring(index), device)
+            .map_err(|NoPlaceForGate| ConfigError::AfterNorm(config.scheme))
     }
 
     /// A layer of the sizes and with the gates of `config` whose sub-layers are wired so, with Burn's default initialisation.
     ///
     /// # Errors
     /// If its gate has no place in this wiring.
-    pub fn from_wiring(config: &LlamaConfig, wiring: Wiring, device: &B::Device) -> Result<Self, ConfigError> {
+    pub fn from_wiring(config: &LlamaConfig, wiring: Wiring, device: &B::Device) -> Result<Self, NoPlaceForGate> {
         let gates = config.gates_per_layer();
         let place = match gates {
             0 => wiring.default_gate_place(),
-            _ => wiring
-                .gate_place(config.gate.site)
-                .ok_or(ConfigError::AfterNorm(config.scheme))?,
+            _ => wiring.gate_place(config.gate.site).ok_or(NoPlaceForGate)?,
         };
         let norm = RmsNormConfig::new(config.hidden).with_epsilon(config.norm_epsilon);
-        let residual = || {
-            Residual::new(wiring, place, &norm, config.precision, device)
-                .map_err(|NoPlaceForGate| ConfigError::AfterNorm(config.scheme))
-        };
+        let residual = || Residual::new(wiring, place, &norm, config.precision, device);
         Ok(Self {
             attention: AttentionConfig::new(config.hidden, config.heads, config.kv_heads()).init(device),
             attention_residual: residual()?,
@@ -239,6 +235,7 @@ impl<B: Backend> ModuleDisplay for Block<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpas::{GateSite, GpasConfig};
     use crate::host::check::{Tracked, assert_close, gradients, random};
     use crate::rotary::RotaryConfig;
     use burn::module::Param;
@@ -355,6 +352,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_gate_without_its_place_is_refused() {
+        let norm = RmsNormConfig::new(HIDDEN);
+        let wired = |wiring, place| Residual::<Tracked>::new(wiring, place, &norm, Precision::F32, &FlexDevice);
+        assert!(wired(Wiring::PRE, GatePlace::AfterNorm).is_ok());
+        assert_eq!(wired(Wiring::POST, GatePlace::AfterNorm).unwrap_err(), NoPlaceForGate);
+        let gate = GpasConfig::new().with_site(GateSite::AfterNorm);
+        let config = LlamaConfig::new(10, HIDDEN, 40, 2, LAYERS).with_gate(gate);
+        let block = |config: &LlamaConfig, wiring| Block::<Tracked>::from_wiring(config, wiring, &FlexDevice);
+        assert!(block(&config, Wiring::PRE).is_ok());
+        assert_eq!(block(&config, Wiring::POST).unwrap_err(), NoPlaceForGate);
+        // Without gates nothing needs the place.
+        let ungated = config.clone().with_scheme("post".parse().unwrap());
+        assert!(block(&ungated, Wiring::POST).is_ok());
+        let post = config.with_scheme("post_gpas".parse().unwrap());
+        assert_eq!(
+            Block::<Tracked>::new(&post, 0, &FlexDevice).unwrap_err(),
+            ConfigError::AfterNorm(post.scheme)
+        );
+        assert_eq!(
+            post.try_init::<Tracked>(1, &FlexDevice).unwrap_err(),
+            ConfigError::AfterNorm(post.scheme)
+        );
     }
 
     #[test]

@@ -107,6 +107,15 @@ impl LlamaConfig {
         })
     }
 
+    /// Number of gates of each layer.
+    pub(crate) fn gates_per_layer(&self) -> usize {
+        match (self.scheme.gpas, self.gate.per_sublayer) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        }
+    }
+
     /// The place of the gate in layer `index`, from 0; none without gates.
     pub fn gate_place(&self, index: usize) -> Option<GatePlace> {
         if self.scheme.gpas {

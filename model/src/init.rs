@@ -22,7 +22,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::config::{Initialisation, LlamaConfig};
+use crate::config::{ConfigError, Initialisation, LlamaConfig};
 use crate::llama::Llama;
 use crate::params::{ParameterKind, Projection};
 use crate::scheme::ProjectionStart;
@@ -30,14 +30,36 @@ use crate::scheme::ProjectionStart;
 /// Standard deviation of projections.
 const PROJECTION_STD: f64 = 0.02;
 
-/// Draws every weight and gives every parameter an id that depends on its name alone, so that optimizer records fit later processes.
-pub(crate) fn initialise<B: Backend>(model: Llama<B>, config: &LlamaConfig, seed: u64) -> Llama<B> {
-    let parameters = model.parameters().into_iter();
-    let kinds = parameters.map(|parameter| (parameter.id(), parameter.kind)).collect();
-    model.map(&mut Initialiser { config, seed, kinds })
+impl LlamaConfig {
+    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
+    /// initialise alike, across backends and machines.
+    ///
+    /// # Panics
+    /// If the configuration is not [valid](LlamaConfig::validate); [`try_init`](Self::try_init) returns that instead.
+    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
+        match self.try_init(seed, device) {
+            Ok(model) => model,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// [`init`](Self::init) of a configuration that may be wrong.
+    ///
+    /// # Errors
+    /// If the configuration is not [valid](LlamaConfig::validate).
+    pub fn try_init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        let model = self.skeleton(device)?;
+        let parameters = model.parameters().into_iter();
+        let kinds = parameters.map(|parameter| (parameter.id(), parameter.kind)).collect();
+        Ok(model.map(&mut Initialiser {
+            config: self,
+            seed,
+            kinds,
+        }))
+    }
 }
 
-/// The id of a parameter of every model.
+/// The id of a parameter of every model: it depends on the parameter's name alone, so that optimizer records fit later processes.
 pub(crate) fn parameter_id(kind: ParameterKind) -> ParamId {
     ParamId::from(name_hash(&kind.to_string()))
 }
@@ -81,6 +103,7 @@ fn projection_std(config: &LlamaConfig, layer: usize, projection: Projection, fa
     }
 }
 
+/// Draws every weight.
 struct Initialiser<'a> {
     config: &'a LlamaConfig,
     seed: u64,
@@ -89,7 +112,7 @@ struct Initialiser<'a> {
 
 impl<B: Backend> ModuleMapper<B> for Initialiser<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let kind = self.kinds[&param.id];
+        let kind = *self.kinds.get(&param.id).expect("the walk has every parameter");
         let name = kind.to_string();
         let id = parameter_id(kind);
         // The shape and the device of a parameter that Burn has not drawn yet; asking for its value would draw it.

@@ -21,7 +21,6 @@ use crate::attention::CausalMask;
 use crate::block::Block;
 use crate::config::{ConfigError, LlamaConfig};
 use crate::host;
-use crate::init::initialise;
 use crate::loss::{IGNORE_INDEX, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
@@ -49,26 +48,6 @@ pub struct Llama<B: Backend> {
 }
 
 impl LlamaConfig {
-    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
-    /// initialise alike, across backends and machines.
-    ///
-    /// # Panics
-    /// If the configuration is not [valid](LlamaConfig::validate); [`try_init`](Self::try_init) returns that instead.
-    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
-        match self.try_init(seed, device) {
-            Ok(model) => model,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// [`init`](Self::init) of a configuration that may be wrong.
-    ///
-    /// # Errors
-    /// If the configuration is not [valid](LlamaConfig::validate).
-    pub fn try_init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Llama<B>, ConfigError> {
-        Ok(initialise(self.skeleton(device)?, self, seed))
-    }
-
     /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
     ///
     /// # Errors

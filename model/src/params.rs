@@ -23,8 +23,8 @@ use crate::gpas::Gpas;
 use crate::llama::Llama;
 use crate::mlp::Mlp;
 use crate::norm::RmsNorm;
-#[cfg(doc)]
-use crate::scheme::Wiring;
+
+pub use crate::scheme::NormPlace;
 
 /// What a parameter is. [`Display`](fmt::Display) gives its path, such as `layers.3.mlp.up.weight`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,28 +107,12 @@ impl SubLayer {
     }
 }
 
-/// Where a norm stands around a sub-layer: see [`Wiring`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum NormPlace {
-    /// Before the sub-layer.
-    Pre,
-    /// On what the sub-layer returns.
-    Branch,
-    /// On the sum of residual and branch.
-    Post,
-}
-
-impl NormPlace {
-    /// All of them, in the order in which a sub-layer's wiring computes them.
-    pub const ALL: [NormPlace; 3] = [NormPlace::Pre, NormPlace::Branch, NormPlace::Post];
-
-    /// Name of the field of [`Residual`] that holds the norm.
-    fn field(self) -> &'static str {
-        match self {
-            NormPlace::Pre => "pre_norm",
-            NormPlace::Branch => "branch_norm",
-            NormPlace::Post => "post_norm",
-        }
+/// Name of the field of [`Residual`] that holds the norm at a place.
+fn norm_field(place: NormPlace) -> &'static str {
+    match place {
+        NormPlace::Pre => "pre_norm",
+        NormPlace::Branch => "branch_norm",
+        NormPlace::Post => "post_norm",
     }
 }
 
@@ -246,7 +230,7 @@ impl fmt::Display for ParameterKind {
                 sub_layer,
                 place,
             } => {
-                let (sub_layer, norm) = (sub_layer.field(), place.field());
+                let (sub_layer, norm) = (sub_layer.field(), norm_field(place));
                 write!(f, "layers.{layer}.{sub_layer}_residual.{norm}.weight")
             }
             ParameterKind::BranchScale { layer, sub_layer } => {
@@ -280,6 +264,11 @@ impl ParameterKind {
     /// Whether it is a GPAS gate.
     pub fn is_gate(self) -> bool {
         matches!(self, ParameterKind::Gate { .. })
+    }
+
+    /// Whether it is a matrix, on which decoupled weight decay acts.
+    pub fn is_matrix(self) -> bool {
+        self.is_linear() || self == ParameterKind::Embedding
     }
 
     /// Whether it is the matrix of a linear layer, which Burn keeps as `[inputs, outputs]` and released checkpoints as
@@ -320,6 +309,14 @@ impl<B: Backend> Parameter<'_, B> {
         match self.value {
             ParameterValue::Vector(param) => param.lazy_shape(),
             ParameterValue::Matrix(param) => param.lazy_shape(),
+        }
+    }
+
+    /// Its numbers, flat.
+    pub fn flat(&self) -> Tensor<B, 1> {
+        match self.value {
+            ParameterValue::Vector(param) => param.val(),
+            ParameterValue::Matrix(param) => param.val().flatten(0, 1),
         }
     }
 
@@ -375,14 +372,24 @@ impl<B: Backend> Llama<B> {
     /// # Errors
     /// If two parameters have one id.
     pub fn parameter_kinds(&self) -> Result<HashMap<ParamId, ParameterKind>, SharedParameter> {
-        let mut kinds = HashMap::new();
-        for parameter in self.parameters() {
-            if let Some(other) = kinds.insert(parameter.id(), parameter.kind) {
-                return Err(SharedParameter(other, parameter.kind));
-            }
-        }
-        Ok(kinds)
+        kinds_by_id(&self.parameters())
     }
+}
+
+/// What the parameter of each id is.
+///
+/// # Errors
+/// If two parameters have one id.
+pub fn kinds_by_id<B: Backend>(
+    parameters: &[Parameter<'_, B>],
+) -> Result<HashMap<ParamId, ParameterKind>, SharedParameter> {
+    let mut kinds = HashMap::new();
+    for parameter in parameters {
+        if let Some(other) = kinds.insert(parameter.id(), parameter.kind) {
+            return Err(SharedParameter(other, parameter.kind));
+        }
+    }
+    Ok(kinds)
 }
 
 impl<B: Backend> Block<B> {
@@ -541,22 +548,14 @@ impl LlamaConfig {
         all
     }
 
-    /// Number of gates of each layer.
-    pub(crate) fn gates_per_layer(&self) -> usize {
-        match (self.scheme.gpas, self.gate.per_sublayer) {
-            (false, _) => 0,
-            (true, false) => 1,
-            (true, true) => 2,
-        }
-    }
-
-    /// Index of the gate of a sub-layer among the layer's gates, if there are gates.
-    pub fn gate_index(&self, sub_layer: SubLayer) -> Option<usize> {
+    /// The gate of a sub-layer of layer `layer`, from 0, if there are gates.
+    pub fn gate_of(&self, layer: usize, sub_layer: SubLayer) -> Option<ParameterKind> {
         let last = self.gates_per_layer().checked_sub(1)?;
-        Some(match sub_layer {
+        let index = match sub_layer {
             SubLayer::Attention => 0,
             SubLayer::Mlp => last,
-        })
+        };
+        Some(ParameterKind::Gate { layer, index })
     }
 }
 

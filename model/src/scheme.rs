@@ -9,7 +9,22 @@
 //! A scheme is a [row](SchemeRow), and adding one is adding a row to the table in this file. Here are the rows, with the line that the first and
 //! the last of 8 layers compute, `N` being a norm and `G` the gate that `_gpas` after the name adds:
 //!
-//! TABLE
+//! | scheme | what it is | layer 1 of 8 | layer 8 of 8 |
+//! |---|---|---|---|
+//! | `pre` | Pre-LN: `x + F(N(x))` | `x ← G(x + F(N(x)))` | `x ← G(x + F(N(x)))` |
+//! | `post` | Post-LN: `N(x + F(x))` | `x ← N(G(x) + F(x))` | `x ← N(G(x) + F(x))` |
+//! | `deeppost` | DeepNorm: `N((2L)^¼ · x + F(x))`; projections start as DeepNorm's | `x ← N(2.000·G(x) + F(x))` | `x ← N(2.000·G(x) + F(x))` |
+//! | `sandwich` | Sandwich-LN: `x + N'(F(N(x)))` | `x ← G(x + N(F(N(x))))` | `x ← G(x + N(F(N(x))))` |
+//! | `post_pre` | Mix-LN: the first `post_num` layers are Post-LN, the rest Pre-LN | `x ← N(G(x) + F(x))` | `x ← G(x + F(N(x)))` |
+//! | `lns` | LayerNorm Scaling as released: Pre-LN whose norm weights start at `1/√l` | `x ← G(x + F(N(x)))` | `x ← G(x + F(N(x)))` |
+//! | `lns_fixed` | LayerNorm Scaling as in its paper: `x + F(N(x) / √l)` | `x ← G(x + F(N(x)))` | `x ← G(x + F(N(x)·0.354))` |
+//! | `scale_pre` | Pre-LN; output projections start at `std / √(2L)` | `x ← G(x + F(N(x)))` | `x ← G(x + F(N(x)))` |
+//! | `scale_post_pre` | Mix-LN; output projections start at `std / √(2L)` in its Pre-LN layers | `x ← N(G(x) + F(x))` | `x ← G(x + F(N(x)))` |
+//! | `peri` | Peri-LN: `x + N'(F(N(x)))` on a stream that starts as the norm of the embedding | `x ← G(x + N(F(N(x))))` | `x ← G(x + N(F(N(x))))` |
+//! | `prores` | Progressive Residual Warmup: `x + min(t / (T·l), 1) · F(N(x))` | `x ← G(x + min(t/100, 1)·F(N(x)))` | `x ← G(x + min(t/800, 1)·F(N(x)))` |
+//! | `keel` | Keel: `N'(2L · x + F(N(x)))` | `x ← N(16.000·G(x) + F(N(x)))` | `x ← N(16.000·G(x) + F(N(x)))` |
+//! | `layerscale` | LayerScale: `x + λ ⊙ F(N(x))`, λ trained per channel, from 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 in deeper models | `x ← G(x + λ⊙F(N(x)))` | `x ← G(x + λ⊙F(N(x)))` |
+//! | `rezero` | ReZero: `x + a · F(x)`, a trained per sub-layer, from 0 | `x ← G(x + a·F(x))` | `x ← G(x + a·F(x))` |
 //!
 //! `l` is the number of the layer from 1, `L` the number of layers, `t` that of the optimizer steps done (see
 //! [`Progress`](crate::Progress)), `T` the configuration's `residual_warmup` (100 in the table), and `post_num` the configuration's too (a
@@ -46,7 +61,6 @@ use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::gpas::GateSite;
-use crate::params::NormPlace;
 
 /// Every scheme that is known by name.
 static ROWS: [SchemeRow; 14] = [
@@ -397,6 +411,22 @@ impl NormStart {
         weight: 1.0,
         factor: 1.0,
     };
+}
+
+/// Where a norm stands around a sub-layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NormPlace {
+    /// Before the sub-layer.
+    Pre,
+    /// On what the sub-layer returns.
+    Branch,
+    /// On the sum of residual and branch.
+    Post,
+}
+
+impl NormPlace {
+    /// All of them, in the order in which a wiring comes to them.
+    pub const ALL: [NormPlace; 3] = [NormPlace::Pre, NormPlace::Branch, NormPlace::Post];
 }
 
 /// What stands around a sub-layer.

@@ -362,20 +362,24 @@ struct Reader<'a> {
     config: &'a LlamaConfig,
     tensors: &'a NamedTensors,
     kinds: HashMap<ParamId, ParameterKind>,
-    /// The first parameter that found no tensor.
+    /// What is wrong with the first tensor that fits no parameter.
     failed: Option<WeightsError>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Reader<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let kind = self.kinds[&param.id];
+        let kind = *self.kinds.get(&param.id).expect("the walk has every parameter");
         let name = self.config.released_name(kind);
         let tensor = name.and_then(|name| self.tensors.get(&name));
         // A parameter that Burn has not drawn yet is trained; asking for its value would draw it.
         let trained = !param.is_initialized() || param.val().is_require_grad();
         let (shape, device) = (param.lazy_shape(), param.lazy_device());
         let Some(values) = tensor.and_then(|tensor| from_host(kind, tensor, shape.as_slice())) else {
-            self.failed.get_or_insert(WeightsError::Unnamed(kind));
+            self.failed.get_or_insert_with(|| {
+                WeightsError::Damaged(format!(
+                    "the tensor of `{kind}` has not as many numbers as its shape says"
+                ))
+            });
             return param;
         };
         let new = Tensor::<B, D>::from_data(TensorData::new(values, shape), &device);
