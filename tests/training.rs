@@ -70,7 +70,8 @@ fn every_scheme_trains_thirty_steps_from_every_initialisation() {
                 config.init(3, &FlexDevice),
                 optimizer,
                 Schedule::cosine(3e-3, 3, 30, 0.1),
-            );
+            )
+            .unwrap();
             let mut losses = Vec::new();
             for step in 0..30 {
                 let (next, report) = trainer.step([batch(step)], 48);
@@ -115,7 +116,8 @@ fn a_step_of_the_newer_schemes_is_the_same_however_it_is_computed() {
                     config.init(3, &FlexDevice),
                     optimizer,
                     Schedule::cosine(3e-3, 0, 5, 0.1),
-                );
+                )
+                .unwrap();
                 let mut reports = Vec::new();
                 for step in 0..5 {
                     let parts = [row(step), row(step + SEQ)];

@@ -22,9 +22,8 @@ use gpas_batch::TokenBatch;
 
 use crate::attention::CausalMask;
 use crate::block::Block;
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
 use crate::fast;
-use crate::init::initialise;
 use crate::loss::token_losses;
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
@@ -52,29 +51,20 @@ pub struct Llama<B: Backend> {
 }
 
 impl LlamaConfig {
-    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
-    /// initialise alike, across backends and machines.
-    ///
-    /// # Panics
-    /// If the configuration is not [valid](LlamaConfig::validate).
-    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
-        initialise(self.skeleton(device), self, seed)
-    }
-
     /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
     ///
-    /// # Panics
+    /// # Errors
     /// If the configuration is not [valid](LlamaConfig::validate).
-    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Llama<B> {
-        if let Err(error) = self.validate() {
-            panic!("{error}");
-        }
+    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        self.validate()?;
         let head = LinearConfig::new(self.hidden, self.vocab).with_bias(false);
         let norm = RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon);
-        Llama {
+        Ok(Llama {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             embedding_norm: self.scheme.norm.embedding_norm().map(|start| norm.init(start, device)),
-            layers: (0..self.layers).map(|index| Block::new(self, index, device)).collect(),
+            layers: (0..self.layers)
+                .map(|index| Block::new(self, index, device))
+                .collect::<Result<_, _>>()?,
             norm: norm.init(NormStart::PLAIN, device),
             head: (!self.tied_head).then(|| head.init(device)),
             rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
@@ -82,7 +72,7 @@ impl LlamaConfig {
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
-        }
+        })
     }
 }
 

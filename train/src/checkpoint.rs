@@ -143,12 +143,19 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Copies weights and moments to the host.
-    pub fn of<B: AutodiffBackend>(trainer: &Trainer<B>, config: &LlamaConfig, state: RunState) -> Self {
-        Self {
-            weights: trainer.model().valid().to_tensors(config),
-            moments: trainer.moments(),
+    ///
+    /// # Errors
+    /// If the parameters of the model are not those of the configuration.
+    pub fn of<B: AutodiffBackend>(
+        trainer: &Trainer<B>,
+        config: &LlamaConfig,
+        state: RunState,
+    ) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            weights: trainer.model().valid().to_tensors(config)?,
+            moments: trainer.moments()?,
             state,
-        }
+        })
     }
 
     /// Of weights that no step has changed yet, so that there are no moments.
@@ -318,7 +325,7 @@ impl Checkpoint {
     /// # Errors
     /// If the weights cannot be read or do not fit.
     pub fn model<B: Backend>(&self, config: &LlamaConfig, device: &B::Device) -> Result<Llama<B>, CheckpointError> {
-        Ok(config.init::<B>(0, device).load(config, &self.path.join(MODEL))?)
+        Ok(Llama::load(config, &self.path.join(MODEL), device)?)
     }
 
     /// The weights, whole on the host.
@@ -459,7 +466,7 @@ mod tests {
             cycles: 1,
             decay_fraction: 0.0,
         };
-        Trainer::new(model, optimizer, schedule)
+        Trainer::new(model, optimizer, schedule).unwrap()
     }
 
     fn step(trainer: Trainer<B>) -> Trainer<B> {
@@ -480,7 +487,7 @@ mod tests {
     }
 
     fn snapshot(trainer: &Trainer<B>, state: RunState) -> Snapshot {
-        Snapshot::of(trainer, &config(), state)
+        Snapshot::of(trainer, &config(), state).unwrap()
     }
 
     /// 0 for the same bits; both have the same names and shapes.
@@ -509,14 +516,15 @@ mod tests {
                 .with_precision(precision);
             let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
             let written = Snapshot::of(&undisturbed, &config, state(2))
+                .unwrap()
                 .write(place.path(), 1)
                 .unwrap();
             let found = newest_valid(place.path()).unwrap().checkpoint;
             assert_eq!((&found.path, &found.state), (&written, &state(2)));
 
             let model = found.model::<B>(&config, &FlexDevice).unwrap();
-            let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config);
-            assert_eq!(model.to_tensors(&config), weights(&undisturbed));
+            let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config).unwrap();
+            assert_eq!(model.to_tensors(&config).unwrap(), weights(&undisturbed));
 
             let expected = weights(&step(undisturbed));
             let goes_on = |moments, updates, steps| {

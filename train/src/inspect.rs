@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use burn::tensor::backend::Backend;
 use gpas_data::{DataError, EvaluationBatches, IGNORE_INDEX, Windows, stack};
 use gpas_model::analysis::{StreamAngles, StreamVariance, weight_norms};
+use gpas_model::params::Projection;
 use gpas_model::scheme::GatePlace;
 use gpas_model::{Llama, LlamaConfig, Progress, Scheme};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -67,8 +68,8 @@ pub struct LayerInspection {
     /// gate stands elsewhere than on the stream, and where a norm of the sum takes the scale off again.
     pub running_scale: Option<f64>,
     /// √Σ w² of each matrix by its place in the layer, such as `attention.query`.
-    #[serde(deserialize_with = "named_numbers")]
-    pub weight_norms: BTreeMap<String, f64>,
+    #[serde(deserialize_with = "numbers_of_projections")]
+    pub weight_norms: BTreeMap<Projection, f64>,
 }
 
 /// A number, `null` where it is not finite.
@@ -87,9 +88,9 @@ fn rows_of_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec
     Ok(rows.into_iter().map(read).collect())
 }
 
-fn named_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
-    let named = BTreeMap::<String, Number>::deserialize(deserializer)?;
-    Ok(named.into_iter().map(|(name, number)| (name, number.0)).collect())
+fn numbers_of_projections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Projection, f64>, D::Error> {
+    let numbers = BTreeMap::<Projection, Number>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.0)).collect())
 }
 
 impl Inspection {
@@ -174,8 +175,7 @@ impl Gates {
             let values: Vec<f64> = layer.gates.iter().filter_map(read).collect();
             let scales: Vec<f64> = values.iter().map(|gate| 1.0 - config.gate.act.value(*gate)).collect();
             let wiring = config.wiring(index);
-            let place = wiring.gate_place(config.gate.site);
-            let scales_the_stream = matches!(place, Some(GatePlace::Stream | GatePlace::Before));
+            let scales_the_stream = matches!(config.gate_place(index), Some(GatePlace::Stream | GatePlace::Before));
             // One gate serves both sub-layers.
             let by = scales.iter().product::<f64>().powi(2 / scales.len().max(1) as i32);
             running = running
@@ -322,7 +322,7 @@ mod tests {
                 assert_near(layer.loss_change, change, scheme);
                 let weights = model.layers[index].attention.value.weight.val().into_data();
                 let norm = weights.iter::<f64>().map(|w| w * w).sum::<f64>().sqrt();
-                assert_near(layer.weight_norms["attention.value"], norm, scheme);
+                assert_near(layer.weight_norms[&Projection::Value], norm, scheme);
                 assert_eq!(layer.formula, config.formula(index));
             }
             for (n, distances) in (1..).zip(&found.angular_distance) {
@@ -390,7 +390,7 @@ mod tests {
             gates: vec![2.0],
             scales: vec![-0.75],
             running_scale: None,
-            weight_norms: [("mlp.up".into(), 4.0)].into(),
+            weight_norms: [(Projection::Up, 4.0)].into(),
         };
         let whole = Inspection {
             scheme: Scheme::default(),
@@ -422,7 +422,7 @@ mod tests {
         assert!(json.contains(r#""loss":null"#), "{json}");
         let read: Inspection = serde_json::from_str(&json).unwrap();
         assert!(read.loss.is_nan() && read.last_variance.is_nan() && read.angular_distance[0][1].is_nan());
-        assert!(read.layers[1].weight_norms["mlp.up"].is_nan());
+        assert!(read.layers[1].weight_norms[&Projection::Up].is_nan());
         assert!(read.layers[0].variance.is_finite());
         assert!(found.to_string().contains("NaN"));
     }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::{DataError, EvaluationBatches, PreparedData, TrainBatches, WindowMode, Windows};
+use gpas_model::params::SharedParameter;
 use gpas_model::{LlamaConfig, Precision, Progress};
 
 use crate::backend::BackendTask;
@@ -128,6 +129,8 @@ pub enum TrainingError {
     Run(#[from] RunError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Parameters(#[from] SharedParameter),
 }
 
 impl TrainingError {
@@ -157,6 +160,7 @@ impl TrainingError {
             TrainingError::Data(error) => error.hint(),
             TrainingError::Run(error) => error.hint(),
             TrainingError::Checkpoint(error) => error.hint(),
+            TrainingError::Parameters(_) => None,
         }
     }
 }
@@ -253,7 +257,7 @@ impl BackendTask for TrainingRun {
         let (mut trainer, mut state) = match &checkpoint {
             None => {
                 let model = config.init(seed, &device);
-                let trainer = Trainer::<B>::new(model, recipe.optimizer(), recipe.schedule());
+                let trainer = Trainer::<B>::new(model, recipe.optimizer(), recipe.schedule())?;
                 (trainer, RunState::new(recipe.clone()))
             }
             Some(checkpoint) => {
@@ -262,7 +266,7 @@ impl BackendTask for TrainingRun {
                     ..checkpoint.state.clone()
                 };
                 let model = checkpoint.model(&config, &device)?;
-                let trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule())
+                let trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule())?
                     .resume(checkpoint.moments()?, state.updates, state.step)
                     .map_err(CheckpointError::from)?;
                 (trainer, state)
@@ -297,7 +301,7 @@ impl BackendTask for TrainingRun {
                 state.best = state.evaluation.filter(better).or(state.best);
                 // A checkpoint on the disk has the lines up to it on the disk.
                 records.sync()?;
-                writer.submit(Snapshot::of(&trainer, &config, state.clone()))?;
+                writer.submit(Snapshot::of(&trainer, &config, state.clone())?)?;
                 saved = Some(state.step);
             }
             // The first one is whole before the first step is made, so that there is always one to go on from.
@@ -398,9 +402,8 @@ fn layers_record(step: u64, report: &StepReport, layers: Layers) -> LayersRecord
             .collect()
     };
     let mut squares = vec![0.0; layers.weight_norm.len()];
-    for (path, norm) in &report.parameter_norms {
-        let index = path.strip_prefix("layers.").and_then(|rest| rest.split('.').next());
-        if let Some(sum) = index.and_then(|index| squares.get_mut(index.parse::<usize>().ok()?)) {
+    for (kind, norm) in &report.parameter_norms {
+        if let Some(sum) = kind.layer().and_then(|layer| squares.get_mut(layer)) {
             *sum += norm * norm;
         }
     }

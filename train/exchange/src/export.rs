@@ -25,7 +25,7 @@ use gpas_data::aside::AsideDirectory;
 use gpas_data::{PreparedData, Tokenizer};
 use gpas_model::compare::largest_difference;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
-use gpas_model::{LlamaConfig, Precision, Progress};
+use gpas_model::{Llama, LlamaConfig, Precision, Progress};
 use half::bf16;
 use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
@@ -502,7 +502,7 @@ fn logits<B: Backend>(
     texts: &[Text],
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>, ExchangeError> {
-    let model = config.init::<B>(0, device).with_tensors(config, tensors)?;
+    let model = Llama::<B>::from_tensors(config, tensors, device)?;
     let logits = |text: &Text| {
         let shape = [text.windows, text.ids.len() / text.windows];
         let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(text.ids.clone(), shape), device);

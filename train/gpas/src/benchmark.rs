@@ -167,11 +167,11 @@ struct Runner<B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Runner<B> {
-    fn new(candidate: &Candidate, device: &B::Device) -> Self {
+    fn new(candidate: &Candidate, device: &B::Device) -> Result<Self, TrainingError> {
         let Candidate { recipe, config } = candidate;
         let model: Llama<B> = config.init(recipe.train.seed, device);
-        Self {
-            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule()),
+        Ok(Self {
+            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule())?,
             ids: RandomIds {
                 state: recipe.train.seed,
                 vocab: config.vocab as u64,
@@ -180,7 +180,7 @@ impl<B: AutodiffBackend> Runner<B> {
             micro_batch: recipe.train.micro_batch,
             seq: recipe.data.seq_len,
             times: Vec::new(),
-        }
+        })
     }
 
     /// Makes one step and notes its time.
@@ -222,8 +222,9 @@ impl BackendTask for Benchmark {
             selected,
         } = self;
         check_precision::<B>(&model.config, &device)?;
-        let mut runner = Runner::<B>::new(&model, &device);
-        let mut other = versus.as_ref().map(|versus| Runner::<B>::new(versus, &device));
+        let mut runner = Runner::<B>::new(&model, &device)?;
+        let other = versus.as_ref().map(|versus| Runner::<B>::new(versus, &device));
+        let mut other = other.transpose()?;
         let mut profiler = None;
         for index in 0..warmup + steps {
             if profile && index == warmup {

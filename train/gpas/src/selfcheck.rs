@@ -290,7 +290,8 @@ fn train<B: AutodiffBackend>(
         clip_gate: 0.0,
     };
     let schedule = Schedule::cosine(3e-3, 3, count as u64, 0.1);
-    let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule);
+    let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule)
+        .expect("parameters that have been drawn have ids of their own");
     let mut losses = Vec::new();
     for step in 0..count {
         // Two micro-batches of one row each.
