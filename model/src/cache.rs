@@ -174,6 +174,7 @@ impl<B: Backend> Llama<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::{largest_difference, largest_magnitude};
     use crate::config::LlamaConfig;
     use crate::gpas::{GateSite, GpasConfig};
     use crate::precision::Precision;
@@ -211,9 +212,13 @@ mod tests {
         logits.into_data().into_vec().unwrap()
     }
 
-    fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    /// Fails if the numbers differ by more than `bound`, or would not differ if one of them were not a number.
+    fn assert_near(found: &[f32], expected: &[f32], bound: f64, what: &str) {
+        let difference = largest_difference(found, expected);
+        assert!(difference <= bound, "{what}: {difference}");
+        let mut broken = found.to_vec();
+        broken[found.len() / 2] = f32::NAN;
+        assert!(largest_difference(&broken, expected).is_nan(), "{what}");
     }
 
     /// A prompt at once, then tokens one by one, then several at once, for every scheme and every place of its gate.
@@ -243,8 +248,7 @@ mod tests {
                 }
                 found.extend(logits(&model, &ids[44..], &mut cache));
                 assert_eq!(cache.tokens(), 50);
-                let difference = largest_difference(&found, &expected);
-                assert!(difference <= 1e-5, "{scheme} {site:?}: {difference}");
+                assert_near(&found, &expected, 1e-5, &format!("{scheme} {site:?}"));
             }
         }
     }
@@ -264,8 +268,7 @@ mod tests {
             for part in [30..31, 31..32, 32..70, 70..71, 71..139, 139..140] {
                 found.extend(logits(&model, &ids[part], &mut cache));
             }
-            let difference = largest_difference(&found, &expected);
-            assert!(difference <= 1e-5, "{kv_heads} {tied}: {difference}");
+            assert_near(&found, &expected, 1e-5, &format!("{kv_heads} {tied}"));
         }
     }
 
@@ -322,8 +325,7 @@ mod tests {
         for id in &ids[12..] {
             found.extend(logits(&model, &[*id], &mut cache));
         }
-        let peak = expected.iter().fold(0.0f32, |peak, value| peak.max(value.abs()));
-        assert!(largest_difference(&found, &expected) < 0.02 * peak);
+        assert_near(&found, &expected, 0.02 * largest_magnitude(&expected), "bfloat16");
     }
 
     #[test]

@@ -9,12 +9,14 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::activation::{relu, sigmoid, silu, tanh};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 use crate::fast;
 
 /// Activation of the gate; the paper's ablation (its table 6) compares them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GateActivation {
     /// `α · sigmoid(α)`, the paper's choice.
     #[default]
@@ -93,8 +95,9 @@ impl GateActivation {
 }
 
 /// Where the gate stands in a layer. All but the default are the paper's ablations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GateSite {
     /// As the scheme's row says: the stream in pre-like layers, the residual in post-like ones.
     #[default]
@@ -182,8 +185,13 @@ impl<B: Backend> Gpas<B> {
     /// # Shapes
     /// - input and output: any
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        fast::gate(&x, &self.gate.val(), self.act.value_and_derivative(), self.stop_gradient)
-            .unwrap_or_else(|| self.in_tensor_operations(x))
+        fast::gate(
+            &x,
+            &self.gate.val(),
+            self.act.value_and_derivative(),
+            self.stop_gradient,
+        )
+        .unwrap_or_else(|| self.in_tensor_operations(x))
     }
 
     /// GPAS of a sum, for which one walk over memory is enough where both are there.
