@@ -29,8 +29,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn_train::metric::{Adaptor, Metric, Numeric};
 use burn_train::renderer::MetricsRenderer;
 use burn_train::{Interrupter, Learner, LearningResult, SupervisedTraining, TrainingStrategy};
-use gpas_data::batch::{EvaluationBatches, TrainBatches, Windows};
-use gpas_data::store::PreparedData;
+use gpas_data::{EvaluationBatches, PreparedData, TrainBatches, Windows};
 use gpas_model::LlamaConfig;
 
 use crate::backend::{BackendChoice, BackendTask, Selected};
@@ -56,7 +55,7 @@ type OpenDisplay = Box<dyn FnOnce(&Interrupter) -> Box<dyn MetricsRenderer>>;
 /// # Examples
 /// A run from Rust, with an observer and one more metric; `NumericMetric` stands for a [`Metric`] of your own.
 /// ```no_run
-/// use gpas_data::store::PreparedData;
+/// use gpas_data::PreparedData;
 /// use gpas_train::backend::BackendChoice;
 /// use gpas_train::learner::TrainingRun;
 /// use gpas_train::metrics::Record;
@@ -110,7 +109,7 @@ impl TrainingRun {
     ///
     /// # Examples
     /// ```no_run
-    /// use gpas_data::store::PreparedData;
+    /// use gpas_data::PreparedData;
     /// use gpas_train::learner::TrainingRun;
     /// use gpas_train::run::RunDirectory;
     ///
@@ -252,7 +251,7 @@ impl BackendTask for Launch {
             saved: checkpoint.map(|checkpoint| checkpoint.state.step),
             state,
             config: run.config,
-            train: loaders.train.clone(),
+            damage: loaders.train.damage().clone(),
             validation: loaders.text,
             device,
             stop: run.stop,
@@ -310,14 +309,16 @@ impl<B: AutodiffBackend> Loaders<B> {
     fn open(run: &TrainingRun, device: &B::Device) -> Result<Self, TrainingError> {
         let TrainingRun { recipe, data, .. } = run;
         let windows = Windows::new(data.train().clone(), recipe.data.mode, recipe.data.seq_len, data.pad())?;
-        let (seed, batch, steps) = (recipe.train.seed, recipe.train.batch, recipe.train.steps as usize);
-        let train = TrainBatches::<B>::new(windows, seed, batch, 0..steps, device.clone())?;
+        let (seed, batch, micro_batch) = (recipe.train.seed, recipe.train.batch, recipe.train.micro_batch);
+        let steps = recipe.train.steps as usize;
+        let train =
+            TrainBatches::<B>::new(windows, seed, batch, 0..steps, device.clone())?.with_micro_batch(micro_batch)?;
         train.windows_of_step(0)?;
         let text = ValidationText {
             windows: validation_windows(recipe, data)?,
             bytes: data.tokenizer().byte_lengths(),
         };
-        let (micro_batch, tokens) = (recipe.train.micro_batch, Some(recipe.eval.tokens as usize));
+        let tokens = Some(recipe.eval.tokens as usize);
         let valid = EvaluationBatches::new(text.windows.clone(), micro_batch, tokens, device.clone())?;
         for index in 0..valid.batches() {
             valid.windows_of_batch(index)?;
@@ -340,13 +341,13 @@ fn trainer<B: AutodiffBackend>(
     let new = |model| Trainer::new(model, recipe.optimizer(), recipe.schedule().rates());
     let Some(checkpoint) = checkpoint else {
         let model = config.init(recipe.train.seed, device);
-        return Ok((new(model), RunState::new(recipe.clone())));
+        return Ok((new(model)?, RunState::new(recipe.clone())));
     };
     let state = RunState {
         recipe: recipe.clone(),
         ..checkpoint.state.clone()
     };
-    let trainer = new(checkpoint.model(config, device)?)
+    let trainer = new(checkpoint.model(config, device)?)?
         .resume(checkpoint.moments()?, state.updates, state.step)
         .map_err(CheckpointError::from)?;
     Ok((trainer, state))

@@ -14,10 +14,11 @@ mod quantity;
 mod record;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
+use gpas_data::aside::AsideFile;
 use serde::{Deserialize, Serialize};
 
 pub use quantity::{Curve, Format, LayerFigure, LayerQuantity, Quantity};
@@ -131,8 +132,7 @@ impl MetricsFile {
             records: Vec::new(),
             missing: (1..=step).collect(),
         };
-        let aside = path.with_extension("jsonl.new");
-        let mut kept = BufWriter::new(File::create(&aside)?);
+        let mut kept = BufWriter::new(AsideFile::beside(path)?);
         match File::open(path) {
             Ok(file) => {
                 for line in BufReader::new(file).split(b'\n') {
@@ -158,8 +158,7 @@ impl MetricsFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        kept.into_inner()?.sync_all()?;
-        fs::rename(&aside, path)?;
+        kept.into_inner()?.replace()?;
         Ok((Self::append_to(path)?, history))
     }
 
@@ -185,6 +184,7 @@ impl MetricsFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_line_is_flat_and_reads_back() {

@@ -4,9 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_data::DataError;
-use gpas_data::batch::{WindowMode, Windows};
-use gpas_data::store::PreparedData;
+use gpas_data::{DataError, PreparedData, WindowMode, Windows};
+use gpas_model::params::SharedParameter;
 use gpas_model::{ConfigError, LlamaConfig, Precision};
 
 use crate::backend::BackendError;
@@ -97,6 +96,8 @@ pub enum TrainingError {
     Run(#[from] RunError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Parameters(#[from] SharedParameter),
 }
 
 impl TrainingError {
@@ -128,6 +129,7 @@ impl TrainingError {
             TrainingError::Data(error) => error.hint(),
             TrainingError::Run(error) => error.hint(),
             TrainingError::Checkpoint(error) => error.hint(),
+            TrainingError::Parameters(_) => None,
         }
     }
 }

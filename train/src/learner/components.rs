@@ -11,8 +11,7 @@ use burn::optim::{Adam, LearningRate};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_train::metric::{Adaptor, ItemLazy};
 use burn_train::{InferenceStep, LearningComponentsMarker, TrainOutput, TrainStep};
-use gpas_data::batch::TokenBatch;
-use gpas_model::{Llama, Progress, StepGradients};
+use gpas_model::{Llama, Progress, StepGradients, TokenBatch};
 
 use crate::metrics::{EvalRecord, TrainRecord};
 use crate::trainer::StepReport;
@@ -102,7 +101,7 @@ mod tests {
     use burn::optim::AdamConfig;
     use burn_flex::{Flex, FlexDevice};
     use burn_train::{Learner, SupervisedTraining};
-    use gpas_data::batch::{EvaluationBatches, TrainBatches, WindowMode, Windows};
+    use gpas_data::{EvaluationBatches, TrainBatches, WindowMode, Windows, stack};
     use gpas_model::LlamaConfig;
 
     use super::super::display::Display;
@@ -123,14 +122,11 @@ mod tests {
         let train = TrainBatches::<B>::new(windows(data.train()), 1, 4, 0..20, FlexDevice).unwrap();
         let valid = EvaluationBatches::<Flex>::new(windows(data.validation()), 4, None, FlexDevice).unwrap();
         let whole = |model: &Pretraining<Flex>| {
-            let windows = (0..valid.batches())
+            let indices = 0..valid.batches();
+            let windows: Vec<_> = indices
                 .flat_map(|index| valid.windows_of_batch(index).unwrap())
                 .collect();
-            InferenceStep::step(
-                model,
-                burn::data::dataloader::batcher::Batcher::batch(&gpas_data::batch::WindowBatcher, windows, &FlexDevice),
-            )
-            .loss
+            InferenceStep::step(model, stack(&windows, &FlexDevice).unwrap()).loss
         };
         let model = Pretraining::<B> {
             llama: LlamaConfig::new(VOCAB, 16, 32, 2, 2).init(1, &FlexDevice),

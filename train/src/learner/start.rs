@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 use gpas_model::LlamaConfig;
 use toml::Value;
 

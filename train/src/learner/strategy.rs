@@ -3,7 +3,7 @@
 //! Everything that a step depends on is in the [`RunState`], the weights and the moments, so a run that goes on from a checkpoint computes
 //! what it would have computed without the stop, bit for bit.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::data::dataloader::Progress as Items;
@@ -13,13 +13,13 @@ use burn_train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
-use gpas_data::batch::{TrainBatches, Window};
+use gpas_data::Damage;
 use gpas_model::{LlamaConfig, Progress, TokenBatch};
 
 use super::components::{Components, Pretraining};
 use super::records::Records;
 use crate::checkpoint::{RunState, Snapshot, Writer};
-use crate::evaluate::{ValidationText, evaluate, to_device};
+use crate::evaluate::{ValidationText, evaluate};
 use crate::metrics::{EvalRecord, LayersRecord, TrainRecord};
 use crate::signals::{Stop, StopRequest};
 use crate::telemetry::Layers;
@@ -66,7 +66,7 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for ExactStep
         &self,
         components: TrainingComponents<Components<B>>,
         learner: Learner<Components<B>>,
-        _train: TrainLoader<Components<B>>,
+        train: TrainLoader<Components<B>>,
         _valid: ValidLoader<Components<B>>,
         _starting_epoch: usize,
     ) -> (Pretraining<B>, Processor<B>) {
@@ -80,7 +80,11 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for ExactStep
         };
         // The optimizer changes weights in place that nobody else holds.
         drop(learner);
+        let recipe = &session.state.recipe.train;
+        let window_of = |step: u64| (step as usize).saturating_mul(recipe.batch);
+        let rest = train.slice(window_of(session.state.step), window_of(recipe.steps));
         let mut stage = Stage {
+            batches: &mut rest.iter(),
             processor: &mut event_processor,
             interrupter,
         };
@@ -93,6 +97,8 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for ExactStep
 
 /// What the learner brings to the loop.
 struct Stage<'a, B: AutodiffBackend> {
+    /// The micro-batches of the steps that are left.
+    batches: &'a mut dyn Iterator<Item = TokenBatch<B>>,
     processor: &'a mut Processor<B>,
     interrupter: Interrupter,
 }
@@ -101,7 +107,8 @@ struct Stage<'a, B: AutodiffBackend> {
 pub(super) struct Session<B: AutodiffBackend> {
     pub state: RunState,
     pub config: LlamaConfig,
-    pub train: Arc<TrainBatches<B>>,
+    /// Where the training data tells that it is damaged.
+    pub damage: Damage,
     pub validation: ValidationText,
     pub device: B::Device,
     pub records: Records,
@@ -201,7 +208,8 @@ impl<B: AutodiffBackend> Session<B> {
             state.best = state.evaluation.filter(better).or(state.best);
             // A checkpoint on the disk has the lines up to it on the disk.
             self.records.sync()?;
-            self.writer.submit(Snapshot::of(trainer, &self.config, state.clone()))?;
+            self.writer
+                .submit(Snapshot::of(trainer, &self.config, state.clone())?)?;
             self.saved = Some(state.step);
         }
         // The first one is whole before the first step is made, so that there is always one to go on from.
@@ -213,24 +221,30 @@ impl<B: AutodiffBackend> Session<B> {
         Ok(())
     }
 
+    /// The micro-batches of the next step. Damage ends a loader as the end of the data does, which does not come before the last step.
+    fn micro_batches(&self, stage: &mut Stage<'_, B>) -> Result<Vec<TokenBatch<B>>, TrainingError> {
+        let recipe = &self.state.recipe.train;
+        let count = recipe.batch.div_ceil(recipe.micro_batch);
+        let found = stage.batches.take(count).collect();
+        self.damage.check()?;
+        Ok(found)
+    }
+
     /// One optimizer step, and what it has to tell.
     fn step(&mut self, trainer: Trainer<B>, stage: &mut Stage<'_, B>) -> (Trainer<B>, Result<(), TrainingError>) {
         let begin = Instant::now();
-        let windows = match self.train.windows_of_step(self.state.step as usize) {
-            Ok(windows) => windows,
-            Err(error) => return (trainer, Err(error.into())),
+        let micro_batches = match self.micro_batches(stage) {
+            Ok(micro_batches) => micro_batches,
+            Err(error) => return (trainer, Err(error)),
         };
         let recipe = &self.state.recipe;
         let positions = recipe.train.batch * recipe.data.seq_len;
-        let scored = windows.iter().map(Window::scored).sum();
-        let mut micro_batches = windows
-            .chunks(recipe.train.micro_batch)
-            .map(|part| to_device::<B>(part.to_vec(), &self.device))
-            .peekable();
+        let scored = micro_batches.iter().map(|batch| batch.scored).sum();
         let looks = (self.state.step + 1).is_multiple_of(recipe.train.inspect_every);
-        let layers = micro_batches.peek().filter(|_| looks).map(|first: &TokenBatch<B>| {
-            Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps()))
-        });
+        let layers = micro_batches
+            .first()
+            .filter(|_| looks)
+            .map(|first| Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps())));
         let (trainer, report) = trainer.step(micro_batches, scored);
         let speed = positions as f64 / begin.elapsed().as_secs_f64();
         advance(&mut self.state, &report, scored, trainer.updates());
@@ -328,9 +342,8 @@ fn layers_record(step: u64, report: &StepReport, layers: Layers) -> LayersRecord
             .collect()
     };
     let mut squares = vec![0.0; layers.weight_norm.len()];
-    for (path, norm) in &report.parameter_norms {
-        let index = path.strip_prefix("layers.").and_then(|rest| rest.split('.').next());
-        if let Some(sum) = index.and_then(|index| squares.get_mut(index.parse::<usize>().ok()?)) {
+    for (kind, norm) in &report.parameter_norms {
+        if let Some(sum) = kind.layer().and_then(|layer| squares.get_mut(layer)) {
             *sum += norm * norm;
         }
     }
