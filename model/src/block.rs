@@ -158,7 +158,7 @@ impl<B: Backend> Block<B> {
             attention_residual: residual(),
             mlp: MlpConfig::new(config.hidden, config.intermediate).init(device),
             mlp_residual: residual(),
-            gates: (0..gates).map(|_| config.gate.init(device)).collect(),
+            gates: (0..gates).map(|_| config.gate.gpas().init(device)).collect(),
         }
     }
 

@@ -27,8 +27,19 @@ use crate::scheme::NormScheme;
 /// Standard deviation of projections.
 const PROJECTION_STD: f64 = 0.02;
 
+impl LlamaConfig {
+    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
+    /// initialise alike, across backends and machines.
+    ///
+    /// # Panics
+    /// If the configuration is not [valid](LlamaConfig::validate).
+    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
+        initialise(self.skeleton(device), self, seed)
+    }
+}
+
 /// Draws every weight and gives every parameter an id that depends on its name alone, so that optimizer records fit later processes.
-pub(crate) fn initialise<B: Backend>(model: Llama<B>, config: &LlamaConfig, seed: u64) -> Llama<B> {
+fn initialise<B: Backend>(model: Llama<B>, config: &LlamaConfig, seed: u64) -> Llama<B> {
     model.map(&mut Initialiser {
         config,
         seed,

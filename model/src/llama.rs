@@ -4,25 +4,18 @@
 //! - rotary positions, RMSNorm, SwiGLU, causal attention
 //! - every normalisation scheme of the [scheme table](crate::scheme), with or without GPAS
 //! - training never holds the logits of all tokens: see [`crate::loss`]
-//! - with `recompute`, it never holds the activations of more than one layer: see [`StepSums::add`]
-
-mod step;
-
-pub use step::{StepGradients, StepSums};
+//! - with `recompute`, it never holds the activations of more than one layer: see [`StepSums::add`](crate::StepSums::add)
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_train::metric::{Adaptor, ItemLazy, LossInput};
-use burn_train::{InferenceStep, TrainOutput, TrainStep};
 
 use crate::attention::CausalMask;
 use crate::block::Block;
+use crate::cache::ModelIdentity;
 use crate::config::LlamaConfig;
 use crate::host;
-use crate::init::initialise;
-use crate::loss::{IGNORE_INDEX, token_losses};
+use crate::loss::{is_outside, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
 use crate::progress::Progress;
@@ -30,6 +23,31 @@ use crate::rotary::{Rotary, RotaryConfig};
 use crate::scheme::NormStart;
 
 /// A LLaMA-style decoder.
+///
+/// ```
+/// use burn::tensor::{Int, Tensor};
+/// use burn_flex::{Flex, FlexDevice};
+/// use gpas_model::LlamaConfig;
+///
+/// let scheme = "sandwich_gpas".parse()?;
+/// // 50 token ids, a stream of 16 channels, an MLP of 44, 2 heads, 3 layers.
+/// let config = LlamaConfig::new(50, 16, 44, 2, 3).with_scheme(scheme);
+/// let model = config.init::<Flex>(1, &FlexDevice);
+///
+/// let ids = Tensor::<Flex, 2, Int>::from_ints([[7, 12, 3, 9]], &FlexDevice);
+/// assert_eq!(model.forward(ids.clone()).dims(), [1, 4, 16]);
+/// assert_eq!(model.logits(ids.clone()).dims(), [1, 4, 50]);
+/// // The target of a position is the id that follows it; after the last one nothing follows here.
+/// let targets = Tensor::<Flex, 2, Int>::from_ints([[12, 3, 9, gpas_model::IGNORE_INDEX as i32]], &FlexDevice);
+/// let losses = model.token_losses(ids, targets);
+/// assert_eq!(losses.dims(), [4]);
+/// # Ok::<(), gpas_model::UnknownScheme>(())
+/// ```
+///
+/// # Panics
+/// All that take token ids panic if there is no sequence or a sequence has no token; if sequences are longer than the model's
+/// [positions](Self::positions); and, where tensors lie in the memory of this process, if an id is outside the vocabulary. To look at the
+/// ids of a device would mean to wait for it in every step: there an id outside the vocabulary makes every loss that it has a part in NaN.
 #[derive(Module, Debug)]
 pub struct Llama<B: Backend> {
     /// Token embedding, `[vocab, hidden]`.
@@ -45,19 +63,14 @@ pub struct Llama<B: Backend> {
     rotary: Rotary<B>,
     #[module(skip)]
     precision: Precision,
-    recompute: bool,
+    pub(crate) recompute: bool,
+    #[module(skip)]
+    progress: Progress,
+    #[module(skip)]
+    identity: ModelIdentity,
 }
 
 impl LlamaConfig {
-    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
-    /// initialise alike, across backends and machines.
-    ///
-    /// # Panics
-    /// If the configuration is not [valid](LlamaConfig::validate).
-    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
-        initialise(self.skeleton(device), self, seed)
-    }
-
     /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
     ///
     /// # Panics
@@ -79,18 +92,50 @@ impl LlamaConfig {
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
+            progress: Progress::after(0),
+            identity: ModelIdentity::default(),
         }
     }
 }
 
 impl<B: Backend> Llama<B> {
+    /// The model after so many optimizer steps. Weights do not change: it is for schemes whose branches warm up.
+    pub fn with_progress(self, progress: Progress) -> Self {
+        Self { progress, ..self }
+    }
+
+    /// How far training has come: 0 steps for a model with initial weights, [complete](Progress::COMPLETE) for one with loaded weights,
+    /// unless it has been [told](Self::with_progress).
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The model with other weights than it had: they are trained, and caches from before are another model's.
+    pub(crate) fn with_loaded_weights(self) -> Self {
+        Self {
+            progress: Progress::COMPLETE,
+            identity: ModelIdentity::default(),
+            ..self
+        }
+    }
+
+    /// Number of token ids.
+    pub fn vocab(&self) -> usize {
+        self.embedding.weight.shape()[0]
+    }
+
+    /// Length of the longest sequence.
+    pub fn positions(&self) -> usize {
+        self.rotary.positions()
+    }
+
     /// The residual stream before each layer, then after the last: `layers + 1` tensors `[batch, seq, hidden]`.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Vec<Tensor<B, 3>> {
+    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
         let mut streams = Vec::new();
-        let last = self.walk(ids, progress, |x| streams.push(x.clone()));
+        let last = self.walk(ids, |x| streams.push(x.clone()));
         streams.push(last);
         streams
     }
@@ -100,9 +145,9 @@ impl<B: Backend> Llama<B> {
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn hidden_states(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Vec<Tensor<B, 3>> {
+    pub fn hidden_states(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
         let mut states = Vec::new();
-        let last = self.walk(ids, progress, |x| states.push(x.clone()));
+        let last = self.walk(ids, |x| states.push(x.clone()));
         states.push(self.norm.forward(last));
         states
     }
@@ -112,12 +157,15 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden]`
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
-        self.norm.forward(self.walk(ids, progress, |_| ()))
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.norm.forward(self.walk(ids, |_| ()))
     }
 
     /// The stream before the first layer, `[batch, seq, hidden]`.
     pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let [batch, seq] = ids.dims();
+        assert!(batch > 0 && seq > 0, "{batch} sequences of {seq} tokens are no batch");
+        self.assert_length(seq);
         let rows = self.look_up(ids);
         match &self.embedding_norm {
             Some(norm) => norm.forward(rows),
@@ -132,18 +180,26 @@ impl<B: Backend> Llama<B> {
             return self.embedding.forward(ids);
         }
         let shape = ids.dims();
-        let ids = ids.into_data().iter::<i64>().map(|id| id as usize).collect();
+        let vocab = self.vocab();
+        let ids = ids
+            .into_data()
+            .iter::<i64>()
+            .map(|id| embedding_row(id, vocab))
+            .collect();
         host::apply(host::Embed { ids, shape }, [host::primitive(table)])
     }
 
+    pub(crate) fn assert_length(&self, tokens: usize) {
+        let positions = self.positions();
+        assert!(
+            tokens <= positions,
+            "a sequence of {tokens} tokens is longer than the model's {positions} positions"
+        );
+    }
+
     /// Goes through the layers, showing the stream before each one, and returns it after the last.
-    fn walk(
-        &self,
-        ids: Tensor<B, 2, Int>,
-        progress: Progress,
-        before_layer: impl FnMut(&Tensor<B, 3>),
-    ) -> Tensor<B, 3> {
-        self.walk_from(0, self.embed(ids), progress, before_layer)
+    fn walk(&self, ids: Tensor<B, 2, Int>, before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
+        self.walk_from(0, self.embed(ids), before_layer)
     }
 
     /// Goes through the layers from `first` on, before which the stream is `x`.
@@ -151,19 +207,26 @@ impl<B: Backend> Llama<B> {
         &self,
         first: usize,
         mut x: Tensor<B, 3>,
-        progress: Progress,
         mut before_layer: impl FnMut(&Tensor<B, 3>),
     ) -> Tensor<B, 3> {
         let mask = CausalMask::new(x.dims()[1], x.device());
         for layer in self.layers.iter().skip(first) {
             before_layer(&x);
-            x = layer.forward(x, progress, &self.rotary, &mask);
+            x = layer.forward(x, self.progress, &self.rotary, &mask);
         }
         x
     }
 
     pub(crate) fn rotary(&self) -> &Rotary<B> {
         &self.rotary
+    }
+
+    pub(crate) fn identity(&self) -> &ModelIdentity {
+        &self.identity
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Number format of the matrix products.
@@ -176,31 +239,45 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, vocab]`
-    pub fn logits(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
+    pub fn logits(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [batch, seq] = ids.dims();
-        let hidden = flatten(self.forward(ids, progress));
-        let logits = self.head_logits(hidden);
+        let logits = self.head_logits(self.forward(ids).flatten(0, 1));
         let vocab = logits.dims()[1];
         logits.reshape([batch, seq, vocab])
     }
 
-    /// Loss of every position, 0 where the target is [`IGNORE_INDEX`].
+    /// Logits of hidden states after the final norm, in f32.
+    ///
+    /// # Shapes
+    /// - hidden: `[tokens, hidden]`
+    /// - output: `[tokens, vocab]`
+    pub fn head_logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (weight, products) = (self.head_weight(), self.products());
+        hidden.cast(products).matmul(weight.cast(products)).cast(DType::F32)
+    }
+
+    /// Loss of every position, 0 where the target is [`IGNORE_INDEX`](crate::IGNORE_INDEX).
     ///
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; the target of a position is the id that follows it
     /// - output: `[batch · seq]`
-    pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 1> {
-        self.losses_of(self.walk(ids, progress, |_| ()), targets)
+    ///
+    /// # Panics
+    /// If ids and targets have not one shape, and, where tensors lie in the memory of this process, if a target is neither an id nor
+    /// [`IGNORE_INDEX`](crate::IGNORE_INDEX). On a device the loss of such a target is NaN.
+    pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        let targets = self.targets_of(&ids, targets);
+        self.losses_of(self.walk(ids, |_| ()), targets)
     }
 
-    /// Loss of every position when the stream is this after the last layer, 0 where the target is [`IGNORE_INDEX`].
+    /// Loss of every position when the stream is this after the last layer, 0 where the target is [`IGNORE_INDEX`](crate::IGNORE_INDEX).
     ///
     /// # Shapes
     /// - stream: `[batch, seq, hidden]`, the last of [`residual_streams`](Self::residual_streams)
     /// - targets: `[batch, seq]`
     /// - output: `[batch · seq]`
     pub fn losses_of(&self, stream: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
-        let hidden = flatten(self.norm.forward(stream));
+        let hidden = self.norm.forward(stream).flatten(0, 1);
         token_losses(hidden, self.head_weight(), targets.flatten(0, 1), self.precision)
     }
 
@@ -211,14 +288,22 @@ impl<B: Backend> Llama<B> {
     /// - stream: `[batch, seq, hidden]`, that before the layer
     /// - targets: `[batch, seq]`
     /// - output: `[batch · seq]`
-    pub fn token_losses_without(
-        &self,
-        index: usize,
-        stream: Tensor<B, 3>,
-        targets: Tensor<B, 2, Int>,
-        progress: Progress,
-    ) -> Tensor<B, 1> {
-        self.losses_of(self.walk_from(index + 1, stream, progress, |_| ()), targets)
+    pub fn token_losses_without(&self, index: usize, stream: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        self.losses_of(self.walk_from(index + 1, stream, |_| ()), targets)
+    }
+
+    /// The targets of a batch. Where nobody looks at the ids, a position whose id is outside the vocabulary gets a target that is outside
+    /// it too, so that its loss is NaN.
+    pub(crate) fn targets_of(&self, ids: &Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+        assert_eq!(
+            ids.dims(),
+            targets.dims(),
+            "the shape of the ids, and that of their targets"
+        );
+        if host::runs(&self.embedding.weight.val()) {
+            return targets;
+        }
+        targets.mask_fill(is_outside(ids.clone(), self.vocab()), -1)
     }
 
     /// The projection to the vocabulary, `[hidden, vocab]`.
@@ -230,100 +315,28 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-fn flatten<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 2> {
-    x.flatten(0, 1)
-}
-
-impl<B: AutodiffBackend> Llama<B> {
-    /// Loss and gradients of an optimizer step of one micro-batch that scores `scored` tokens and comes after those of `progress`.
-    /// [`StepSums`] takes more than one.
-    ///
-    /// # Shapes
-    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`]
-    pub fn backward(
-        &self,
-        ids: Tensor<B, 2, Int>,
-        targets: Tensor<B, 2, Int>,
-        scored: usize,
-        progress: Progress,
-    ) -> StepGradients<B> {
-        let mut sums = StepSums::new(self, scored, progress);
-        sums.add(ids, targets);
-        sums.finish().expect("there was a micro-batch")
+/// The row of the embedding that a token id stands for.
+pub(crate) fn embedding_row(id: i64, vocab: usize) -> usize {
+    match usize::try_from(id) {
+        Ok(row) if row < vocab => row,
+        _ => panic!("token id {id} is outside the vocabulary of {vocab}"),
     }
 }
 
-/// A batch for language modelling: the input of [`TrainStep`] and [`InferenceStep`].
+/// A batch for language modelling: what burn-train's learner hands to the model.
 #[derive(Clone, Debug)]
 pub struct TokenBatch<B: Backend> {
     /// `[batch, seq]`.
     pub ids: Tensor<B, 2, Int>,
-    /// `[batch, seq]`: the id that follows each position, or [`IGNORE_INDEX`].
+    /// `[batch, seq]`: the id that follows each position, or [`IGNORE_INDEX`](crate::IGNORE_INDEX).
     pub targets: Tensor<B, 2, Int>,
-}
-
-/// Mean loss over the scored tokens of a batch, for Burn's metrics.
-#[derive(Debug)]
-pub struct LossOutput<B: Backend> {
-    /// Shape `[1]`.
-    pub loss: Tensor<B, 1>,
-}
-
-impl<B: Backend> ItemLazy for LossOutput<B> {
-    type ItemSync = LossOutput<burn_flex::Flex>;
-
-    fn sync(self) -> Self::ItemSync {
-        LossOutput {
-            loss: Tensor::from_data(self.loss.into_data(), &Default::default()),
-        }
-    }
-}
-
-impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
-    fn adapt(&self) -> LossInput<B> {
-        LossInput::new(self.loss.clone())
-    }
-}
-
-/// Burn's learner counts no steps for its models: to it, every branch has its full weight from the start.
-impl<B: AutodiffBackend> TrainStep for Llama<B> {
-    type Input = TokenBatch<B>;
-    type Output = LossOutput<B::InnerBackend>;
-
-    fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
-        let scored = count_scored(batch.targets.clone().inner());
-        let StepGradients { loss, gradients } = self.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
-        TrainOutput {
-            grads: gradients,
-            item: LossOutput { loss },
-        }
-    }
-}
-
-impl<B: Backend> InferenceStep for Llama<B> {
-    type Input = TokenBatch<B>;
-    type Output = LossOutput<B>;
-
-    fn step(&self, batch: TokenBatch<B>) -> Self::Output {
-        let scored = count_scored(batch.targets.clone());
-        let loss = self.token_losses(batch.ids, batch.targets, Progress::COMPLETE).sum();
-        LossOutput {
-            loss: loss.div_scalar(scored.max(1) as f64),
-        }
-    }
-}
-
-fn count_scored<B: Backend>(targets: Tensor<B, 2, Int>) -> usize {
-    use burn::tensor::ElementConversion;
-    let scored: i64 = targets.not_equal_elem(IGNORE_INDEX).int().sum().into_scalar().elem();
-    scored as usize
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::check::{Tracked, assert_close, gradients};
-    use burn_flex::FlexDevice;
+    use burn_flex::{Flex, FlexDevice};
 
     /// Over rows of more than one task, some of which come more than once.
     #[test]
@@ -333,5 +346,71 @@ mod tests {
         let [fused, plain] = gradients(model.look_up(ids.clone()), model.embedding.forward(ids));
         let table = model.embedding.weight.val();
         assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
+    }
+
+    fn small() -> Llama<Flex> {
+        LlamaConfig::new(10, 8, 16, 2, 1)
+            .with_max_positions(4)
+            .init(1, &FlexDevice)
+    }
+
+    fn ids<const S: usize>(ids: [i32; S]) -> Tensor<Flex, 2, Int> {
+        Tensor::<Flex, 1, Int>::from_ints(ids, &FlexDevice).unsqueeze()
+    }
+
+    #[test]
+    #[should_panic(expected = "token id 10 is outside the vocabulary of 10")]
+    fn an_id_above_the_vocabulary_is_named() {
+        small().forward(ids([3, 10]));
+    }
+
+    #[test]
+    #[should_panic(expected = "token id -1 is outside the vocabulary of 10")]
+    fn an_id_below_zero_is_named() {
+        small().logits(ids([-1]));
+    }
+
+    #[test]
+    #[should_panic(expected = "a sequence of 5 tokens is longer than the model's 4 positions")]
+    fn a_sequence_that_is_too_long_is_named() {
+        small().forward(ids([1, 2, 3, 4, 5]));
+    }
+
+    #[test]
+    #[should_panic(expected = "0 sequences of 4 tokens are no batch")]
+    fn a_batch_without_sequences_is_refused() {
+        small().forward(Tensor::empty([0, 4], &FlexDevice));
+    }
+
+    #[test]
+    #[should_panic(expected = "2 sequences of 0 tokens are no batch")]
+    fn sequences_without_tokens_are_refused() {
+        small().forward(Tensor::empty([2, 0], &FlexDevice));
+    }
+
+    #[test]
+    #[should_panic(expected = "the shape of the ids, and that of their targets")]
+    fn targets_of_another_shape_are_refused() {
+        small().token_losses(ids([1, 2]), ids([1, 2, 3]));
+    }
+
+    /// Where tensors are not in memory as f32, as on a device: see `loss` for what becomes of such a target.
+    #[test]
+    fn a_position_whose_id_nobody_looks_at_gets_a_target_outside_the_vocabulary() {
+        let config = LlamaConfig::new(10, 8, 16, 2, 1).with_precision(Precision::Bf16Pure);
+        let model = config.init::<Flex>(1, &FlexDevice);
+        let targets = model.targets_of(&ids([3, 10, -1, 9]), ids([1, 2, -100, -100]));
+        assert_eq!(targets.into_data().iter::<i64>().collect::<Vec<_>>(), [1, -1, -1, -100]);
+    }
+
+    #[test]
+    fn progress_is_set_and_kept() {
+        let model = small();
+        assert_eq!(model.progress(), Progress::after(0));
+        let model = model.with_progress(Progress::after(7));
+        assert_eq!(model.clone().progress(), Progress::after(7));
+        let model: Llama<Tracked> = LlamaConfig::new(10, 8, 16, 2, 1).init(1, &FlexDevice);
+        let inner = burn::module::AutodiffModule::valid(&model.with_progress(Progress::after(7)));
+        assert_eq!(inner.progress(), Progress::after(7));
     }
 }

@@ -301,7 +301,7 @@ impl<B: Backend> Llama<B> {
         reader.tensors
     }
 
-    /// Replaces every parameter by the tensor of its released name.
+    /// Replaces every parameter by the tensor of its released name. The model's [progress](Llama::progress) is then complete.
     ///
     /// # Errors
     /// If a tensor is missing, has another shape, or is left over. A released head beside a tied one is not used and not an error.
@@ -362,13 +362,13 @@ impl<B: Backend> Llama<B> {
             .collect();
         let Writer { missing, wrong, .. } = writer;
         if missing.is_empty() && wrong.is_empty() && unused.is_empty() {
-            Ok(model)
+            Ok(model.with_loaded_weights())
         } else {
             Err(WeightsError::Mismatch { missing, unused, wrong })
         }
     }
 
-    /// Replaces every parameter by those of a safetensors file.
+    /// Replaces every parameter by those of a safetensors file. The model's [progress](Llama::progress) is then complete.
     ///
     /// # Errors
     /// If the file cannot be read or does not fit the model, which is known before its tensors are read.

@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_model::weights::{NamedTensors, SafetensorsFile, WeightsError, write_safetensors};
-use gpas_model::{Llama, LlamaConfig};
+use gpas_model::{Llama, LlamaConfig, Progress};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -341,12 +341,13 @@ impl Checkpoint {
         })
     }
 
-    /// The model.
+    /// The model, as far as its training had come.
     ///
     /// # Errors
     /// If the weights cannot be read or do not fit.
     pub fn model<B: Backend>(&self, config: &LlamaConfig, device: &B::Device) -> Result<Llama<B>, CheckpointError> {
-        Ok(config.init::<B>(0, device).load(config, &self.path.join(MODEL))?)
+        let model = config.init::<B>(0, device).load(config, &self.path.join(MODEL))?;
+        Ok(model.with_progress(Progress::after(self.state.step)))
     }
 
     /// The weights, whole on the host.

@@ -9,7 +9,7 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::Backend;
 use gpas_data::DataError;
 use gpas_data::batch::{EvaluationBatches, Window, WindowBatcher, Windows};
-use gpas_model::{Llama, Progress, TokenBatch};
+use gpas_model::{Llama, TokenBatch};
 
 use crate::metrics::EvalRecord;
 
@@ -22,7 +22,7 @@ pub struct ValidationText {
     pub bytes: Option<Vec<u32>>,
 }
 
-/// Loss and perplexity of `model` on the first windows that hold `tokens` scored tokens, after `step` optimizer steps.
+/// Loss and perplexity of `model`, which has been trained for `step` optimizer steps, on the first windows that hold `tokens` scored tokens.
 ///
 /// It ends early, with nothing, once `stop` says so.
 ///
@@ -51,9 +51,7 @@ pub fn evaluate<B: Backend>(
         length += scored.filter_map(|id| Some(u64::from(*bytes?.get(id)?))).sum::<u64>();
         let batch = to_device(windows, device);
         // Added up on the host in f64: the same on every backend but for the losses themselves.
-        let losses = model
-            .token_losses(batch.ids, batch.targets, Progress::after(step))
-            .into_data();
+        let losses = model.token_losses(batch.ids, batch.targets).into_data();
         loss += losses.iter::<f64>().sum::<f64>();
     }
     let bits_per_byte = (length > 0).then(|| loss / LN_2 / length as f64);
@@ -91,7 +89,7 @@ pub(crate) mod tests {
     use gpas_data::prepare::{PrepareOptions, Validation, prepare};
     use gpas_data::source::{Documents, ReadOptions};
     use gpas_data::store::PreparedData;
-    use gpas_model::LlamaConfig;
+    use gpas_model::{LlamaConfig, Progress};
 
     pub(crate) const VOCAB: usize = 270;
     pub(crate) const SEQ: usize = 12;
@@ -136,7 +134,7 @@ pub(crate) mod tests {
         let config = LlamaConfig::new(VOCAB, 16, 32, 2, 2)
             .with_scheme("prores".parse().unwrap())
             .with_residual_warmup(10);
-        let mut model = config.init::<Flex>(5, &FlexDevice);
+        let mut model = config.init::<Flex>(5, &FlexDevice).with_progress(Progress::after(STEP));
         let mut head = model.head.take().unwrap();
         head.weight = head.weight.map(|weight| weight.mul_scalar(50.0));
         model.head = Some(head);
@@ -146,7 +144,7 @@ pub(crate) mod tests {
     /// Sum of the losses of a window's scored tokens and their number, from the logits.
     pub(crate) fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
         let targets = window.targets.clone();
-        let logits = model.logits(to_device(vec![window], &FlexDevice).ids, Progress::after(STEP));
+        let logits = model.logits(to_device(vec![window], &FlexDevice).ids);
         let logs = log_softmax(logits, 2).into_data().into_vec::<f32>().unwrap();
         let losses: Vec<f64> = logs
             .chunks(VOCAB)
@@ -187,6 +185,7 @@ pub(crate) mod tests {
             };
 
             let at = |step| {
+                let model = model.clone().with_progress(Progress::after(step));
                 let found = evaluate(&model, &validation, batch, None, step, &FlexDevice, || false);
                 found.unwrap().unwrap()
             };

@@ -15,7 +15,7 @@ use gpas_data::DataError;
 use gpas_data::batch::{EvaluationBatches, IGNORE_INDEX, Windows};
 use gpas_model::analysis::{StreamAngles, StreamVariance, weight_norms};
 use gpas_model::scheme::GatePlace;
-use gpas_model::{Llama, LlamaConfig, Progress, Scheme};
+use gpas_model::{Llama, LlamaConfig, Scheme};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::evaluate::to_device;
@@ -95,7 +95,7 @@ fn named_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<
 }
 
 impl Inspection {
-    /// Of a model after `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
+    /// Of a model that has been trained for `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
     /// [`history`](Self::history) is left empty.
     ///
     /// # Errors
@@ -109,7 +109,6 @@ impl Inspection {
         tokens: usize,
         device: &B::Device,
     ) -> Result<Self, DataError> {
-        let progress = Progress::after(step);
         let batches = EvaluationBatches::<B>::new(windows, batch, Some(tokens), device.clone())?;
         let (mut variance, mut angles) = (StreamVariance::default(), StreamAngles::default());
         let mut loss = 0.0;
@@ -120,14 +119,14 @@ impl Inspection {
             let targets = windows.iter().flat_map(|window| &window.targets);
             let scored: Vec<bool> = targets.map(|target| *target != IGNORE_INDEX).collect();
             let batch = to_device::<B>(windows, device);
-            let mut streams = model.residual_streams(batch.ids, progress);
+            let mut streams = model.residual_streams(batch.ids);
             variance.add(&streams, &scored);
             angles.add(&streams, &scored);
             if let Some(last) = streams.pop() {
                 loss += total(model.losses_of(last, batch.targets.clone()));
             }
             for (layer, (stream, sum)) in streams.into_iter().zip(&mut losses_without).enumerate() {
-                *sum += total(model.token_losses_without(layer, stream, batch.targets.clone(), progress));
+                *sum += total(model.token_losses_without(layer, stream, batch.targets.clone()));
             }
         }
         let count = batches.scored().max(1) as f64;
@@ -201,7 +200,7 @@ mod tests {
     use burn::module::Param;
     use burn_flex::{Flex, FlexDevice};
     use gpas_data::batch::{Window, WindowMode};
-    use gpas_model::{GateSite, GpasConfig};
+    use gpas_model::{GateConfig, GateSite, Progress};
 
     const LAYERS: usize = 3;
     const HIDDEN: usize = 16;
@@ -215,7 +214,7 @@ mod tests {
 
     /// A model whose layers do much to the stream and to the loss.
     fn model(config: &LlamaConfig) -> Llama<Flex> {
-        let mut model = config.init::<Flex>(5, &FlexDevice);
+        let mut model = config.init::<Flex>(5, &FlexDevice).with_progress(Progress::after(STEP));
         for layer in &mut model.layers {
             layer.mlp.down.weight = layer.mlp.down.weight.clone().map(|weight| weight * 400.0);
         }
@@ -249,7 +248,7 @@ mod tests {
         let mut found = vec![Vec::new(); LAYERS + 1];
         for window in windows {
             let ids = to_device(vec![window.clone()], &FlexDevice).ids;
-            for (found, stream) in found.iter_mut().zip(model.residual_streams(ids, Progress::after(STEP))) {
+            for (found, stream) in found.iter_mut().zip(model.residual_streams(ids)) {
                 let values: Vec<f64> = stream.into_data().iter::<f64>().collect();
                 let scored = values.chunks(HIDDEN).zip(&window.targets);
                 found.extend(
@@ -345,7 +344,7 @@ mod tests {
     #[test]
     fn the_running_scale_is_that_of_the_stream() {
         let silu = |gate: f64| gate / (1.0 + (-gate).exp());
-        let running = |scheme: &str, gate: GpasConfig| {
+        let running = |scheme: &str, gate: GateConfig| {
             let config = config(scheme).with_gate(gate);
             let layers = Gates::of_layers(&model(&config), &config);
             for layer in &layers {
@@ -364,7 +363,7 @@ mod tests {
         };
         let shared = |index: usize| (1.0 - silu(GATES[index])).powi(2);
         let own = |index: usize| (1.0 - silu(GATES[2 * index])) * (1.0 - silu(GATES[2 * index + 1]));
-        let gate = GpasConfig::new();
+        let gate = GateConfig::new();
         check(running("pre_gpas", gate), &shared);
         check(running("sandwich_gpas", gate.with_site(GateSite::Before)), &shared);
         check(running("pre_gpas", gate.with_per_sublayer(true)), &own);

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use gpas_data::batch::WindowMode;
-use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
+use gpas_model::{ConfigError, GateConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -84,7 +84,7 @@ pub struct ModelRecipe {
     /// How weights start.
     pub init: Initialisation,
     /// The gates of a `_gpas` scheme.
-    pub gate: GpasConfig,
+    pub gate: GateConfig,
 }
 
 /// `[data]`

@@ -61,7 +61,7 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// A trainer at its first step.
     pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: Schedule) -> Self {
         Self {
-            model,
+            model: model.with_progress(Progress::after(0)),
             optimizer: ClippedAdam::new(optimizer),
             schedule,
             steps: 0,
@@ -75,13 +75,14 @@ impl<B: AutodiffBackend> Trainer<B> {
     pub fn resume(self, moments: NamedTensors, updates: u64, steps: u64) -> Result<Self, WeightsError> {
         let optimizer = self.optimizer.with_tensors(&self.model, moments, updates)?;
         Ok(Self {
+            model: self.model.with_progress(Progress::after(steps)),
             optimizer,
             steps,
             ..self
         })
     }
 
-    /// The model as it is now.
+    /// The model as it is now. Its [`Progress`] is the number of steps done.
     pub fn model(&self) -> &Llama<B> {
         &self.model
     }
@@ -96,7 +97,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.optimizer.updates()
     }
 
-    /// Steps done; what the model's [`Progress`] counts.
+    /// Steps done.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -114,9 +115,8 @@ impl<B: AutodiffBackend> Trainer<B> {
             schedule,
             steps,
         } = self;
-        let progress = Progress::after(steps);
         let mut ids = Vec::new();
-        let mut sums = StepSums::new(&model, scored, progress);
+        let mut sums = StepSums::new(&model, scored);
         for batch in micro_batches {
             ids.push(batch.ids.clone());
             sums.add(batch.ids, batch.targets);
@@ -126,11 +126,11 @@ impl<B: AutodiffBackend> Trainer<B> {
         let model = if report.loss.is_finite() && report.norms.global.is_finite() {
             optimizer.step(report.rate, model, gradients, &report.norms)
         } else {
-            report.skipped = Some(first_not_finite(&model, &ids, progress, &report));
+            report.skipped = Some(first_not_finite(&model, &ids, &report));
             model
         };
         let trainer = Self {
-            model,
+            model: model.with_progress(Progress::after(steps + 1)),
             optimizer,
             schedule,
             steps: steps + 1,
@@ -169,12 +169,7 @@ fn report<B: AutodiffBackend>(
 }
 
 /// Where the numbers of a step went bad first, found by going through it once more.
-fn first_not_finite<B: AutodiffBackend>(
-    model: &Llama<B>,
-    ids: &[Tensor<B, 2, Int>],
-    progress: Progress,
-    report: &StepReport,
-) -> NotFinite {
+fn first_not_finite<B: AutodiffBackend>(model: &Llama<B>, ids: &[Tensor<B, 2, Int>], report: &StepReport) -> NotFinite {
     struct Weights {
         bad: Vec<burn::module::ParamId>,
     }
@@ -193,7 +188,7 @@ fn first_not_finite<B: AutodiffBackend>(
         return NotFinite::Weight(path);
     }
     for ids in ids {
-        let streams = inner.residual_streams(ids.clone().inner(), progress);
+        let streams = inner.residual_streams(ids.clone().inner());
         let layers = streams.len() - 1;
         if let Some(layer) = streams.into_iter().position(|stream| !is_finite(stream)) {
             return match layer {

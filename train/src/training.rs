@@ -15,7 +15,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::DataError;
 use gpas_data::batch::{EvaluationBatches, TrainBatches, Window, WindowMode, Windows};
 use gpas_data::store::PreparedData;
-use gpas_model::{LlamaConfig, Precision, Progress, TokenBatch};
+use gpas_model::{LlamaConfig, Precision, TokenBatch};
 
 use crate::backend::BackendTask;
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
@@ -328,9 +328,10 @@ impl BackendTask for TrainingRun {
                 .map(|part| to_device::<B>(part.to_vec(), &device))
                 .peekable();
             let looks = (state.step + 1).is_multiple_of(recipe.train.inspect_every);
-            let layers = micro_batches.peek().filter(|_| looks).map(|first: &TokenBatch<B>| {
-                Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps()))
-            });
+            let layers = micro_batches
+                .peek()
+                .filter(|_| looks)
+                .map(|first: &TokenBatch<B>| Layers::of(trainer.model(), first.ids.clone()));
             let (next, report) = trainer.step(micro_batches, scored);
             trainer = next;
             let positions = batch * recipe.data.seq_len;

@@ -506,10 +506,11 @@ fn logits<B: Backend>(
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>, ExchangeError> {
     let model = config.init::<B>(0, device).with_tensors(config, tensors)?;
+    let model = model.with_progress(progress);
     let logits = |text: &Text| {
         let shape = [text.windows, text.ids.len() / text.windows];
         let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(text.ids.clone(), shape), device);
-        model.logits(ids, progress).into_data().iter::<f32>().collect()
+        model.logits(ids).into_data().iter::<f32>().collect()
     };
     Ok(texts.iter().map(logits).collect())
 }

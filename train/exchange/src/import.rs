@@ -14,7 +14,7 @@ use gpas_data::store::PreparedData;
 use gpas_data::tokenizer::Tokenizer;
 use gpas_model::scheme::{NormStart, Wiring};
 use gpas_model::weights::{HostTensor, NamedTensors};
-use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
 use toml::{Table, Value};
 
 use crate::ExchangeError;
@@ -234,7 +234,7 @@ fn model_keys(found: &Found, scheme: Scheme, names: &Names) -> Result<BTreeMap<S
         rope_base: config.rope_base,
         max_positions: config.max_positions,
         init: config.initialisation,
-        gate: GpasConfig {
+        gate: GateConfig {
             per_sublayer: names.gates_per_sublayer(),
             ..config.gate
         },
@@ -437,7 +437,7 @@ mod tests {
         ];
         for scheme in Scheme::all().filter(|scheme| !own.contains(&scheme.norm)) {
             for per_sublayer in [false, true] {
-                let gate = GpasConfig::new().with_per_sublayer(per_sublayer);
+                let gate = GateConfig::new().with_per_sublayer(per_sublayer);
                 let config = LlamaConfig::new(8, 8, 8, 2, 8)
                     .with_scheme(scheme)
                     .with_gate(gate)

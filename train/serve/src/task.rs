@@ -300,7 +300,7 @@ mod tests {
     use super::*;
     use crate::generate::tests::tokenizer;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_model::{LlamaConfig, Progress};
+    use gpas_model::LlamaConfig;
 
     #[test]
     fn both_kinds_of_items_are_read() {
@@ -379,7 +379,6 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
             context: 12,
             vocab: 3,
         };
@@ -402,7 +401,6 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
             context: 12,
             vocab: 270,
         };

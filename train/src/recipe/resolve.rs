@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::optimizer::OptimizerKind;
-use gpas_model::{GateActivation, GateSite, GpasConfig, Precision, Preset, Scheme};
+use gpas_model::{GateActivation, GateSite, GateConfig, Precision, Preset, Scheme};
 use toml::{Table, Value};
 
 use super::keys::{self, ANY, Keys};
@@ -248,14 +248,14 @@ impl ModelRecipe {
         let schemes: Vec<&str> = schemes.iter().map(String::as_str).collect();
         let scheme = k.choice("model.scheme", "scheme", &schemes)?.unwrap_or_default();
         let inits = ["published", "released"];
-        let default = GpasConfig::new();
+        let default = GateConfig::new();
         let acts = ["silu", "identity", "relu", "tanh", "leaky_relu", "scale_silu"];
         // `model.act` is the short form of `model.gate.act`; a source has one of them at most.
         let short: Option<GateActivation> = k.choice("model.act", "model.act", &acts)?;
         let act: Option<GateActivation> = k.choice("model.gate.act", "model.gate.act", &acts)?;
         let sites = ["default", "before", "after_norm", "after_module"];
         let site: Option<GateSite> = k.choice("model.gate.site", "model.gate.site", &sites)?;
-        let gate = GpasConfig {
+        let gate = GateConfig {
             act: act.or(short).unwrap_or(default.act),
             learnable: k.boolean("model.gate.learnable")?.unwrap_or(default.learnable),
             init: k.real("model.gate.init", "a number", |_| true)?.unwrap_or(default.init),
@@ -458,7 +458,7 @@ mod tests {
             (model.hidden, model.layers, model.kv_heads, model.post_num),
             (64, 4, 2, 1)
         );
-        assert_eq!((model.residual_warmup, model.gate), (15, GpasConfig::new()));
+        assert_eq!((model.residual_warmup, model.gate), (15, GateConfig::new()));
         let train = &recipe.train;
         assert_eq!(
             (train.steps, train.warmup, train.batch, train.micro_batch),

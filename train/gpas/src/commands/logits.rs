@@ -59,7 +59,7 @@ impl BackendTask for Logits {
         let shape = [1, ids.len()];
         let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, shape), &device);
         Ok(model
-            .logits(ids, self.opened.progress())
+            .logits(ids)
             .into_data()
             .iter::<f32>()
             .collect())

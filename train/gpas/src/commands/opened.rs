@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::tokenizer::Tokenizer;
-use gpas_model::{Llama, LlamaConfig, Progress};
+use gpas_model::{Llama, LlamaConfig};
 
 use gpas_serve::generate::Generator;
 use gpas_serve::inference::InferenceError;
@@ -72,11 +72,6 @@ impl OpenedRun {
         }
     }
 
-    /// How far its training had come.
-    pub fn progress(&self) -> Progress {
-        Progress::after(self.checkpoint.state.step)
-    }
-
     /// The model on a device.
     ///
     /// # Errors
@@ -91,7 +86,6 @@ impl OpenedRun {
         Generator {
             model,
             tokenizer: &self.tokenizer,
-            progress: self.progress(),
             context,
             vocab: self.config.vocab,
         }

@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
-use gpas_model::{Llama, LlamaConfig, Progress};
+use gpas_model::{Llama, LlamaConfig};
 
 use super::golden::{Golden, HostBatch};
 use gpas_train::trainer::Trainer;
@@ -101,12 +101,12 @@ pub fn compare_with_training<B: AutodiffBackend>(
 ) -> Result<Vec<Measure>, WeightsError> {
     let config = &golden.config;
     let model: Llama<B> = config.init(0, device).with_tensors(config, &golden.parameters)?;
-    let states = model.hidden_states(golden.batch.on::<B>(device).ids, Progress::COMPLETE);
+    let states = model.hidden_states(golden.batch.on::<B>(device).ids);
     let states = states.into_iter().map(host).zip(&golden.hidden);
     let hidden = states.map(|(found, expected)| difference(&found, expected));
     let hidden = hidden.fold(0.0, larger);
     let logits = difference(
-        &host(model.logits(golden.batch.on::<B>(device).ids, Progress::COMPLETE)),
+        &host(model.logits(golden.batch.on::<B>(device).ids)),
         &golden.logits,
     );
 
@@ -148,7 +148,7 @@ fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Devic
 fn backward<B: AutodiffBackend>(model: &Llama<B>, batch: &HostBatch, device: &B::Device) -> (f64, GradientsParams) {
     let scored = batch.scored();
     let batch = batch.on::<B>(device);
-    let part = model.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
+    let part = model.backward(batch.ids, batch.targets, scored);
     (f64::from(host(part.loss).values[0]), part.gradients)
 }
 
