@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::optimizer::OptimizerKind;
-use gpas_model::{GateActivation, GateSite, GateConfig, Precision, Preset, Scheme};
+use gpas_model::{GateActivation, GateConfig, GateSite, Precision, Preset, Scheme};
 use toml::{Table, Value};
 
 use super::keys::{self, ANY, Keys};
