@@ -12,7 +12,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
 use crate::cache::LayerCache;
-use crate::host;
+use crate::fast;
 use crate::precision::{fused_projections, project};
 use crate::rotary::Rotary;
 
@@ -198,23 +198,13 @@ impl<B: Backend> Attention<B> {
         self.heads / self.kv_heads
     }
 
-    /// What the heads mix, where the fused operation runs.
+    /// What the heads mix, where there is a fast way.
     fn fused(&self, x: &Tensor<B, 2>, seq: usize, rotary: &Rotary<B>) -> Option<Tensor<B, 2>> {
         let projected = fused_projections(x, [&self.query, &self.key, &self.value], seq)?;
-        Some(self.fused_attention(projected, seq, rotary))
+        fast::causal_attention(&projected, &rotary.tables(seq), self.heads, self.kv_heads)
     }
 
-    fn fused_attention(&self, projected: Tensor<B, 2>, seq: usize, rotary: &Rotary<B>) -> Tensor<B, 2> {
-        let attention = host::CausalAttention {
-            seq,
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-        };
-        let [cos, sin] = rotary.tables(seq);
-        host::apply(attention, [projected, cos, sin].map(host::primitive))
-    }
-
-    /// What the heads mix of new tokens, where the fused operation runs.
+    /// What the heads mix of new tokens, where there is a fast way.
     fn fused_extend(
         &self,
         x: &Tensor<B, 2>,
@@ -227,34 +217,27 @@ impl<B: Backend> Attention<B> {
             return None;
         }
         let projected = fused_projections(x, [&self.query, &self.key, &self.value], count)?;
-        let heads = host::Heads {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim(),
-        };
         let tables = rotary.all_tables();
         if let [place] = sequences
             && place.mask.before == 0
             && count > 1
         {
-            let mut kept = host::HostCache::new(heads);
-            if !host::keep(&projected, heads, tables, &mut kept) {
-                return None;
-            }
+            let mut kept = fast::cache(&projected, self.heads, self.kv_heads)?;
+            fast::keep(&projected, &tables, &mut kept)?;
             *place.cache = LayerCache::Host(kept);
-            return Some(self.fused_attention(projected, count, rotary));
+            return fast::causal_attention(&projected, &rotary.tables(count), self.heads, self.kv_heads);
         }
         let mut kept = Vec::new();
         for place in sequences.iter_mut() {
             if matches!(place.cache, LayerCache::Empty) {
-                *place.cache = LayerCache::Host(host::HostCache::new(heads));
+                *place.cache = LayerCache::Host(fast::cache(&projected, self.heads, self.kv_heads)?);
             }
             match place.cache {
                 LayerCache::Host(cache) => kept.push((cache, place.mask.before)),
                 _ => return None,
             }
         }
-        host::cached_attention(&projected, heads, tables, count, &mut kept)
+        fast::cached_attention(&projected, &tables, count, &mut kept)
     }
 }
 
@@ -327,7 +310,6 @@ impl<B: Backend> CausalMask<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients, random};
     use crate::rotary::RotaryConfig;
     use burn::tensor::{Distribution, Tolerance};
     use burn_flex::{Flex, FlexDevice};
@@ -336,32 +318,6 @@ mod tests {
         let rotary = RotaryConfig::new(16, 4).init(&FlexDevice);
         let seq = x.dims()[1];
         attention.forward(x, &rotary, &CausalMask::new(seq, FlexDevice))
-    }
-
-    /// With grouped heads, over sequences of more than one block of rows, one of which is short.
-    #[test]
-    fn fused_and_plain_agree() {
-        let (batch, seq, hidden) = (2, 70, 24);
-        for (heads, kv_heads) in [(4, 2), (2, 2), (3, 1)] {
-            let attention = AttentionConfig::new(hidden, heads, kv_heads).init::<Tracked>(&FlexDevice);
-            let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
-            let mask = CausalMask::new(seq, FlexDevice);
-            let x = random([batch, seq, hidden]);
-            let flat = x.clone().reshape([batch * seq, hidden]);
-            let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
-            let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
-            let [query, key, value] = projected.map(|x| attention.split(x, seq));
-            let mixed = attention.in_tensor_operations([query, key, value], &rotary, &mask);
-            let plain = mixed
-                .matmul(attention.output.weight.val())
-                .reshape([batch, seq, hidden]);
-            let [fused, plain] = gradients(attention.forward(x.clone(), &rotary, &mask), plain);
-            assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
-            for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
-                let weight = linear.weight.val();
-                assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
-            }
-        }
     }
 
     #[test]
@@ -414,5 +370,39 @@ mod tests {
             &rotary,
             &CausalMask::new(4, FlexDevice),
         );
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod fused {
+    use super::*;
+    use crate::rotary::RotaryConfig;
+    use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
+
+    /// With grouped heads, over sequences of more than one block of rows, one of which is short.
+    #[test]
+    fn fused_and_plain_agree() {
+        let (batch, seq, hidden) = (2, 70, 24);
+        for (heads, kv_heads) in [(4, 2), (2, 2), (3, 1)] {
+            let attention = AttentionConfig::new(hidden, heads, kv_heads).init::<Tracked>(&FlexDevice);
+            let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
+            let mask = CausalMask::new(seq, FlexDevice);
+            let x = random([batch, seq, hidden]);
+            let flat = x.clone().reshape([batch * seq, hidden]);
+            let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
+            let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
+            let projected = projected.map(|x| attention.split(x, seq));
+            let mixed = attention.in_tensor_operations(projected, &rotary, &mask);
+            let plain = mixed
+                .matmul(attention.output.weight.val())
+                .reshape([batch, seq, hidden]);
+            let [fused, plain] = gradients(attention.forward(x.clone(), &rotary, &mask), plain);
+            assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+            for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
+                let weight = linear.weight.val();
+                assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::host;
+use crate::fast;
 
 /// Keys and values of the tokens of one sequence, in every layer. It grows with them.
 ///
@@ -62,7 +62,7 @@ pub(crate) enum LayerCache<B: Backend> {
     /// No token yet.
     Empty,
     /// In the memory of this process, where the fused operations run.
-    Host(host::HostCache),
+    Host(fast::HostCache),
     /// In tensors.
     Device(DeviceCache<B>),
 }

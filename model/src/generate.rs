@@ -8,8 +8,8 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::attention::{CausalMask, Place};
 use crate::cache::Cache;
-use crate::host;
-use crate::llama::{Llama, embedding_row};
+use crate::fast;
+use crate::llama::{Llama, checked};
 
 impl<B: Backend> Llama<B> {
     /// The cache of a sequence without tokens. It is this model's: no other takes it, not even one of the same sizes.
@@ -51,7 +51,7 @@ impl<B: Backend> Llama<B> {
         let mask = |cache: &&mut Cache<B>| CausalMask::after(cache.tokens, count, device.clone());
         let masks: Vec<CausalMask<B>> = caches.iter().map(mask).collect();
         let vocab = self.vocab();
-        let rows = ids.iter().map(|id| embedding_row(i64::from(*id), vocab) as i64);
+        let rows = ids.iter().map(|id| checked(i64::from(*id), vocab));
         let data = TensorData::new(rows.collect(), [caches.len(), count]);
         let mut x = self.embed(Tensor::from_data(data, &device));
         for (index, layer) in self.layers.iter().enumerate() {
@@ -74,7 +74,7 @@ impl<B: Backend> Llama<B> {
     /// there are.
     pub fn next_logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         if self.products() == DType::F32
-            && let Some(logits) = host::few_rows(&hidden, &self.head_weight())
+            && let Some(logits) = fast::few_rows(&hidden, &self.head_weight())
         {
             return logits;
         }
@@ -90,7 +90,6 @@ mod tests {
     use crate::precision::Precision;
     use crate::progress::Progress;
     use crate::scheme::{GateSite, Scheme};
-    use burn::tensor::Distribution;
     use burn_flex::{Flex, FlexDevice};
 
     const VOCAB: usize = 53;
@@ -188,6 +187,7 @@ mod tests {
     }
 
     /// Whatever else is in the batch, how many there are and how long they are: the same bits.
+    #[cfg(feature = "host")]
     #[test]
     fn a_sequence_does_not_depend_on_its_batch() {
         for tied in [false, true] {
@@ -247,22 +247,6 @@ mod tests {
         let before = logits(&model, &[7], &mut cache.clone());
         logits(&model, &ids(5, 2), &mut cache.clone());
         assert_eq!(logits(&model, &[7], &mut cache), before);
-    }
-
-    #[test]
-    fn few_rows_are_a_product() {
-        let normal = Distribution::Normal(0.0, 1.0);
-        for (rows, inputs, outputs) in [(1, 1, 1), (1, 7, 33), (3, 130, 2100), (40, 64, 1300), (2, 30, 9000)] {
-            let x = Tensor::<Flex, 2>::random([rows, inputs], normal, &FlexDevice);
-            let weight = Tensor::<Flex, 2>::random([inputs, outputs], normal, &FlexDevice);
-            let turned = Tensor::from_data(weight.clone().transpose().into_data(), &FlexDevice).transpose();
-            let expected = x.clone().matmul(weight.clone()).into_data().into_vec::<f32>().unwrap();
-            for weight in [weight, turned] {
-                let found = host::few_rows(&x, &weight).unwrap().into_data();
-                let difference = largest_difference(&found.into_vec::<f32>().unwrap(), &expected);
-                assert!(difference < 1e-4, "{rows} × {inputs} × {outputs}: {difference}");
-            }
-        }
     }
 
     #[test]

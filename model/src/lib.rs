@@ -17,9 +17,9 @@ mod branch;
 mod cache;
 mod config;
 mod cost;
+pub mod fast;
 mod generate;
 mod gpas;
-pub mod host;
 mod init;
 #[cfg(feature = "train")]
 mod learner;

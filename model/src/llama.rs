@@ -14,7 +14,7 @@ use crate::attention::CausalMask;
 use crate::block::Block;
 use crate::cache::ModelIdentity;
 use crate::config::LlamaConfig;
-use crate::host;
+use crate::fast;
 use crate::loss::{is_outside, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
@@ -175,18 +175,11 @@ impl<B: Backend> Llama<B> {
 
     /// The embeddings' rows, `[batch, seq, hidden]`.
     fn look_up(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let table = self.embedding.weight.val();
-        if !host::runs(&table) {
-            return self.embedding.forward(ids);
+        if fast::is_in_memory::<B>() {
+            let vocab = self.vocab();
+            ids.to_data().iter::<i64>().for_each(|id| _ = checked(id, vocab));
         }
-        let shape = ids.dims();
-        let vocab = self.vocab();
-        let ids = ids
-            .into_data()
-            .iter::<i64>()
-            .map(|id| embedding_row(id, vocab))
-            .collect();
-        host::apply(host::Embed { ids, shape }, [host::primitive(table)])
+        fast::embed(&self.embedding.weight.val(), &ids).unwrap_or_else(|| self.embedding.forward(ids))
     }
 
     pub(crate) fn assert_length(&self, tokens: usize) {
@@ -292,18 +285,17 @@ impl<B: Backend> Llama<B> {
         self.losses_of(self.walk_from(index + 1, stream, |_| ()), targets)
     }
 
-    /// The targets of a batch. Where nobody looks at the ids, a position whose id is outside the vocabulary gets a target that is outside
-    /// it too, so that its loss is NaN.
+    /// The targets of a batch, [marked] where nobody looks at the ids.
     pub(crate) fn targets_of(&self, ids: &Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
         assert_eq!(
             ids.dims(),
             targets.dims(),
             "the shape of the ids, and that of their targets"
         );
-        if host::runs(&self.embedding.weight.val()) {
+        if fast::is_in_memory::<B>() {
             return targets;
         }
-        targets.mask_fill(is_outside(ids.clone(), self.vocab()), -1)
+        marked(ids.clone(), targets, self.vocab())
     }
 
     /// The projection to the vocabulary, `[hidden, vocab]`.
@@ -315,12 +307,18 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-/// The row of the embedding that a token id stands for.
-pub(crate) fn embedding_row(id: i64, vocab: usize) -> usize {
-    match usize::try_from(id) {
-        Ok(row) if row < vocab => row,
-        _ => panic!("token id {id} is outside the vocabulary of {vocab}"),
-    }
+/// A token id of the vocabulary.
+pub(crate) fn checked(id: i64, vocab: usize) -> i64 {
+    assert!(
+        usize::try_from(id).is_ok_and(|row| row < vocab),
+        "token id {id} is outside the vocabulary of {vocab}"
+    );
+    id
+}
+
+/// The targets, and one outside the vocabulary where the id is outside it, for a device on which nobody looks at ids: the loss is NaN there.
+fn marked<B: Backend>(ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, vocab: usize) -> Tensor<B, 2, Int> {
+    targets.mask_fill(is_outside(ids, vocab), -1)
 }
 
 /// A batch for language modelling: what burn-train's learner hands to the model.
@@ -335,18 +333,7 @@ pub struct TokenBatch<B: Backend> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients};
     use burn_flex::{Flex, FlexDevice};
-
-    /// Over rows of more than one task, some of which come more than once.
-    #[test]
-    fn fused_and_plain_embeddings_agree() {
-        let model = LlamaConfig::new(600, 8, 16, 2, 1).init::<Tracked>(1, &FlexDevice);
-        let ids = Tensor::from_ints([[5, 599, 5], [0, 520, 599]], &FlexDevice);
-        let [fused, plain] = gradients(model.look_up(ids.clone()), model.embedding.forward(ids));
-        let table = model.embedding.weight.val();
-        assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
-    }
 
     fn small() -> Llama<Flex> {
         LlamaConfig::new(10, 8, 16, 2, 1)
@@ -358,12 +345,14 @@ mod tests {
         Tensor::<Flex, 1, Int>::from_ints(ids, &FlexDevice).unsqueeze()
     }
 
+    #[cfg(feature = "host")]
     #[test]
     #[should_panic(expected = "token id 10 is outside the vocabulary of 10")]
     fn an_id_above_the_vocabulary_is_named() {
         small().forward(ids([3, 10]));
     }
 
+    #[cfg(feature = "host")]
     #[test]
     #[should_panic(expected = "token id -1 is outside the vocabulary of 10")]
     fn an_id_below_zero_is_named() {
@@ -394,12 +383,10 @@ mod tests {
         small().token_losses(ids([1, 2]), ids([1, 2, 3]));
     }
 
-    /// Where tensors are not in memory as f32, as on a device: see `loss` for what becomes of such a target.
+    /// See `loss` for what becomes of such a target.
     #[test]
     fn a_position_whose_id_nobody_looks_at_gets_a_target_outside_the_vocabulary() {
-        let config = LlamaConfig::new(10, 8, 16, 2, 1).with_precision(Precision::Bf16Pure);
-        let model = config.init::<Flex>(1, &FlexDevice);
-        let targets = model.targets_of(&ids([3, 10, -1, 9]), ids([1, 2, -100, -100]));
+        let targets = marked(ids([3, 10, -1, 9]), ids([1, 2, -100, -100]), 10);
         assert_eq!(targets.into_data().iter::<i64>().collect::<Vec<_>>(), [1, -1, -1, -100]);
     }
 
@@ -409,8 +396,57 @@ mod tests {
         assert_eq!(model.progress(), Progress::after(0));
         let model = model.with_progress(Progress::after(7));
         assert_eq!(model.clone().progress(), Progress::after(7));
-        let model: Llama<Tracked> = LlamaConfig::new(10, 8, 16, 2, 1).init(1, &FlexDevice);
+        let model: Llama<burn::backend::Autodiff<Flex>> = LlamaConfig::new(10, 8, 16, 2, 1).init(1, &FlexDevice);
         let inner = burn::module::AutodiffModule::valid(&model.with_progress(Progress::after(7)));
         assert_eq!(inner.progress(), Progress::after(7));
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod fused {
+    use super::*;
+    use burn::backend::Autodiff;
+    use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+    use burn::optim::GradientsParams;
+    use burn::tensor::TensorData;
+    use burn_flex::{Flex, FlexDevice};
+    use gpas_host::check::{Tracked, assert_close, gradients};
+
+    /// Over rows of more than one task, some of which come more than once.
+    #[test]
+    fn fused_and_plain_embeddings_agree() {
+        let model = LlamaConfig::new(600, 8, 16, 2, 1).init::<Tracked>(1, &FlexDevice);
+        let ids = Tensor::from_ints([[5, 599, 5], [0, 520, 599]], &FlexDevice);
+        let [fused, plain] = gradients(model.look_up(ids.clone()), model.embedding.forward(ids));
+        let table = model.embedding.weight.val();
+        assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
+    }
+
+    /// Whoever asks Burn to compute some operations again gets tensor operations, which it does that with.
+    #[test]
+    fn balanced_checkpointing_gives_the_same_gradients() {
+        type Balanced = Autodiff<Flex, BalancedCheckpointing>;
+
+        fn step<B: AutodiffBackend<InnerBackend = Flex>>() -> (Llama<B>, GradientsParams) {
+            let config = LlamaConfig::new(50, 24, 40, 2, 2).with_scheme("sandwich_gpas".parse().unwrap());
+            let model = config.init::<B>(1, &Default::default());
+            let tokens = |times: usize| {
+                let ids: Vec<i64> = (0..60).map(|i| (i * times % 50) as i64).collect();
+                Tensor::from_data(TensorData::new(ids, [3, 20]), &Default::default())
+            };
+            let found = model.backward(tokens(7), tokens(11), 60);
+            (model, found.gradients)
+        }
+        assert!(!gpas_host::runs::<Balanced>());
+        let ((fused, of_fused), (plain, of_plain)) = (step::<Tracked>(), step::<Balanced>());
+        for (fused, plain) in fused.layers.iter().zip(&plain.layers) {
+            let weights = |layer: &Block<_>| [&layer.attention.query, &layer.mlp.down].map(|linear| linear.weight.id);
+            let found = weights(fused).map(|id| of_fused.get::<Flex, 2>(id).unwrap());
+            let ids = [&plain.attention.query, &plain.mlp.down].map(|linear| linear.weight.id);
+            let expected = ids.map(|id| of_plain.get::<Flex, 2>(id).unwrap());
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert_close(found, expected, "weight");
+            }
+        }
     }
 }

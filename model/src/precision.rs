@@ -13,7 +13,7 @@ use burn::nn::Linear;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::host;
+use crate::fast;
 
 /// Number format of the mathematics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ impl Precision {
 }
 
 /// `x · W` in the number format of `x`, which holds `seq` tokens of each sequence. If that is one, as in generation, a row's result does
-/// not depend on the other rows, where [`host`] runs.
+/// not depend on the other rows, where the [fast](fast) operations run.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
@@ -77,7 +77,7 @@ pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, seq: usiz
     x.matmul(weight)
 }
 
-/// `[x · W₁ | x · W₂ | …]`, the products of a token side by side; none where [`host`] does not run.
+/// `[x · W₁ | x · W₂ | …]`, the products of a token side by side; none where the [fast](fast) operations do not run.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
@@ -88,12 +88,5 @@ pub(crate) fn fused_projections<B: Backend, const N: usize>(
     seq: usize,
 ) -> Option<Tensor<B, 2>> {
     let weights = linears.map(|linear| linear.weight.val());
-    if !host::runs(x) || !weights.iter().all(host::runs) {
-        return None;
-    }
-    Some(host::linear(
-        host::primitive(x.clone()),
-        weights.map(host::primitive),
-        seq,
-    ))
+    fast::linear(x, &weights, seq)
 }

@@ -78,10 +78,10 @@ impl Step {
 
 fn steps(quick: bool, tests: &str) -> Vec<Step> {
     let format = Step::new("format", "cargo fmt --all --check");
-    // The two crates for other people's code; what the packages hold was compiled already as the workspace.
+    // The crates for other people's code; what the packages hold was compiled already as the workspace.
     let package = Step::new(
         "package",
-        "cargo package --locked --allow-dirty --no-verify --package gpas-model --package gpas-data",
+        "cargo package --locked --allow-dirty --no-verify --package gpas-host --package gpas-model --package gpas-data",
     );
     let lints = Step::new(
         "lints",

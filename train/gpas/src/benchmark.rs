@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use gpas_model::host::product;
+use gpas_model::fast::product;
 use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -318,7 +318,7 @@ fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Se
             let begin = Instant::now();
             for _ in 0..repeats {
                 // As a step multiplies, or as the backend does where they are the same.
-                black_box(product(a.clone(), b.clone()).unwrap_or_else(|| a.clone().matmul(b.clone())));
+                black_box(product(&a, &b).unwrap_or_else(|| a.clone().matmul(b.clone())));
             }
             wait_for::<B>(device);
             begin.elapsed().as_secs_f64() / repeats as f64

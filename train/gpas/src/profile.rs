@@ -20,7 +20,7 @@ const KINDS: [(&str, &[&str]); 8] = [
     ),
     (
         "matmul",
-        &["gemm", "multiply_section", "matrix::multiply", "matrixmultiply"],
+        &["gemm", "multiply_section", "product::multiply", "matrixmultiply"],
     ),
     ("transpose", &["host::matrix::transpose"]),
     (
@@ -161,16 +161,16 @@ mod tests {
             kind(&stack(&[
                 "x4x6",
                 "gemm_f32::gemm",
-                "gpas_model::host::head::Head::chunk"
+                "gpas_host::head::Head::chunk"
             ])),
             "matmul"
         );
         assert_eq!(
-            kind(&stack(&["__memset_avx512", "gpas_model::host::norm::Norm"])),
+            kind(&stack(&["__memset_avx512", "gpas_host::norm::Norm"])),
             "allocation"
         );
         assert_eq!(
-            kind(&stack(&["exp", "gpas_model::host::attention::softmax", "rayon"])),
+            kind(&stack(&["exp", "gpas_host::attention::softmax", "rayon"])),
             "softmax and exp"
         );
         assert_eq!(kind(&stack(&["main"])), "other");
