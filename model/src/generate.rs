@@ -86,6 +86,7 @@ impl<B: Backend> Llama<B> {
 mod tests {
     use super::*;
     use crate::cache::LayerCache;
+    use crate::compare::{largest_difference, largest_magnitude};
     use crate::config::{GateConfig, LlamaConfig};
     use crate::precision::Precision;
     use crate::progress::Progress;
@@ -123,14 +124,13 @@ mod tests {
         logits.into_data().into_vec().unwrap()
     }
 
-    /// The largest difference; NaN where there is one.
-    fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len());
-        let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-        differences.fold(
-            0.0,
-            |largest: f32, next| if next > largest || next.is_nan() { next } else { largest },
-        )
+    /// Fails if the numbers differ by more than `bound`, or would not differ if one of them were not a number.
+    fn assert_near(found: &[f32], expected: &[f32], bound: f64, what: &str) {
+        let difference = largest_difference(found, expected);
+        assert!(difference <= bound, "{what}: {difference}");
+        let mut broken = found.to_vec();
+        broken[found.len() / 2] = f32::NAN;
+        assert!(largest_difference(&broken, expected).is_nan(), "{what}");
     }
 
     /// A prompt at once, then tokens one by one, then several at once, for every scheme and every place of its gate.
@@ -160,8 +160,7 @@ mod tests {
                 }
                 found.extend(logits(&model, &ids[44..], &mut cache));
                 assert_eq!(cache.tokens(), 50);
-                let difference = largest_difference(&found, &expected);
-                assert!(difference <= 1e-5, "{scheme} {site:?}: {difference}");
+                assert_near(&found, &expected, 1e-5, &format!("{scheme} {site:?}"));
             }
         }
     }
@@ -181,8 +180,7 @@ mod tests {
             for part in [30..31, 31..32, 32..70, 70..71, 71..139, 139..140] {
                 found.extend(logits(&model, &ids[part], &mut cache));
             }
-            let difference = largest_difference(&found, &expected);
-            assert!(difference <= 1e-5, "{kv_heads} {tied}: {difference}");
+            assert_near(&found, &expected, 1e-5, &format!("{kv_heads} {tied}"));
         }
     }
 
@@ -235,8 +233,7 @@ mod tests {
         for id in &ids[12..] {
             found.extend(logits(&model, &[*id], &mut cache));
         }
-        let peak = expected.iter().fold(0.0f32, |peak, value| peak.max(value.abs()));
-        assert!(largest_difference(&found, &expected) < 0.02 * peak);
+        assert_near(&found, &expected, 0.02 * largest_magnitude(&expected), "bfloat16");
     }
 
     #[test]
@@ -305,15 +302,5 @@ mod tests {
     fn a_token_without_a_sequence_is_refused() {
         let model = model::<Flex>(&config());
         model.decode(&[1, 2], &mut [&mut model.cache()]);
-    }
-
-    /// What the tests compare with must not hide it.
-    #[test]
-    fn a_difference_that_is_no_number_is_the_largest() {
-        for place in 0..3 {
-            let mut found = [0.0, 5.0, 1.0];
-            found[place] = f32::NAN;
-            assert!(largest_difference(&found, &[0.0; 3]).is_nan(), "{place}");
-        }
     }
 }

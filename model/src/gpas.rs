@@ -9,12 +9,14 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::activation::{relu, sigmoid, silu, tanh};
 use burn::tensor::{DType, ElementConversion, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 use crate::fast;
 
 /// Activation of the gate; the paper's ablation (its table 6) compares them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GateActivation {
     /// `α · sigmoid(α)`, the paper's choice.
     #[default]

@@ -15,6 +15,7 @@ mod attention;
 mod block;
 mod branch;
 mod cache;
+pub mod compare;
 mod config;
 mod cost;
 pub mod fast;

@@ -59,8 +59,8 @@ impl<B: Backend> Mlp<B> {
 #[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
     use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
 
     #[test]
     fn fused_and_plain_agree() {

@@ -113,8 +113,8 @@ mod tests {
 #[cfg(all(test, feature = "host"))]
 mod fused {
     use super::*;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
     use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
 
     /// Over rows enough for two tasks and a length that is no whole number of vectors.
     #[test]

@@ -12,12 +12,16 @@
 use burn::nn::Linear;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray, VariantNames};
 
 use crate::fast;
 
 /// Number format of the mathematics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantArray, VariantNames, IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Precision {
     /// Single precision throughout.
     #[default]
@@ -30,15 +34,11 @@ pub enum Precision {
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Bf16Pure];
+    pub const ALL: &'static [Precision] = <Self as VariantArray>::VARIANTS;
 
     /// Name in a recipe.
     pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::Bf16Pure => "bf16_pure",
-        }
+        self.into()
     }
 
     /// Of the parameters, their gradients and the optimizer's state.

@@ -34,6 +34,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 /// Where normalisation stands around each sub-layer (see the table of this module).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -288,8 +289,9 @@ impl Wiring {
 }
 
 /// Where the gate stands in a layer. All but the default are the paper's ablations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GateSite {
     /// As the scheme's row says: the stream in pre-like layers, the residual in post-like ones.
     #[default]

@@ -194,7 +194,12 @@ impl Operation<3> for CausalAttention {
                         self.scores(weights, &room.q, turned_k, rows.clone());
                         softmax(weights, rows.start, &mut log_sums[rows.clone()]);
                         let weights = Matrix::new(weights, rows.len(), seen);
-                        multiply_in_vectors(&mut out.row_range(rows), Store::Overwrite, weights, value.row_range(0..seen));
+                        multiply_in_vectors(
+                            &mut out.row_range(rows),
+                            Store::Overwrite,
+                            weights,
+                            value.row_range(0..seen),
+                        );
                     }
                 },
             );

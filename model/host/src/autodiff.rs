@@ -147,10 +147,7 @@ impl<M: HostMemory, const N: usize> Backward<M::Backend, N> for Step<M, N> {
 }
 
 /// `y` as it is; going back, `sum` becomes the first part of the gradient of `weight`.
-pub(crate) fn carry<B: Backend>(
-    pair: [FloatTensor<Autodiff<B>>; 2],
-    sum: FloatTensor<B>,
-) -> FloatTensor<Autodiff<B>> {
+pub(crate) fn carry<B: Backend>(pair: [FloatTensor<Autodiff<B>>; 2], sum: FloatTensor<B>) -> FloatTensor<Autodiff<B>> {
     let nodes = pair.each_ref().map(|tensor| tensor.node.clone());
     // Both inputs count until the result is part of the graph: see `run_tracked`.
     let _counts = pair.each_ref().map(|tensor| tensor.rc.clone());

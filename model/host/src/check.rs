@@ -37,7 +37,10 @@ pub fn assert_close<B: Backend, const D: usize>(found: Tensor<B, D>, expected: T
     for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
         // Written so that a comparison with NaN, which is false, fails.
         let is_close = (found - expected).abs() <= 1e-5 * peak;
-        assert!(is_close, "{what}: {found} for {expected} at {at}, where the peak is {peak}");
+        assert!(
+            is_close,
+            "{what}: {found} for {expected} at {at}, where the peak is {peak}"
+        );
     }
 }
 

@@ -48,7 +48,13 @@ impl Operation<1> for Embed {
         Output::new(rows, Shape::from([self.shape[0], self.shape[1], width]))
     }
 
-    fn backward(&self, [table]: [View<'_>; 1], _kept: &[f32], upstream: &[f32], [wanted]: [Wanted<'_>; 1]) -> [Gradient; 1] {
+    fn backward(
+        &self,
+        [table]: [View<'_>; 1],
+        _kept: &[f32],
+        upstream: &[f32],
+        [wanted]: [Wanted<'_>; 1],
+    ) -> [Gradient; 1] {
         let width = table.width();
         let part = |(task, out): (usize, &mut Blank), store| {
             if store == Store::Overwrite {

@@ -7,9 +7,9 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
 use crate::table::{apply, input};
 use crate::vector::{CHUNK, vectorised};
-use crate::operation::{Gradient, Operation, Output, View, Wanted};
 
 /// GPAS of a stream. `act` gives act(α) and act'(α); with `stop_gradient` the scaling is hidden from the gradient.
 ///
@@ -81,7 +81,6 @@ struct Gate {
 }
 
 impl Gate {
-
     fn scaled(values: &[f32], scale: f32) -> Vec<f32> {
         let write = |y: &mut Blank| {
             let tasks = values.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
@@ -102,7 +101,13 @@ impl Operation<2> for Gate {
         Output::new(values, Shape::clone(&x.shape))
     }
 
-    fn backward(&self, [x, gate]: [View<'_>; 2], _kept: &[f32], upstream: &[f32], wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
+    fn backward(
+        &self,
+        [x, gate]: [View<'_>; 2],
+        _kept: &[f32],
+        upstream: &[f32],
+        wanted: [Wanted<'_>; 2],
+    ) -> [Gradient; 2] {
         let of_x = if !self.stop_gradient {
             Gradient::Values(Self::scaled(upstream, self.act.scale(&gate)))
         } else {
@@ -133,7 +138,13 @@ impl Operation<2> for Sum {
         Output::new(scaled_sum(x.values, branch.values, 1.0), x.shape)
     }
 
-    fn backward(&self, _inputs: [View<'_>; 2], _kept: &[f32], _upstream: &[f32], _wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
+    fn backward(
+        &self,
+        _inputs: [View<'_>; 2],
+        _kept: &[f32],
+        _upstream: &[f32],
+        _wanted: [Wanted<'_>; 2],
+    ) -> [Gradient; 2] {
         [Gradient::Upstream, Gradient::Upstream]
     }
 }

@@ -96,7 +96,13 @@ impl<const N: usize> Operation<N> for Linear {
         Output::new(values, Shape::from([x.rows(), outputs]))
     }
 
-    fn backward(&self, inputs: [View<'_>; N], _kept: &[f32], upstream: &[f32], wanted: [Wanted<'_>; N]) -> [Gradient; N] {
+    fn backward(
+        &self,
+        inputs: [View<'_>; N],
+        _kept: &[f32],
+        upstream: &[f32],
+        wanted: [Wanted<'_>; N],
+    ) -> [Gradient; N] {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
         let outputs: usize = weights.iter().map(View::width).sum();
         let upstream = Matrix::new(upstream, x.rows(), outputs);

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use crate::matrix::Store;
 use crate::memory::{Blank, assume_written, written};
-use crate::vector::{dot, dot3, vectorised};
 use crate::operation::{Gradient, Kept, Operation, Output, View, Wanted};
 use crate::table::{apply, input};
+use crate::vector::{dot, dot3, vectorised};
 
 /// Rows of one task, at most. The gradient of the weight is summed within a task, then over a sequence's tasks, then over the sequences.
 const ROWS: usize = 64;

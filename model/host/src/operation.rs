@@ -154,11 +154,6 @@ pub(crate) trait Operation<const N: usize>: Debug + Send + 'static {
     fn forward(&self, inputs: [View<'_>; N]) -> Output;
 
     /// The gradients of the inputs; `upstream` is that of the output.
-    fn backward(
-        &self,
-        inputs: [View<'_>; N],
-        kept: &[f32],
-        upstream: &[f32],
-        wanted: [Wanted<'_>; N],
-    ) -> [Gradient; N];
+    fn backward(&self, inputs: [View<'_>; N], kept: &[f32], upstream: &[f32], wanted: [Wanted<'_>; N])
+    -> [Gradient; N];
 }

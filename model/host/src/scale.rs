@@ -7,9 +7,9 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
 use crate::table::{apply, input};
 use crate::vector::vectorised;
-use crate::operation::{Gradient, Operation, Output, View, Wanted};
 
 /// Rows of one task, at most.
 const ROWS: usize = 64;
@@ -56,7 +56,13 @@ impl Operation<2> for Scale {
         Output::new(values, Shape::clone(&x.shape))
     }
 
-    fn backward(&self, [x, scale]: [View<'_>; 2], _kept: &[f32], upstream: &[f32], wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
+    fn backward(
+        &self,
+        [x, scale]: [View<'_>; 2],
+        _kept: &[f32],
+        upstream: &[f32],
+        wanted: [Wanted<'_>; 2],
+    ) -> [Gradient; 2] {
         let width = x.width();
         let [wanted_x, wanted_scale] = wanted;
         let of_x = if wanted_x.is_wanted() {

@@ -8,9 +8,9 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
 use crate::table::{apply, input};
 use crate::vector::{sigmoid, vectorised};
-use crate::operation::{Gradient, Operation, Output, View, Wanted};
 
 /// Rows of one task.
 const ROWS: usize = 16;

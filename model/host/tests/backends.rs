@@ -61,7 +61,11 @@ fn balanced_checkpointing_is_left_to_tensor_operations() {
 fn norm<B: AutodiffBackend>(
     compute: impl Fn(&Tensor<B, 2>, &Tensor<B, 1>) -> Tensor<B, 2>,
 ) -> [Tensor<B::InnerBackend, 2>; 3] {
-    let numbers = |count: usize| (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect::<Vec<_>>();
+    let numbers = |count: usize| {
+        (0..count)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0)
+            .collect::<Vec<_>>()
+    };
     let device = B::Device::default();
     let x = Tensor::<B, 2>::from_data(TensorData::new(numbers(70 * 33), [70, 33]), &device).require_grad();
     let weight = Tensor::<B, 1>::from_data(TensorData::new(numbers(33), [33]), &device).require_grad();

@@ -138,7 +138,14 @@ struct Room {
 
 /// [`multiply`] of at most [`SECTION`] terms and as many columns as there is room for.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, store: Store, a: Matrix<'_>, b: Matrix<'_>) {
+fn multiply_section(
+    units: &Units,
+    room: &mut Room,
+    out: &mut MatrixMut<'_>,
+    store: Store,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+) {
     let steps = a.columns().div_ceil(STEP);
     let tiles = steps * STEP_ROWS;
     let blocks = b.columns().div_ceil(BLOCK);
