@@ -6,8 +6,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 use burn_train::metric::{Adaptor, ItemLazy, LossInput, PerplexityInput};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
+use gpas_batch::TokenBatch;
 
-use crate::llama::{Llama, TokenBatch};
+use crate::llama::Llama;
 use crate::step::StepGradients;
 
 /// The loss of a batch, for burn-train's `LossMetric` and `PerplexityMetric`.
@@ -65,7 +66,7 @@ impl<B: AutodiffBackend> TrainStep for Llama<B> {
     type Output = LossOutput<B::InnerBackend>;
 
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
-        let scored = count_scored(batch.targets.clone().inner());
+        let scored = batch.scored;
         let StepGradients { loss, gradients } = self.backward(batch.ids, batch.targets, scored);
         TrainOutput {
             grads: gradients,
@@ -99,24 +100,13 @@ impl<B: Backend> InferenceStep for Llama<B> {
     type Output = LossOutput<B>;
 
     fn step(&self, batch: TokenBatch<B>) -> Self::Output {
-        let scored = count_scored(batch.targets.clone());
+        let scored = batch.scored;
         let loss = self.token_losses(batch.ids, batch.targets).sum();
         LossOutput {
             loss: loss.div_scalar(scored.max(1) as f64),
             scored,
         }
     }
-}
-
-fn count_scored<B: Backend>(targets: Tensor<B, 2, Int>) -> usize {
-    use burn::tensor::ElementConversion;
-    let scored: i64 = targets
-        .not_equal_elem(crate::loss::IGNORE_INDEX)
-        .int()
-        .sum()
-        .into_scalar()
-        .elem();
-    scored as usize
 }
 
 #[cfg(test)]
@@ -150,10 +140,7 @@ mod tests {
                 });
                 Tensor::stack(rows.collect(), 0)
             };
-            TokenBatch {
-                ids: part(0),
-                targets: part(1),
-            }
+            TokenBatch::new(part(0), part(1)).unwrap()
         }
     }
 
@@ -236,17 +223,11 @@ mod tests {
             let mask =
                 Tensor::<Flex, 2, Int>::from_ints([[0, index as i32 % 2, 0, 0, 0, index as i32 % 2]], &FlexDevice);
             let mask = mask.expand(batch.targets.dims()).bool();
-            let targets = batch.targets.mask_fill(mask, crate::loss::IGNORE_INDEX);
+            let targets = batch.targets.mask_fill(mask, gpas_batch::IGNORE_INDEX);
             let losses = model.token_losses(batch.ids.clone(), targets.clone()).into_data();
             sum += losses.iter::<f64>().sum::<f64>();
-            let output = InferenceStep::step(
-                &model,
-                TokenBatch {
-                    ids: batch.ids,
-                    targets,
-                },
-            )
-            .sync();
+            let batch = TokenBatch::new(batch.ids, targets).unwrap();
+            let output = InferenceStep::step(&model, batch).sync();
             tokens += output.scored;
             loss.update(&output.adapt(), &metadata);
             perplexity.update(&output.adapt(), &metadata);

@@ -7,7 +7,7 @@
 //! - [`LlamaConfig`], [`Llama`]: the decoder with any of them.
 //! - [`StepSums`]: the gradient of a step of several micro-batches; [`loss`]: head and loss without whole logits.
 //! - [`Cache`]: generation.
-//! - [`weights`]: weights under their released names.
+//! - [`params`]: what each parameter is; [`weights`]: their names in files.
 //! - [`analysis`]: what a trained model does to its residual stream.
 
 pub mod analysis;
@@ -28,6 +28,7 @@ mod llama;
 pub mod loss;
 mod mlp;
 mod norm;
+pub mod params;
 mod precision;
 mod progress;
 mod rotary;
@@ -36,18 +37,19 @@ mod step;
 pub mod weights;
 
 pub use attention::{Attention, AttentionConfig, CausalMask};
-pub use block::{Block, Residual};
+pub use block::{Block, NoPlaceForGate, Residual};
 pub use branch::BranchScale;
 pub use cache::Cache;
 pub use config::{ConfigError, GateConfig, Initialisation, LlamaConfig, Preset};
 pub use cost::TrainingMemory;
 pub use gpas::{GateActivation, Gpas, GpasConfig};
+pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 #[cfg(feature = "train")]
 pub use learner::LossOutput;
-pub use llama::{Llama, TokenBatch};
-pub use loss::IGNORE_INDEX;
+pub use llama::Llama;
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{RmsNorm, RmsNormConfig};
+pub use params::ParameterKind;
 pub use precision::Precision;
 pub use progress::Progress;
 pub use rotary::{Rotary, RotaryConfig};

@@ -13,7 +13,7 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use crate::attention::CausalMask;
 use crate::block::Block;
 use crate::cache::ModelIdentity;
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
 use crate::fast;
 use crate::loss::{is_outside, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
@@ -38,7 +38,7 @@ use crate::scheme::NormStart;
 /// assert_eq!(model.forward(ids.clone()).dims(), [1, 4, 16]);
 /// assert_eq!(model.logits(ids.clone()).dims(), [1, 4, 50]);
 /// // The target of a position is the id that follows it; after the last one nothing follows here.
-/// let targets = Tensor::<Flex, 2, Int>::from_ints([[12, 3, 9, gpas_model::IGNORE_INDEX as i32]], &FlexDevice);
+/// let targets = Tensor::<Flex, 2, Int>::from_ints([[12, 3, 9, gpas_model::IGNORE_INDEX]], &FlexDevice);
 /// let losses = model.token_losses(ids, targets);
 /// assert_eq!(losses.dims(), [4]);
 /// # Ok::<(), gpas_model::UnknownScheme>(())
@@ -73,18 +73,18 @@ pub struct Llama<B: Backend> {
 impl LlamaConfig {
     /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
     ///
-    /// # Panics
+    /// # Errors
     /// If the configuration is not [valid](LlamaConfig::validate).
-    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Llama<B> {
-        if let Err(error) = self.validate() {
-            panic!("{error}");
-        }
+    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        self.validate()?;
         let head = LinearConfig::new(self.hidden, self.vocab).with_bias(false);
         let norm = RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon);
-        Llama {
+        Ok(Llama {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             embedding_norm: self.scheme.norm.embedding_norm().map(|start| norm.init(start, device)),
-            layers: (0..self.layers).map(|index| Block::new(self, index, device)).collect(),
+            layers: (0..self.layers)
+                .map(|index| Block::new(self, index, device))
+                .collect::<Result<_, _>>()?,
             norm: norm.init(NormStart::PLAIN, device),
             head: (!self.tied_head).then(|| head.init(device)),
             rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
@@ -94,7 +94,7 @@ impl LlamaConfig {
             recompute: self.recompute,
             progress: Progress::after(0),
             identity: ModelIdentity::default(),
-        }
+        })
     }
 }
 
@@ -108,15 +108,6 @@ impl<B: Backend> Llama<B> {
     /// unless it has been [told](Self::with_progress).
     pub fn progress(&self) -> Progress {
         self.progress
-    }
-
-    /// The model with other weights than it had: they are trained, and caches from before are another model's.
-    pub(crate) fn with_loaded_weights(self) -> Self {
-        Self {
-            progress: Progress::COMPLETE,
-            identity: ModelIdentity::default(),
-            ..self
-        }
     }
 
     /// Number of token ids.
@@ -319,15 +310,6 @@ pub(crate) fn checked(id: i64, vocab: usize) -> i64 {
 /// The targets, and one outside the vocabulary where the id is outside it, for a device on which nobody looks at ids: the loss is NaN there.
 fn marked<B: Backend>(ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, vocab: usize) -> Tensor<B, 2, Int> {
     targets.mask_fill(is_outside(ids, vocab), -1)
-}
-
-/// A batch for language modelling: what burn-train's learner hands to the model.
-#[derive(Clone, Debug)]
-pub struct TokenBatch<B: Backend> {
-    /// `[batch, seq]`.
-    pub ids: Tensor<B, 2, Int>,
-    /// `[batch, seq]`: the id that follows each position, or [`IGNORE_INDEX`](crate::IGNORE_INDEX).
-    pub targets: Tensor<B, 2, Int>,
 }
 
 #[cfg(test)]

@@ -7,12 +7,10 @@
 //! Products are in the number format of the [`Precision`]; softmax, loss and sums are in f32 in every one.
 
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
+use gpas_batch::IGNORE_INDEX;
 
 use crate::fast;
 use crate::precision::Precision;
-
-/// A target that is not scored, as in PyTorch.
-pub const IGNORE_INDEX: i64 = -100;
 
 /// Numbers in one chunk of logits: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
 const CHUNK_NUMBERS: usize = 1 << 23;
@@ -58,7 +56,7 @@ pub fn loss_with_gradients<B: Backend>(
 ) -> LossGradients<B> {
     check_targets(&hidden, &weight, &targets);
     let sum = if precision.products() == DType::F32 {
-        match fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX, scored, seq, sum) {
+        match fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), scored, seq, sum) {
             Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
             Err(sum) => sum,
         }
@@ -134,7 +132,7 @@ pub fn token_losses<B: Backend>(
     check_targets(&hidden, &weight, &targets);
     let products = precision.products();
     if products == DType::F32
-        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX)
+        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX))
     {
         return found;
     }
@@ -203,7 +201,8 @@ fn check_targets<B: Backend>(hidden: &Tensor<B, 2>, weight: &Tensor<B, 2>, targe
     if !fast::is_in_memory::<B>() {
         return;
     }
-    let is_target = |target: &i64| *target == IGNORE_INDEX || usize::try_from(*target).is_ok_and(|id| id < vocab);
+    let is_target =
+        |target: &i64| *target == i64::from(IGNORE_INDEX) || usize::try_from(*target).is_ok_and(|id| id < vocab);
     if let Some(target) = targets.to_data().iter::<i64>().find(|target| !is_target(target)) {
         panic!("target {target} is neither an id of the vocabulary of {vocab} nor {IGNORE_INDEX}, which is not scored");
     }
@@ -415,13 +414,14 @@ mod fused {
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
             for seq in [50, 550, 1100] {
-                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX, 900, seq, None);
+                let fused =
+                    fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), 900, seq, None);
                 let (loss, of_hidden, of_weight) = fused.unwrap();
                 assert_close(loss, plain.loss.clone(), "loss");
                 assert_close(of_hidden, plain.hidden.clone(), "hidden");
                 assert_close(of_weight, plain.weight.clone(), "weight");
             }
-            let fused = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX).unwrap();
+            let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX)).unwrap();
             assert_close(
                 fused,
                 token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),

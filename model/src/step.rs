@@ -59,7 +59,7 @@ impl<B: AutodiffBackend> StepSums<B> {
     /// back through the layers, last to first, each is computed again from it under autodiff.
     ///
     /// # Shapes
-    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::loss::IGNORE_INDEX)
+    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
     ///
     /// # Panics
     /// As [`Llama::token_losses`].
@@ -187,7 +187,7 @@ impl<B: AutodiffBackend> Llama<B> {
     /// Loss and gradients of an optimizer step of one micro-batch that scores `scored` tokens. [`StepSums`] takes more than one.
     ///
     /// # Shapes
-    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::loss::IGNORE_INDEX)
+    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
     ///
     /// # Panics
     /// As [`Llama::token_losses`].

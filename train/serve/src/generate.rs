@@ -9,15 +9,14 @@
 //!
 //! ```no_run
 //! use burn_flex::Flex;
-//! use gpas_data::tokenizer::Tokenizer;
-//! use gpas_model::{Llama, Progress};
+//! use gpas_data::Tokenizer;
+//! use gpas_model::Llama;
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
 //!
 //! # fn example(model: Llama<Flex>, tokenizer: Tokenizer) -> Result<(), Box<dyn std::error::Error>> {
 //! let generator = Generator {
 //!     model: &model,
 //!     tokenizer: &tokenizer,
-//!     progress: Progress::COMPLETE,
 //!     context: 256,
 //!     vocab: tokenizer.vocab_size(),
 //! };
@@ -41,7 +40,7 @@ use std::collections::HashSet;
 
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 use gpas_model::{Cache, Llama};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
