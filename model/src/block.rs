@@ -233,8 +233,8 @@ impl<B: Backend> ModuleDisplay for Block<B> {
 mod tests {
     use super::*;
     use crate::config::GateConfig;
-    use crate::scheme::GateSite;
     use crate::rotary::RotaryConfig;
+    use crate::scheme::GateSite;
     use burn::module::Param;
     use burn::tensor::activation::silu;
     use burn_flex::FlexDevice;
