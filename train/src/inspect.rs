@@ -95,7 +95,7 @@ fn named_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<
 }
 
 impl ModelInspection {
-    /// Of a model after `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
+    /// Inspects a model after `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
     /// [`history`](Self::history) is left empty.
     ///
     /// # Errors

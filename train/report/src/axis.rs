@@ -62,7 +62,10 @@ impl Axis {
             let name = |place: f64| (place, number(10f64.powf(place)));
             log_ticks(ends).into_iter().map(name).collect()
         } else {
-            linear_ticks(ends).into_iter().map(|place| (place, number(place))).collect()
+            linear_ticks(ends)
+                .into_iter()
+                .map(|place| (place, number(place)))
+                .collect()
         };
         Scale { ends, ticks }
     }

@@ -11,15 +11,24 @@ use crate::plot::{Drawing, Interval, Words, intervals};
 
 /// Every figure for which there are records.
 pub fn all(subjects: &[Subject<'_>]) -> Vec<Figure> {
-    let validation = curves::VALIDATION.iter().map(|curve| curves::validation(curve, subjects));
+    let validation = curves::VALIDATION
+        .iter()
+        .map(|curve| curves::validation(curve, subjects));
     let training = curves::TRAINING.iter().map(|curve| curves::training(curve, subjects));
-    let by_layer = layers::RECORDED.iter().map(|quantity| layers::by_layer(quantity, subjects));
+    let by_layer = layers::RECORDED
+        .iter()
+        .map(|quantity| layers::by_layer(quantity, subjects));
     let others = [
         layers::gates(subjects),
         inspected::skipped_layers(subjects),
         inspected::angles(subjects),
     ];
-    validation.chain(training).chain(by_layer).chain(others).flatten().collect()
+    validation
+        .chain(training)
+        .chain(by_layer)
+        .chain(others)
+        .flatten()
+        .collect()
 }
 
 /// The paired differences of a comparison.

@@ -104,7 +104,7 @@ pub struct Ink {
 }
 
 impl Ink {
-    /// Of a scheme; `variant` is 0, or the number of the arm among those of the scheme in which other keys are varied.
+    /// The look of a scheme; `variant` is 0, or the number of the arm among those of the scheme in which other keys are varied.
     pub fn of(scheme: Scheme, variant: usize) -> Self {
         let (shades, marker) = match scheme.norm {
             NormScheme::Pre => (&BLUE, Marker::Circle),
@@ -127,7 +127,7 @@ impl Ink {
         Self { colour, dash, marker }
     }
 
-    /// Of one of three moments of a run, the last one solid.
+    /// The look of one of three moments of a run, the last one solid.
     pub fn of_moment(index: usize) -> Self {
         let (shades, dash, marker) = match index {
             0 => (&SKY, DASHES[4], Marker::Triangle),
@@ -138,7 +138,7 @@ impl Ink {
         Self { colour, dash, marker }
     }
 
-    /// Of one of many things in an order, the first at 0 and the last at 1.
+    /// The look of one of many things in an order, the first at 0 and the last at 1.
     pub fn of_place(fraction: f64) -> Self {
         Self {
             colour: Colour::Fixed(ramp(fraction)),

@@ -140,7 +140,7 @@ struct Chart {
 }
 
 impl Chart {
-    /// In a drawing of some height, with room for the names of the vertical axis.
+    /// The chart of a drawing of some height; `beside` is the room for the names of the vertical axis.
     fn new(height: f64, beside: f64, x: Scale, y: Scale) -> Self {
         Self {
             left: MARGIN + beside,
@@ -180,7 +180,13 @@ impl Chart {
 
     /// Axes with the named values and their labels.
     fn axes(&self, x_label: &str, y_label: &str) -> Markup {
-        let Self { left, top, right, bottom, .. } = *self;
+        let Self {
+            left,
+            top,
+            right,
+            bottom,
+            ..
+        } = *self;
         let corner = [left, bottom];
         let middle = f64::midpoint(top, bottom);
         in_shades(
@@ -244,7 +250,9 @@ impl Line {
 pub fn lines(words: Words, x: &Axis, y: &Axis, lines: &[Line]) -> Drawing {
     let points = || lines.iter().flat_map(|line| line.points.iter());
     let bands = lines.iter().flat_map(|line| line.band.iter());
-    let values = points().map(|point| point.1).chain(bands.flat_map(|band| [band.1, band.2]));
+    let values = points()
+        .map(|point| point.1)
+        .chain(bands.flat_map(|band| [band.1, band.2]));
     let chart = Chart::new(HEIGHT, BESIDE, x.scale(points().map(|point| point.0)), y.scale(values));
     let at = |at: f64, value: f64| Some(chart.at([x.place(at)?, y.place(value)?]));
     let band = |line: &Line| {
@@ -349,11 +357,17 @@ pub struct Interval {
 pub fn intervals(words: Words, x: &Axis, rows: &[Interval]) -> Drawing {
     let count = rows.len() as f64;
     let height = 70.0 + 34.0 * count;
-    let values = rows.iter().flat_map(|row| row.ends.into_iter().flatten().chain([row.mean]));
+    let values = rows
+        .iter()
+        .flat_map(|row| row.ends.into_iter().flatten().chain([row.mean]));
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let names = Scale {
         ends: [count - 0.5, -0.5],
-        ticks: rows.iter().enumerate().map(|(row, of)| (row as f64, of.name.clone())).collect(),
+        ticks: rows
+            .iter()
+            .enumerate()
+            .map(|(row, of)| (row as f64, of.name.clone()))
+            .collect(),
     };
     let beside = (7.2 * longest as f64 + 14.0).min(210.0);
     let chart = Chart::new(height, beside, x.scale(values.chain([0.0])), names);
@@ -383,7 +397,9 @@ pub fn heat_map(words: Words, rows: &[Vec<f64>], largest: f64) -> Drawing {
     let count = rows.len();
     let named = |first: f64| Scale {
         ends: [0.0, count as f64],
-        ticks: whole_ticks(count).map(|index| (index + 0.5, number(index + first))).collect(),
+        ticks: whole_ticks(count)
+            .map(|index| (index + 0.5, number(index + first)))
+            .collect(),
     };
     let mut chart = Chart::new(height, 46.0, named(0.0), named(1.0));
     chart.right = WIDTH - 80.0;
@@ -466,7 +482,10 @@ mod tests {
         let triangles = drawn.matches("<polygon").count();
         assert_eq!(triangles, 2, "two of four points are on a logarithmic axis");
         assert!(drawn.contains("<title>a &lt; b</title>"), "{drawn}");
-        assert!(drawn.contains(&ink.light().to_string()) && drawn.contains("stroke-dasharray=\"2 2\""), "{drawn}");
+        assert!(
+            drawn.contains(&ink.light().to_string()) && drawn.contains("stroke-dasharray=\"2 2\""),
+            "{drawn}"
+        );
         let empty = [
             lines(words(), &x, &y, &[]),
             bars(words(), &x, ink, &[f64::NAN]),
@@ -486,7 +505,9 @@ mod tests {
             points: vec![(0.0, 0.0), (10.0, 5.0)],
             ..Line::new(Ink::of_moment(2))
         };
-        let drawn = lines(words(), &Axis::linear("x"), &Axis::linear("y"), &[line]).render().into_string();
+        let drawn = lines(words(), &Axis::linear("x"), &Axis::linear("y"), &[line])
+            .render()
+            .into_string();
         let end = [64.0 + 340.0 / 1.04, 244.0 - 238.0 / 1.04];
         let expected = format!("points=\"64,244 {:.1},{:.1}\"", end[0], end[1]);
         assert!(drawn.contains(&expected), "{expected} in {drawn}");

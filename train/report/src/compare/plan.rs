@@ -53,7 +53,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Of the schemes, seeds and varied keys of `table`, over a recipe and the options.
+    /// Plans the schemes, seeds and varied keys of `table`, over a recipe and the options.
     ///
     /// # Errors
     /// The first thing that is wrong with any of the recipes, or with the choice of runs.
@@ -189,7 +189,7 @@ fn first_repeated<T: Ord + Clone>(values: &[T]) -> Option<T> {
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        // With an exponent where it is very large or small, as TOML does not.
+        // Rust writes very large and very small numbers with an exponent, TOML does not.
         Value::Float(number) => format!("{number:?}"),
         other => other.to_string(),
     }

@@ -1,6 +1,5 @@
 //! From the records of runs to the numbers of a comparison.
 
-
 use gpas_train::metrics::{EvalRecord, GateRange, Metrics};
 use gpas_train::run::{RunDirectory, RunInfo};
 
@@ -103,9 +102,12 @@ fn has_diverged(evaluations: &[EvalRecord], last: f64) -> bool {
 }
 
 impl Comparison {
-    /// Of the runs of a plan that are done.
+    /// Compares the runs of a plan that are done.
     pub fn of(plan: &Plan, finished: &[FinishedRun]) -> Self {
-        let runs: Vec<SummarisedRun<'_>> = finished.iter().map(|records| SummarisedRun::of(plan, records)).collect();
+        let runs: Vec<SummarisedRun<'_>> = finished
+            .iter()
+            .map(|records| SummarisedRun::of(plan, records))
+            .collect();
         let runs_of = |arm: usize| -> Vec<&SummarisedRun<'_>> {
             let own = |run: &&SummarisedRun<'_>| plan.runs[run.records.planned].arm == arm;
             runs.iter().filter(own).collect()

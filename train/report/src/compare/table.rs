@@ -79,7 +79,7 @@ fn arrival(arm: &ArmSummary) -> String {
     }
 }
 
-/// With its sign, and a minus as long as a plus.
+/// A number with its sign; a minus is as long as a plus.
 fn signed(value: f64, digits: usize) -> String {
     format!("{value:+.digits$}").replace('-', "−")
 }

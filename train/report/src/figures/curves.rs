@@ -77,7 +77,10 @@ pub fn validation(curve: &Curve<EvalRecord>, subjects: &[Subject<'_>]) -> Option
         shown.map(|record| record.step).collect()
     };
     let runs = subjects.iter().flat_map(|subject| &subject.runs);
-    let steps = runs.map(steps_of).max_by_key(Vec::len).filter(|steps| !steps.is_empty())?;
+    let steps = runs
+        .map(steps_of)
+        .max_by_key(Vec::len)
+        .filter(|steps| !steps.is_empty())?;
     let mut table = Table {
         head: vec!["step".into(), "tokens".into()],
         rows: steps.iter().map(|step| vec![step.to_string()]).collect(),
@@ -154,10 +157,15 @@ fn tokens_after(run: &RunRecords, step: u64) -> Option<f64> {
 /// A curve of the steps: one line for each subject, whose points are means over some steps and all seeds.
 pub fn training(curve: &Curve<TrainRecord>, subjects: &[Subject<'_>]) -> Option<Figure> {
     let runs = subjects.iter().flat_map(|subject| &subject.runs);
-    let longest = runs.map(|run| run.metrics.train.len()).max().filter(|steps| *steps > 0)?;
+    let longest = runs
+        .map(|run| run.metrics.train.len())
+        .max()
+        .filter(|steps| *steps > 0)?;
     let width = longest.div_ceil(POINTS);
     let points = longest.div_ceil(width);
-    let shown: Vec<usize> = (0..points).filter(|point| (point + 1) % points.div_ceil(ROWS) == 0).collect();
+    let shown: Vec<usize> = (0..points)
+        .filter(|point| (point + 1) % points.div_ceil(ROWS) == 0)
+        .collect();
     let steps_of = |point: &usize| vec![format!("{}–{}", point * width + 1, (point + 1) * width)];
     let mut table = Table {
         head: vec!["steps".into()],
@@ -171,7 +179,8 @@ pub fn training(curve: &Curve<TrainRecord>, subjects: &[Subject<'_>]) -> Option<
             let of_run = |run: &&RunRecords| run.metrics.train.chunks(width).nth(point).unwrap_or_default().to_vec();
             let records: Vec<TrainRecord> = subject.runs.iter().flat_map(of_run).collect();
             let value = mean(records.iter().filter_map(curve.value));
-            line.points.push((mean(records.iter().map(|record| record.tokens as f64)), value));
+            line.points
+                .push((mean(records.iter().map(|record| record.tokens as f64)), value));
             if let Some(row) = shown.iter().position(|shown| *shown == point) {
                 table.rows[row].push((curve.cell)(value));
             }

@@ -18,7 +18,11 @@ fn provenance(subjects: &[Subject<'_>]) -> String {
         let tokens = number(inspection.tokens as f64);
         format!(" On {tokens} validation tokens, after the last step.")
     });
-    let seeds = if has_seeds(subjects) { " Means over the seeds." } else { "" };
+    let seeds = if has_seeds(subjects) {
+        " Means over the seeds."
+    } else {
+        ""
+    };
     tokens + seeds
 }
 
@@ -26,10 +30,18 @@ fn provenance(subjects: &[Subject<'_>]) -> String {
 pub fn skipped_layers(subjects: &[Subject<'_>]) -> Option<Figure> {
     let mut found: Vec<(&Subject<'_>, Vec<f64>)> = Vec::new();
     for subject in subjects {
-        let Some(inspections) = inspections(subject) else { continue };
-        let layers = inspections.iter().map(|inspection| inspection.layers.len()).max().unwrap_or(0);
+        let Some(inspections) = inspections(subject) else {
+            continue;
+        };
+        let layers = inspections
+            .iter()
+            .map(|inspection| inspection.layers.len())
+            .max()
+            .unwrap_or(0);
         let changes = |layer: usize| {
-            let layers = inspections.iter().filter_map(move |inspection| inspection.layers.get(layer));
+            let layers = inspections
+                .iter()
+                .filter_map(move |inspection| inspection.layers.get(layer));
             layers.map(|layer| layer.loss_change)
         };
         found.push((subject, (0..layers).map(|layer| mean(changes(layer))).collect()));
@@ -73,10 +85,14 @@ pub fn skipped_layers(subjects: &[Subject<'_>]) -> Option<Figure> {
 pub fn angles(subjects: &[Subject<'_>]) -> Option<Figure> {
     let mut found: Vec<(&Subject<'_>, Vec<Vec<f64>>)> = Vec::new();
     for subject in subjects {
-        let Some(inspections) = inspections(subject) else { continue };
+        let Some(inspections) = inspections(subject) else {
+            continue;
+        };
         let Some(first) = inspections.first() else { continue };
         let at = |n: usize, i: usize| {
-            let distances = inspections.iter().filter_map(|inspection| inspection.angular_distance.get(n)?.get(i));
+            let distances = inspections
+                .iter()
+                .filter_map(|inspection| inspection.angular_distance.get(n)?.get(i));
             mean(distances.copied())
         };
         let row = |(n, row): (usize, &Vec<f64>)| (0..row.len()).map(|i| at(n, i)).collect();

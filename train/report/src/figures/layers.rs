@@ -67,7 +67,7 @@ fn moments(subjects: &[Subject<'_>]) -> Vec<u64> {
     moments
 }
 
-/// Of every layer, the mean over the seeds at a step.
+/// A quantity of every layer at a step, the mean over the seeds.
 fn layer_means(subject: &Subject<'_>, step: u64, values: fn(&LayersRecord) -> &Vec<Option<f64>>) -> Vec<f64> {
     let at_step = |run: &&RunRecords| run.metrics.layers.iter().position(|record| record.step == step);
     let look = |run: &&RunRecords| Some(values(&run.metrics.layers[at_step(run)?]).clone());
@@ -126,7 +126,11 @@ pub fn by_layer(quantity: &Quantity, subjects: &[Subject<'_>]) -> Option<Figure>
 /// One drawing with a line for each moment of a single subject.
 fn of_moments(quantity: &Quantity, y: &Axis, rows: &[Row<'_>]) -> (Vec<Panel>, Legend) {
     let ink = |index: usize| Ink::of_moment(index + 3 - rows.len());
-    let drawn: Vec<Line> = rows.iter().enumerate().map(|(index, row)| row.line(ink(index))).collect();
+    let drawn: Vec<Line> = rows
+        .iter()
+        .enumerate()
+        .map(|(index, row)| row.line(ink(index)))
+        .collect();
     let words = Words {
         title: quantity.title.into(),
         description: quantity.of_moments,
@@ -227,7 +231,9 @@ pub fn gates(subjects: &[Subject<'_>]) -> Option<Figure> {
     let count = gated.iter().map(|history| history.count).max().unwrap_or(0);
     let mut named = vec![(0, "first gate"), (count / 2, "middle"), (count - 1, "last gate")];
     named.dedup_by_key(|(gate, _)| *gate);
-    let legend = named.into_iter().map(|(gate, name)| (name.to_string(), gate_ink(gate, count)));
+    let legend = named
+        .into_iter()
+        .map(|(gate, name)| (name.to_string(), gate_ink(gate, count)));
     let mut runs = subjects.iter().flat_map(|subject| &subject.runs);
     let act = match runs.all(|run| run.recipe.model.gate.act == GateActivation::Silu) {
         true => " (act is SiLU)",
@@ -254,7 +260,9 @@ fn gate_table(histories: &[&GateHistory<'_>], count: usize) -> Table {
         rows: (0..count).map(|gate| vec![gate.to_string()]).collect(),
     };
     for history in histories {
-        let Some((_, last)) = history.looks.last() else { continue };
+        let Some((_, last)) = history.looks.last() else {
+            continue;
+        };
         let first = history.subject.runs.first();
         let act = first.map_or(GateActivation::Silu, |run| run.recipe.model.gate.act);
         let name = &history.subject.name;
