@@ -233,6 +233,8 @@ fn every_cpu_backend_that_is_compiled_in_trains() {
             place.does(&format!("train tiny.toml --backend {backend} -o {backend}"));
             let run: Value = serde_json::from_str(&place.read(&format!("{backend}/run.json"))).unwrap();
             assert_eq!(run["backend"], backend);
+        } else {
+            println!("skipped: {backend} is not built in");
         }
     }
 }
@@ -253,6 +255,24 @@ fn what_config_show_prints_is_a_recipe_that_train_takes() {
     assert_eq!(place.read("tiny-shown.toml"), again);
     let shown: Value = serde_json::from_str(&place.does("config show tiny.toml --json")).unwrap();
     assert_eq!(shown["recipe"]["train"]["steps"], 3);
+}
+
+#[test]
+fn what_config_keys_prints_is_the_default_recipe_explained() {
+    let place = Place::prepared();
+    let keys = place.does("config keys");
+    place.write("keys.toml", &keys);
+    assert_eq!(place.does("config show keys.toml"), place.does("config show"));
+    let list: Value = serde_json::from_str(&place.does("config keys --json")).unwrap();
+    let warmup = list.as_array().unwrap().iter().find(|key| key["key"] == "train.warmup");
+    let expected = serde_json::json!({
+        "key": "train.warmup",
+        "doc": "Steps from rate 0 to the highest.",
+        "allowed": "a whole number of steps or a fraction from 0 to below 1",
+        "default": "a tenth of `train.steps`",
+        "may_change": false,
+    });
+    assert_eq!(warmup, Some(&expected));
 }
 
 #[test]
@@ -334,7 +354,9 @@ fn bench_prints_the_keys_of_its_peers() {
     let [low, ratio, high] = ["low", "ratio", "high"].map(|key| line["versus"][key].as_f64().unwrap());
     assert!(0.0 < low && low <= ratio && ratio <= high, "{line}");
     assert_eq!(line["versus"]["scheme"], "pre");
-    if !cfg!(feature = "profile") {
+    if cfg!(feature = "profile") {
+        println!("skipped: the profiler is built in, so `--profile` is not refused");
+    } else {
         place.refuses(
             "bench --preset nano --batch 1 --seq 8 --steps 1 --warmup 0 --vocab 64 --profile",
             "this program was built without the profiler",
@@ -466,6 +488,8 @@ fn a_backend_that_is_not_there_is_refused_with_the_feature_that_brings_it() {
                 &format!("backend `{backend}` is not part of this program"),
                 &format!("build with `--features {backend}`"),
             );
+        } else {
+            println!("skipped: {backend} is built in");
         }
     }
     if cfg!(feature = "flex") {

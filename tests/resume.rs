@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gpas_model::weights::read_safetensors;
+use gpas_model::compare;
+use gpas_model::weights::{HostTensor, NamedTensors, read_safetensors};
 use place::{Place, of_kind};
 use serde_json::Value;
 use xtask::kill::Campaign;
@@ -390,27 +391,44 @@ fn every_cut_of_a_batch_gives_the_same_run() {
             ("again", "--set train.recompute=true"),
         ] {
             let (found_losses, found) = run(name, set);
-            let pairs = losses.iter().zip(&found_losses);
-            let loss = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
-            let (weight, key) = expected
-                .iter()
-                .map(|(key, tensor)| (share_of_largest(&tensor.values, &found[key].values), key))
-                .max_by(|a, b| a.0.total_cmp(&b.0))
-                .unwrap();
+            let loss = largest_ratio(&losses, &found_losses);
+            let (weight, key) = farthest(&expected, &found);
             println!("{scheme:14} {name:6} loss {loss:.1e} weights {weight:.1e} ({key})");
             assert!(
                 loss <= 1e-6 && weight <= 1e-5,
                 "{scheme}, {name}: loss {loss:.1e}, weights {weight:.1e} ({key})"
             );
+            // What is not a number is farther away than anything else.
+            for key in expected.keys() {
+                let mut broken = found.clone();
+                broken.get_mut(key).unwrap().values[0] = f32::NAN;
+                let (weight, farthest) = farthest(&expected, &broken);
+                assert!(weight.is_nan() && farthest == key, "{weight} ({farthest})");
+            }
+            let mut broken = found_losses;
+            broken[3] = f64::NAN;
+            assert!(largest_ratio(&losses, &broken).is_nan());
         }
     }
 }
 
-/// The largest difference as a share of the largest expected number.
-fn share_of_largest(expected: &[f32], found: &[f32]) -> f32 {
-    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let differences = expected.iter().zip(found).map(|(a, b)| (a - b).abs());
-    differences.fold(0.0, f32::max) / largest.max(f32::MIN_POSITIVE)
+/// By how much the ratio of two losses of one step differs from 1, at the step where it does most.
+fn largest_ratio(expected: &[f64], found: &[f64]) -> f64 {
+    assert_eq!(expected.len(), found.len());
+    compare::largest(expected.iter().zip(found).map(|(a, b)| (a / b - 1.0).abs()))
+}
+
+/// The tensor with the largest difference, as a share of its largest expected number.
+fn farthest<'a>(expected: &'a NamedTensors, found: &NamedTensors) -> (f64, &'a str) {
+    let share = |(key, tensor): (&'a String, &HostTensor)| {
+        let difference = compare::largest_difference(&found[key].values, &tensor.values);
+        let largest = compare::largest_magnitude(&tensor.values).max(f64::from(f32::MIN_POSITIVE));
+        (difference / largest, key.as_str())
+    };
+    // NaN is the largest in this order, whatever its sign.
+    let key = |share: f64| if share.is_nan() { f64::INFINITY } else { share };
+    let shares = expected.iter().map(share);
+    shares.max_by(|a, b| key(a.0).total_cmp(&key(b.0))).expect("a tensor")
 }
 
 #[test]

@@ -29,7 +29,16 @@ fn selfcheck_on_a_gpu() {
             return println!("skipped: no {name} device");
         }
     };
-    let mut show = |check: &Check| println!("{check:?}");
+    let mut show = |check: &Check| {
+        println!("{check:?}");
+        if check.status == Status::Skipped {
+            println!(
+                "skipped: {}: {}",
+                check.name,
+                check.reason.as_deref().unwrap_or_default()
+            );
+        }
+    };
     let report = check(selected, &mut show).expect("a backend that is built in");
     println!("{selected} on {:?}: {:?}", report.device, report.speed);
     let passed = report

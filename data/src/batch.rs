@@ -9,6 +9,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_dataset::Dataset;
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 use crate::error::DataError;
 use crate::store::TokenStore;
@@ -17,8 +18,9 @@ use crate::store::TokenStore;
 pub const IGNORE_INDEX: i32 = -100;
 
 /// How documents become windows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum WindowMode {
     /// Documents follow one another without a gap. A window takes seq + 1 tokens, seq inputs and seq targets, and the
     /// next one starts seq tokens later, so that each token but the first is a target exactly once. A rest shorter than

@@ -8,7 +8,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
 use crate::cache::{DeviceCache, LayerCache, Place};
-use crate::host;
+use crate::fast;
 use crate::precision::{fused_projections, project};
 use crate::rotary::Rotary;
 
@@ -65,16 +65,10 @@ impl<B: Backend> Attention<B> {
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
         let projections = [&self.query, &self.key, &self.value];
-        let mixed = match fused_projections(&x, projections, seq) {
-            Some(projected) => {
-                let attention = host::CausalAttention {
-                    seq,
-                    heads: self.heads,
-                    kv_heads: self.kv_heads,
-                };
-                let [cos, sin] = rotary.tables(seq);
-                host::apply(attention, [projected, cos, sin].map(host::primitive))
-            }
+        let fused = fused_projections(&x, projections, seq)
+            .and_then(|projected| fast::causal_attention(&projected, &rotary.tables(seq), self.heads, self.kv_heads));
+        let mixed = match fused {
+            Some(mixed) => mixed,
             None => self.in_tensor_operations(
                 projections.map(|linear| project(x.clone(), linear, seq)),
                 seq,
@@ -117,40 +111,27 @@ impl<B: Backend> Attention<B> {
         rotary: &Rotary<B>,
         places: &mut [Place<'_, B>],
     ) -> Option<Tensor<B, 2>> {
-        let width = projected.dims()[1];
-        let heads = host::Heads {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: width / (self.heads + 2 * self.kv_heads),
-        };
+        let (heads, kv_heads) = (self.heads, self.kv_heads);
         let tables = rotary.all_tables();
         if let [Place { cache, before: 0 }] = places
             && count > 1
         {
-            let mut kept = host::HostCache::new(heads);
-            if !host::keep(&projected, heads, tables, &mut kept) {
-                return None;
-            }
+            let mut kept = fast::cache(&projected, heads, kv_heads)?;
+            fast::keep(&projected, &tables, &mut kept)?;
             **cache = LayerCache::Host(kept);
-            let attention = host::CausalAttention {
-                seq: count,
-                heads: self.heads,
-                kv_heads: self.kv_heads,
-            };
-            let [cos, sin] = rotary.tables(count);
-            return Some(host::apply(attention, [projected, cos, sin].map(host::primitive)));
+            return fast::causal_attention(&projected, &rotary.tables(count), heads, kv_heads);
         }
         let mut sequences = Vec::new();
         for place in places.iter_mut() {
             if matches!(place.cache, LayerCache::Empty) {
-                *place.cache = LayerCache::Host(host::HostCache::new(heads));
+                *place.cache = LayerCache::Host(fast::cache(&projected, heads, kv_heads)?);
             }
             match place.cache {
                 LayerCache::Host(kept) => sequences.push((kept, place.before)),
                 _ => return None,
             }
         }
-        host::cached_attention(&projected, heads, tables, count, &mut sequences)
+        fast::cached_attention(&projected, &tables, count, &mut sequences)
     }
 
     /// From queries, keys and values `[tokens, heads · head_dim]` of one sequence to what the heads have mixed, `[tokens, hidden]`.
@@ -272,7 +253,6 @@ fn softmax<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients, random};
     use crate::rotary::RotaryConfig;
     use burn::tensor::{Distribution, Tolerance};
     use burn_flex::{Flex, FlexDevice};
@@ -281,31 +261,6 @@ mod tests {
         let rotary = RotaryConfig::new(16, 4).init(&FlexDevice);
         let seq = x.dims()[1];
         attention.forward(x, &rotary, &CausalMask::new(seq, FlexDevice))
-    }
-
-    /// With grouped heads, over sequences of more than one block of rows, one of which is short.
-    #[test]
-    fn fused_and_plain_agree() {
-        let (batch, seq, hidden) = (2, 70, 24);
-        for (heads, kv_heads) in [(4, 2), (2, 2), (3, 1)] {
-            let attention = AttentionConfig::new(hidden, heads, kv_heads).init::<Tracked>(&FlexDevice);
-            let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
-            let mask = CausalMask::new(seq, FlexDevice);
-            let x = random([batch, seq, hidden]);
-            let flat = x.clone().reshape([batch * seq, hidden]);
-            let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
-            let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
-            let mixed = attention.in_tensor_operations(projected, seq, &rotary, &mask);
-            let plain = mixed
-                .matmul(attention.output.weight.val())
-                .reshape([batch, seq, hidden]);
-            let [fused, plain] = gradients(attention.forward(x.clone(), &rotary, &mask), plain);
-            assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
-            for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
-                let weight = linear.weight.val();
-                assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
-            }
-        }
     }
 
     #[test]
@@ -334,5 +289,38 @@ mod tests {
             .reshape([1, 8])
             .into_data()
             .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-6));
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod fused {
+    use super::*;
+    use crate::rotary::RotaryConfig;
+    use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
+
+    /// With grouped heads, over sequences of more than one block of rows, one of which is short.
+    #[test]
+    fn fused_and_plain_agree() {
+        let (batch, seq, hidden) = (2, 70, 24);
+        for (heads, kv_heads) in [(4, 2), (2, 2), (3, 1)] {
+            let attention = AttentionConfig::new(hidden, heads, kv_heads).init::<Tracked>(&FlexDevice);
+            let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
+            let mask = CausalMask::new(seq, FlexDevice);
+            let x = random([batch, seq, hidden]);
+            let flat = x.clone().reshape([batch * seq, hidden]);
+            let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
+            let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
+            let mixed = attention.in_tensor_operations(projected, seq, &rotary, &mask);
+            let plain = mixed
+                .matmul(attention.output.weight.val())
+                .reshape([batch, seq, hidden]);
+            let [fused, plain] = gradients(attention.forward(x.clone(), &rotary, &mask), plain);
+            assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+            for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
+                let weight = linear.weight.val();
+                assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+            }
+        }
     }
 }

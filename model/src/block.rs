@@ -12,8 +12,8 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::attention::{Attention, AttentionConfig, CausalMask};
 use crate::branch::BranchScale;
 use crate::config::LlamaConfig;
+use crate::fast;
 use crate::gpas::Gpas;
-use crate::host;
 use crate::mlp::{Mlp, MlpConfig};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
@@ -117,10 +117,7 @@ impl<B: Backend> Residual<B> {
 
 /// `x + branch`.
 fn sum<B: Backend>(x: Tensor<B, 3>, branch: Tensor<B, 3>) -> Tensor<B, 3> {
-    if host::runs(&x) && host::runs(&branch) {
-        return host::apply(host::Sum, [host::primitive(x), host::primitive(branch)]);
-    }
-    x + branch
+    fast::sum(&x, &branch).unwrap_or_else(|| x + branch)
 }
 
 /// One layer: attention, then MLP.
@@ -209,11 +206,11 @@ impl<B: Backend> ModuleDisplay for Block<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients, random};
     use crate::rotary::RotaryConfig;
     use burn::module::Param;
     use burn::tensor::activation::silu;
     use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
 
     type Stream = Tensor<Tracked, 3>;
 

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::host;
+use crate::fast;
 use crate::scheme::BranchScaling;
 
 /// `y = λ ⊙ x` over the last dimension, or `y = a · x`.
@@ -32,11 +32,7 @@ impl<B: Backend> BranchScale<B> {
     /// # Shapes
     /// - input and output: `[batch, seq, hidden]`
     pub fn forward(&self, branch: Tensor<B, 3>) -> Tensor<B, 3> {
-        let weight = self.weight.val();
-        if host::runs(&branch) && host::runs(&weight) {
-            return host::apply(host::Scale, [host::primitive(branch), host::primitive(weight)]);
-        }
-        self.in_tensor_operations(branch)
+        fast::scale(&branch, &self.weight.val()).unwrap_or_else(|| self.in_tensor_operations(branch))
     }
 
     fn in_tensor_operations(&self, branch: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -56,10 +52,10 @@ impl<B: Backend> BranchScale<B> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients, random};
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
 
     /// Over rows enough for two tasks and a length that is no whole number of vectors.
     #[test]

@@ -2,14 +2,16 @@
 
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 use crate::gpas::GpasConfig;
 use crate::precision::Precision;
 use crate::scheme::{Scheme, Wiring};
 
 /// How weights start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Initialisation {
     /// Each scheme as its paper has it.
     #[default]

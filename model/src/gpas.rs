@@ -9,12 +9,14 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::activation::{relu, sigmoid, silu, tanh};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
-use crate::host;
+use crate::fast;
 
 /// Activation of the gate; the paper's ablation (its table 6) compares them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GateActivation {
     /// `α · sigmoid(α)`, the paper's choice.
     #[default]
@@ -32,6 +34,16 @@ pub enum GateActivation {
 }
 
 impl GateActivation {
+    /// All of them.
+    pub const ALL: [GateActivation; 6] = [
+        GateActivation::Silu,
+        GateActivation::Identity,
+        GateActivation::Relu,
+        GateActivation::Tanh,
+        GateActivation::LeakyRelu,
+        GateActivation::ScaleSilu,
+    ];
+
     /// The activation of a gate `[1]`, differentiable.
     pub fn forward<B: Backend>(self, gate: Tensor<B, 1>) -> Tensor<B, 1> {
         match self {
@@ -75,9 +87,17 @@ impl GateActivation {
     }
 }
 
+impl GateActivation {
+    /// [`value`](Self::value) and [`derivative`](Self::derivative) of a gate, in the form that the fast operations take.
+    fn value_and_derivative(self) -> impl Fn(f64) -> [f64; 2] + Copy + Send + 'static {
+        move |gate| [self.value(gate), self.derivative(gate)]
+    }
+}
+
 /// Where the gate stands in a layer. All but the default are the paper's ablations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum GateSite {
     /// As the scheme's row says: the stream in pre-like layers, the residual in post-like ones.
     #[default]
@@ -165,14 +185,13 @@ impl<B: Backend> Gpas<B> {
     /// # Shapes
     /// - input and output: any
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        if host::runs(&x) && host::runs(&self.gate.val()) {
-            let gate = host::Gate {
-                act: self.act,
-                stop_gradient: self.stop_gradient,
-            };
-            return host::apply(gate, [host::primitive(x), host::primitive(self.gate.val())]);
-        }
-        self.in_tensor_operations(x)
+        fast::gate(
+            &x,
+            &self.gate.val(),
+            self.act.value_and_derivative(),
+            self.stop_gradient,
+        )
+        .unwrap_or_else(|| self.in_tensor_operations(x))
     }
 
     /// GPAS of a sum, for which one walk over memory is enough where both are there.
@@ -180,15 +199,12 @@ impl<B: Backend> Gpas<B> {
     /// # Shapes
     /// - inputs and output: any, the same
     pub(crate) fn forward_sum<const D: usize>(&self, x: Tensor<B, D>, branch: Tensor<B, D>) -> Tensor<B, D> {
-        let gate = self.gate.val();
-        if self.stop_gradient && host::runs(&x) && host::runs(&branch) && host::runs(&gate) {
-            let sum = host::GatedSum { act: self.act };
-            return host::apply(
-                sum,
-                [host::primitive(x), host::primitive(branch), host::primitive(gate)],
-            );
-        }
-        self.forward(x + branch)
+        let fused = if self.stop_gradient {
+            fast::gated_sum(&x, &branch, &self.gate.val(), self.act.value_and_derivative())
+        } else {
+            None
+        };
+        fused.unwrap_or_else(|| self.forward(x + branch))
     }
 
     fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
@@ -233,25 +249,15 @@ impl<B: Backend> ModuleDisplay for Gpas<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::{assert_close, gradients, random};
     use burn::tensor::{Distribution, TensorData, Tolerance};
     use burn_flex::{Flex, FlexDevice};
 
     type Autodiff = burn::backend::Autodiff<Flex>;
 
-    const ACTIVATIONS: [GateActivation; 6] = [
-        GateActivation::Silu,
-        GateActivation::Identity,
-        GateActivation::Relu,
-        GateActivation::Tanh,
-        GateActivation::LeakyRelu,
-        GateActivation::ScaleSilu,
-    ];
-
     #[test]
     fn starts_as_the_exact_identity() {
         let x = Tensor::<Flex, 3>::random([2, 3, 5], Distribution::Default, &FlexDevice);
-        for act in ACTIVATIONS {
+        for act in GateActivation::ALL {
             let gpas = GpasConfig::new().with_act(act).init::<Flex>(&FlexDevice);
             assert_eq!(gpas.forward(x.clone()).into_data(), x.clone().into_data());
         }
@@ -259,7 +265,7 @@ mod tests {
 
     #[test]
     fn tensor_and_scalar_activations_agree() {
-        for act in ACTIVATIONS {
+        for act in GateActivation::ALL {
             for gate in [-1.7, -0.2, 0.0, 0.4, 1.3] {
                 let tensor = act.forward(Tensor::<Flex, 1>::from_floats([gate], &FlexDevice));
                 let value: f32 = tensor.into_scalar();
@@ -272,7 +278,7 @@ mod tests {
     #[test]
     fn the_jacobian_with_respect_to_x_is_the_identity() {
         let upstream = TensorData::from([[0.3f32, -1.0, 2.0], [0.5, 0.0, -0.7]]);
-        for act in ACTIVATIONS {
+        for act in GateActivation::ALL {
             for (stop, scale) in [(true, 1.0), (false, 1.0 - act.value(0.7) as f32)] {
                 let config = GpasConfig::new().with_act(act).with_init(0.7).with_stop_gradient(stop);
                 let gpas = config.init::<Autodiff>(&FlexDevice);
@@ -293,7 +299,7 @@ mod tests {
     fn the_gate_gradient_matches_finite_differences() {
         let x = Tensor::<Autodiff, 2>::random([4, 8], Distribution::Normal(0.0, 1.0), &FlexDevice);
         let weights = Tensor::<Autodiff, 2>::random([4, 8], Distribution::Normal(0.0, 1.0), &FlexDevice);
-        for act in ACTIVATIONS {
+        for act in GateActivation::ALL {
             let loss = |gate: f64| {
                 let gpas = GpasConfig::new()
                     .with_act(act)
@@ -309,35 +315,6 @@ mod tests {
                 (f64::from(gradient) - difference).abs() < 2e-3 * difference.abs().max(1.0),
                 "{act:?}: {gradient} against {difference}"
             );
-        }
-    }
-
-    #[test]
-    fn fused_and_plain_agree() {
-        for act in ACTIVATIONS {
-            for (stop, init) in [(true, 0.7), (false, -0.4), (true, 0.0)] {
-                let config = GpasConfig::new().with_act(act).with_init(init).with_stop_gradient(stop);
-                let gpas = config.init::<Autodiff>(&FlexDevice);
-                let x = random([3, 5, 7]);
-                let [fused, plain] = gradients(gpas.forward(x.clone()), gpas.in_tensor_operations(x.clone()));
-                assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
-                let gate = gpas.gate.val();
-                assert_close(gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
-
-                // Leaves of their own: what a backward pass has consumed is no part of another graph.
-                let gpas = config.init::<Autodiff>(&FlexDevice);
-                let (x, branch, gate) = (random([3, 5, 7]), random([3, 5, 7]), gpas.gate.val());
-                let plain = gpas.in_tensor_operations(x.clone() + branch.clone());
-                let [fused, plain] = gradients(gpas.forward_sum(x.clone(), branch.clone()), plain);
-                for (name, input) in [("x", &x), ("branch", &branch)] {
-                    assert_close(input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
-                }
-                assert_close(
-                    gate.grad(&fused).unwrap(),
-                    gate.grad(&plain).unwrap(),
-                    "gate of the sum",
-                );
-            }
         }
     }
 
@@ -357,5 +334,41 @@ mod tests {
         let x = Tensor::<Autodiff, 1>::from_floats([1.0, 2.0], &FlexDevice).require_grad();
         let gradients = gpas.forward(x).sum().backward();
         assert!(gpas.gate.val().grad(&gradients).is_none());
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod fused {
+    use super::*;
+    use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
+
+    #[test]
+    fn fused_and_plain_agree() {
+        for act in GateActivation::ALL {
+            for (stop, init) in [(true, 0.7), (false, -0.4), (true, 0.0)] {
+                let config = GpasConfig::new().with_act(act).with_init(init).with_stop_gradient(stop);
+                let gpas = config.init::<Tracked>(&FlexDevice);
+                let x = random([3, 5, 7]);
+                let [fused, plain] = gradients(gpas.forward(x.clone()), gpas.in_tensor_operations(x.clone()));
+                assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+                let gate = gpas.gate.val();
+                assert_close(gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
+
+                // Leaves of their own: what a backward pass has consumed is no part of another graph.
+                let gpas = config.init::<Tracked>(&FlexDevice);
+                let (x, branch, gate) = (random([3, 5, 7]), random([3, 5, 7]), gpas.gate.val());
+                let plain = gpas.in_tensor_operations(x.clone() + branch.clone());
+                let [fused, plain] = gradients(gpas.forward_sum(x.clone(), branch.clone()), plain);
+                for (name, input) in [("x", &x), ("branch", &branch)] {
+                    assert_close(input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
+                }
+                assert_close(
+                    gate.grad(&fused).unwrap(),
+                    gate.grad(&plain).unwrap(),
+                    "gate of the sum",
+                );
+            }
+        }
     }
 }

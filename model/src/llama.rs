@@ -14,13 +14,15 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
+#[cfg(feature = "train")]
 use burn_train::metric::{Adaptor, ItemLazy, LossInput};
+#[cfg(feature = "train")]
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 
 use crate::attention::CausalMask;
 use crate::block::Block;
 use crate::config::LlamaConfig;
-use crate::host;
+use crate::fast;
 use crate::init::initialise;
 use crate::loss::{IGNORE_INDEX, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
@@ -128,12 +130,7 @@ impl<B: Backend> Llama<B> {
     /// The embeddings' rows, `[batch, seq, hidden]`.
     fn look_up(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let table = self.embedding.weight.val();
-        if !host::runs(&table) {
-            return self.embedding.forward(ids);
-        }
-        let shape = ids.dims();
-        let ids = ids.into_data().iter::<i64>().map(|id| id as usize).collect();
-        host::apply(host::Embed { ids, shape }, [host::primitive(table)])
+        fast::embed(&table, &ids).unwrap_or_else(|| self.embedding.forward(ids))
     }
 
     /// Goes through the layers, showing the stream before each one, and returns it after the last.
@@ -263,12 +260,14 @@ pub struct TokenBatch<B: Backend> {
 }
 
 /// Mean loss over the scored tokens of a batch, for Burn's metrics.
+#[cfg(feature = "train")]
 #[derive(Debug)]
 pub struct LossOutput<B: Backend> {
     /// Shape `[1]`.
     pub loss: Tensor<B, 1>,
 }
 
+#[cfg(feature = "train")]
 impl<B: Backend> ItemLazy for LossOutput<B> {
     type ItemSync = LossOutput<burn_flex::Flex>;
 
@@ -279,6 +278,7 @@ impl<B: Backend> ItemLazy for LossOutput<B> {
     }
 }
 
+#[cfg(feature = "train")]
 impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
     fn adapt(&self) -> LossInput<B> {
         LossInput::new(self.loss.clone())
@@ -286,6 +286,7 @@ impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
 }
 
 /// Burn's learner counts no steps for its models: to it, every branch has its full weight from the start.
+#[cfg(feature = "train")]
 impl<B: AutodiffBackend> TrainStep for Llama<B> {
     type Input = TokenBatch<B>;
     type Output = LossOutput<B::InnerBackend>;
@@ -300,6 +301,7 @@ impl<B: AutodiffBackend> TrainStep for Llama<B> {
     }
 }
 
+#[cfg(feature = "train")]
 impl<B: Backend> InferenceStep for Llama<B> {
     type Input = TokenBatch<B>;
     type Output = LossOutput<B>;
@@ -313,17 +315,22 @@ impl<B: Backend> InferenceStep for Llama<B> {
     }
 }
 
+#[cfg(feature = "train")]
 fn count_scored<B: Backend>(targets: Tensor<B, 2, Int>) -> usize {
     use burn::tensor::ElementConversion;
     let scored: i64 = targets.not_equal_elem(IGNORE_INDEX).int().sum().into_scalar().elem();
     scored as usize
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients};
-    use burn_flex::FlexDevice;
+    use burn::backend::Autodiff;
+    use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+    use burn::optim::GradientsParams;
+    use burn::tensor::TensorData;
+    use burn_flex::{Flex, FlexDevice};
+    use gpas_host::check::{Tracked, assert_close, gradients};
 
     /// Over rows of more than one task, some of which come more than once.
     #[test]
@@ -333,5 +340,33 @@ mod tests {
         let [fused, plain] = gradients(model.look_up(ids.clone()), model.embedding.forward(ids));
         let table = model.embedding.weight.val();
         assert_close(table.grad(&fused).unwrap(), table.grad(&plain).unwrap(), "table");
+    }
+
+    /// Whoever asks Burn to compute some operations again gets tensor operations, which it does that with.
+    #[test]
+    fn balanced_checkpointing_gives_the_same_gradients() {
+        type Balanced = Autodiff<Flex, BalancedCheckpointing>;
+
+        fn step<B: AutodiffBackend<InnerBackend = Flex>>() -> (Llama<B>, GradientsParams) {
+            let config = LlamaConfig::new(50, 24, 40, 2, 2).with_scheme("sandwich_gpas".parse().unwrap());
+            let model = config.init::<B>(1, &Default::default());
+            let tokens = |times: usize| {
+                let ids: Vec<i64> = (0..60).map(|i| (i * times % 50) as i64).collect();
+                Tensor::from_data(TensorData::new(ids, [3, 20]), &Default::default())
+            };
+            let found = model.backward(tokens(7), tokens(11), 60, Progress::COMPLETE);
+            (model, found.gradients)
+        }
+        assert!(!gpas_host::runs::<Balanced>());
+        let ((fused, of_fused), (plain, of_plain)) = (step::<Tracked>(), step::<Balanced>());
+        for (fused, plain) in fused.layers.iter().zip(&plain.layers) {
+            let weights = |layer: &Block<_>| [&layer.attention.query, &layer.mlp.down].map(|linear| linear.weight.id);
+            let found = weights(fused).map(|id| of_fused.get::<Flex, 2>(id).unwrap());
+            let ids = [&plain.attention.query, &plain.mlp.down].map(|linear| linear.weight.id);
+            let expected = ids.map(|id| of_plain.get::<Flex, 2>(id).unwrap());
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert_close(found, expected, "weight");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
-use crate::host;
+use crate::fast;
 use crate::precision::Precision;
 
 /// A target that is not scored, as in PyTorch.
@@ -52,9 +52,9 @@ pub fn loss_with_gradients<B: Backend>(
     sum: Option<Tensor<B, 2>>,
     precision: Precision,
 ) -> LossGradients<B> {
-    let sum = if host::runs(&hidden) && precision.products() == DType::F32 {
-        match host::loss_with_gradients(&hidden, &weight, &targets, scored, seq, sum) {
-            Ok(found) => return found,
+    let sum = if precision.products() == DType::F32 {
+        match fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX, scored, seq, sum) {
+            Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
             Err(sum) => sum,
         }
     } else {
@@ -124,11 +124,8 @@ pub fn token_losses<B: Backend>(
     precision: Precision,
 ) -> Tensor<B, 1> {
     let products = precision.products();
-    // What this process's memory holds outside of autodiff needs no graph.
-    if host::runs(&hidden)
-        && !B::ad_enabled(&hidden.device())
-        && products == DType::F32
-        && let Some(found) = host::token_losses(&hidden, &weight, &targets)
+    if products == DType::F32
+        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX)
     {
         return found;
     }
@@ -207,10 +204,10 @@ impl<B: Backend> Softmax<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::assert_close;
     use burn::nn::loss::CrossEntropyLossConfig;
     use burn::tensor::Distribution;
     use burn_flex::{Flex, FlexDevice};
+    use gpas_host::check::assert_close;
 
     type Autodiff = burn::backend::Autodiff<Flex>;
 
@@ -262,34 +259,6 @@ mod tests {
         assert!((mean / loss - 1.0).abs() < 1e-5, "{mean} against {loss}");
     }
 
-    /// Over more than one chunk of rows and block of the vocabulary, with a head of its own and one that is the embedding's transpose.
-    #[test]
-    fn fused_and_plain_agree() {
-        let (tokens, width, vocab) = (1100, 10, 600);
-        let random = |shape: [usize; 2]| Tensor::<Flex, 2>::random(shape, Distribution::Normal(0.0, 1.0), &FlexDevice);
-        let hidden = random([tokens, width]);
-        let ids: Vec<i32> = (0..tokens as i32)
-            .map(|row| if row % 7 == 3 { -100 } else { row * 7 % vocab as i32 })
-            .collect();
-        let targets = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice);
-        for weight in [random([width, vocab]), random([vocab, width]).transpose()] {
-            let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
-            let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
-            for seq in [50, 550, 1100] {
-                let fused = host::loss_with_gradients(&hidden, &weight, &targets, 900, seq, None).unwrap();
-                assert_close(fused.loss, plain.loss.clone(), "loss");
-                assert_close(fused.hidden, plain.hidden.clone(), "hidden");
-                assert_close(fused.weight, plain.weight.clone(), "weight");
-            }
-            let fused = host::token_losses(&hidden, &weight, &targets).unwrap();
-            assert_close(
-                fused,
-                token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),
-                "losses",
-            );
-        }
-    }
-
     /// A number that is none must reach the loss and the gradients, or the step that made it would be taken.
     #[test]
     fn what_is_not_finite_is_not_hidden() {
@@ -327,5 +296,42 @@ mod tests {
         let fused = loss_with_gradients(hidden, weight, targets, 0, 2, None, Precision::F32);
         assert_eq!(fused.loss.into_scalar(), 0.0);
         assert_eq!(fused.weight.abs().max().into_scalar(), 0.0);
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod fused {
+    use super::*;
+    use burn::tensor::Distribution;
+    use burn_flex::{Flex, FlexDevice};
+    use gpas_host::check::assert_close;
+
+    /// Over more than one chunk of rows and block of the vocabulary, with a head of its own and one that is the embedding's transpose.
+    #[test]
+    fn fused_and_plain_agree() {
+        let (tokens, width, vocab) = (1100, 10, 600);
+        let random = |shape: [usize; 2]| Tensor::<Flex, 2>::random(shape, Distribution::Normal(0.0, 1.0), &FlexDevice);
+        let hidden = random([tokens, width]);
+        let ids: Vec<i32> = (0..tokens as i32)
+            .map(|row| if row % 7 == 3 { -100 } else { row * 7 % vocab as i32 })
+            .collect();
+        let targets = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice);
+        for weight in [random([width, vocab]), random([vocab, width]).transpose()] {
+            let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
+            let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
+            for seq in [50, 550, 1100] {
+                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX, 900, seq, None);
+                let (loss, of_hidden, of_weight) = fused.unwrap();
+                assert_close(loss, plain.loss.clone(), "loss");
+                assert_close(of_hidden, plain.hidden.clone(), "hidden");
+                assert_close(of_weight, plain.weight.clone(), "weight");
+            }
+            let fused = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX).unwrap();
+            assert_close(
+                fused,
+                token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),
+                "losses",
+            );
+        }
     }
 }

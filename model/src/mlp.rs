@@ -6,7 +6,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::host;
+use crate::fast;
 use crate::precision::{fused_projections, project};
 
 /// Configuration of an [`Mlp`]; no projection has a bias.
@@ -48,19 +48,19 @@ impl<B: Backend> Mlp<B> {
         let [batch, seq, hidden] = x.dims();
         // On [tokens, hidden]: see `Attention::forward`.
         let x = x.reshape([batch * seq, hidden]);
-        let gated = match fused_projections(&x, [&self.gate, &self.up], seq) {
-            Some(both) => host::apply(host::SwiGlu, [host::primitive(both)]),
+        let gated = match fused_projections(&x, [&self.gate, &self.up], seq).and_then(|both| fast::swiglu(&both)) {
+            Some(gated) => gated,
             None => silu(project(x.clone(), &self.gate, seq)) * project(x, &self.up, seq),
         };
         project(gated, &self.down, seq).reshape([batch, seq, hidden])
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients, random};
     use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
 
     #[test]
     fn fused_and_plain_agree() {

@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::host;
+use crate::fast;
 use crate::scheme::NormStart;
 
 /// Configuration of an [`RmsNorm`].
@@ -47,15 +47,7 @@ impl<B: Backend> RmsNorm<B> {
     /// # Shapes
     /// - input and output: `[…, hidden]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let weight = self.weight.val();
-        if host::runs(&x) && host::runs(&weight) {
-            let norm = host::Norm {
-                epsilon: self.epsilon as f32,
-                factor: self.factor as f32,
-            };
-            return host::apply(norm, [host::primitive(x), host::primitive(weight)]);
-        }
-        self.in_tensor_operations(x)
+        fast::norm(&x, &self.weight.val(), self.epsilon, self.factor).unwrap_or_else(|| self.in_tensor_operations(x))
     }
 
     fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
@@ -91,25 +83,8 @@ impl<B: Backend> ModuleDisplay for RmsNorm<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::check::{Tracked, assert_close, gradients, random};
     use burn::tensor::{TensorData, Tolerance};
     use burn_flex::{Flex, FlexDevice};
-
-    /// Over rows enough for two tasks and a length that is no whole number of vectors.
-    #[test]
-    fn fused_and_plain_agree() {
-        let start = NormStart {
-            weight: 1.0,
-            factor: 0.5,
-        };
-        let mut norm = RmsNormConfig::new(70).init::<Tracked>(start, &FlexDevice);
-        norm.weight = Param::from_tensor(random([70]));
-        let x = random([3, 30, 70]);
-        let [fused, plain] = gradients(norm.forward(x.clone()), norm.in_tensor_operations(x.clone()));
-        assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
-        let weight = norm.weight.val();
-        assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "weight");
-    }
 
     #[test]
     fn divides_by_the_root_mean_square() {
@@ -132,5 +107,28 @@ mod tests {
         let x = Tensor::<Flex, 2>::from_floats([[300.0, -300.0]], &FlexDevice).cast(DType::F16);
         let y = norm.forward(x).cast(DType::F32).into_data();
         y.assert_approx_eq::<f32>(&TensorData::from([[1.0, -1.0]]), Tolerance::absolute(1e-3));
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod fused {
+    use super::*;
+    use burn_flex::FlexDevice;
+    use gpas_host::check::{Tracked, assert_close, gradients, random};
+
+    /// Over rows enough for two tasks and a length that is no whole number of vectors.
+    #[test]
+    fn fused_and_plain_agree() {
+        let start = NormStart {
+            weight: 1.0,
+            factor: 0.5,
+        };
+        let mut norm = RmsNormConfig::new(70).init::<Tracked>(start, &FlexDevice);
+        norm.weight = Param::from_tensor(random([70]));
+        let x = random([3, 30, 70]);
+        let [fused, plain] = gradients(norm.forward(x.clone()), norm.in_tensor_operations(x.clone()));
+        assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        let weight = norm.weight.val();
+        assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "weight");
     }
 }

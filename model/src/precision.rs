@@ -12,12 +12,16 @@
 use burn::nn::Linear;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray, VariantNames};
 
-use crate::host;
+use crate::fast;
 
 /// Number format of the mathematics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantArray, VariantNames, IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Precision {
     /// Single precision throughout.
     #[default]
@@ -30,15 +34,11 @@ pub enum Precision {
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Bf16Pure];
+    pub const ALL: &'static [Precision] = <Self as VariantArray>::VARIANTS;
 
     /// Name in a recipe.
     pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::Bf16Pure => "bf16_pure",
-        }
+        self.into()
     }
 
     /// Of the parameters, their gradients and the optimizer's state.
@@ -64,7 +64,7 @@ impl Precision {
 }
 
 /// `x · W` in the number format of `x`, which holds `seq` tokens of each sequence. If that is one, as in generation, a row's result does
-/// not depend on the other rows, where [`host`] runs.
+/// not depend on the other rows, where the [fast](fast) operations run.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
@@ -77,7 +77,7 @@ pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, linear: &Linear<B>, seq: usiz
     x.matmul(weight)
 }
 
-/// `[x · W₁ | x · W₂ | …]`, the products of a token side by side; none where [`host`] does not run.
+/// `[x · W₁ | x · W₂ | …]`, the products of a token side by side; none where the [fast](fast) operations do not run.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
@@ -88,12 +88,5 @@ pub(crate) fn fused_projections<B: Backend, const N: usize>(
     seq: usize,
 ) -> Option<Tensor<B, 2>> {
     let weights = linears.map(|linear| linear.weight.val());
-    if !host::runs(x) || !weights.iter().all(host::runs) {
-        return None;
-    }
-    Some(host::linear(
-        host::primitive(x.clone()),
-        weights.map(host::primitive),
-        seq,
-    ))
+    fast::linear(x, &weights, seq)
 }

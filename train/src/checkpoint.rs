@@ -455,7 +455,7 @@ mod tests {
     use burn::backend::Autodiff;
     use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
-    use gpas_model::{Precision, TokenBatch};
+    use gpas_model::{Precision, TokenBatch, compare};
 
     use crate::optimizer::{OptimizerConfig, OptimizerKind};
     use crate::recipe::{RecipeOptions, resolve};
@@ -515,20 +515,11 @@ mod tests {
     }
 
     /// 0 for the same bits; both have the same names and shapes.
-    fn largest_difference(found: &NamedTensors, expected: &NamedTensors) -> f32 {
+    fn largest_difference(found: &NamedTensors, expected: &NamedTensors) -> f64 {
         let names = |tensors: &NamedTensors| tensors.keys().cloned().collect::<Vec<_>>();
         assert_eq!(names(found), names(expected));
         let pairs = found.values().zip(expected.values());
-        let numbers = pairs.flat_map(|(found, expected)| found.values.iter().zip(&expected.values));
-        numbers
-            .map(|(found, expected)| (found - expected).abs())
-            .fold(0.0, |largest, difference| {
-                if difference.is_nan() {
-                    f32::NAN
-                } else {
-                    difference.max(largest)
-                }
-            })
+        compare::largest(pairs.map(|(found, expected)| compare::largest_difference(&found.values, &expected.values)))
     }
 
     #[test]
@@ -572,6 +563,9 @@ mod tests {
                 without_moments > 1e-4 && at_another_rate > 1e-4,
                 "{scheme} {precision:?}"
             );
+            let mut broken = expected.clone();
+            broken.last_entry().unwrap().get_mut().values[0] = f32::NAN;
+            assert!(largest_difference(&broken, &expected).is_nan());
         }
     }
 

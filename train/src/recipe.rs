@@ -1,32 +1,37 @@
 //! Recipes: everything that determines a run, resolved and validated before anything is allocated.
 //!
-//! [`resolve`] puts a recipe together from its sources; the result, [`Recipe`], has every key. A run keeps it as `recipe.toml`, which
-//! reads back equal.
+//! [`resolve`] puts a recipe together from the sources of a command line, [`RecipeBuilder`] from those of a program; the result, [`Recipe`],
+//! has every key. A run keeps it as `recipe.toml`, which reads back equal. The keys themselves are declared in `recipe/table.rs`.
 
+mod allowed;
+mod builder;
 mod compare;
 mod error;
-mod keys;
+mod given;
+mod key;
+mod reference;
 mod resolve;
 mod shipped;
+mod table;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use gpas_data::batch::WindowMode;
-use gpas_model::{ConfigError, GpasConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
+use gpas_model::{ConfigError, LlamaConfig, Preset};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::optimizer::{OptimizerConfig, OptimizerKind};
-use crate::schedule::{Schedule, ScheduleKind};
+use crate::optimizer::OptimizerConfig;
+use crate::schedule::Schedule;
 
+pub use builder::RecipeBuilder;
 pub use compare::CompareTable;
-pub use error::RecipeError;
-pub use resolve::{DEFAULT_PRESET, RecipeFile, RecipeOptions, resolve, resolve_with};
+pub use error::{RecipeError, suggestion};
+pub use given::{flatten, parse_values};
+pub use key::Key;
+pub use reference::{KeyDefault, KeyReference};
+pub use resolve::{RecipeFile, RecipeOptions, resolve, resolve_with};
 pub use shipped::{COMPARISONS, SHIPPED, Shipped};
-
-pub use error::suggestion;
-pub use keys::{flatten, parse_values};
+pub use table::{CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, TrainRecipe};
 
 /// Vocabulary of a size that is no preset's, where no data has decided it yet.
 const CUSTOM_VOCAB: usize = 32_000;
@@ -47,119 +52,6 @@ pub struct Recipe {
     pub eval: EvalRecipe,
     /// What is kept.
     pub checkpoint: CheckpointRecipe,
-}
-
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ModelRecipe {
-    /// Name of the size, `custom` if it is no preset's.
-    pub preset: String,
-    /// Normalisation scheme.
-    pub scheme: Scheme,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Width of the MLP between its projections.
-    pub intermediate: usize,
-    /// Number of query heads.
-    pub heads: usize,
-    /// Number of key and value heads.
-    pub kv_heads: usize,
-    /// Number of layers.
-    pub layers: usize,
-    /// Number of Post-LN layers of the mixed schemes.
-    pub post_num: usize,
-    /// T of `prores`: optimizer steps in which the branches of the first layer grow to their full weight.
-    pub residual_warmup: u64,
-    /// Number of token ids; if absent, the data's tokenizer decides and [`Recipe::with_vocab`] writes it here.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vocab: Option<usize>,
-    /// Whether the head is the transposed embedding.
-    pub tied_head: bool,
-    /// ε of every RMSNorm.
-    pub norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_base: f64,
-    /// Positions that the model has, at least; a longer `data.seq_len` makes more.
-    pub max_positions: usize,
-    /// How weights start.
-    pub init: Initialisation,
-    /// The gates of a `_gpas` scheme.
-    pub gate: GpasConfig,
-}
-
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DataRecipe {
-    /// Directory of prepared data, absolute; the built-in corpus if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// How documents become sequences.
-    pub mode: WindowMode,
-    /// Tokens in a sequence.
-    pub seq_len: usize,
-}
-
-/// `[train]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TrainRecipe {
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Sequences per optimizer step.
-    pub batch: usize,
-    /// Sequences that are in memory at a time, at most; the update does not depend on it.
-    pub micro_batch: usize,
-    /// Highest learning rate.
-    pub lr: f64,
-    /// Steps from rate 0 to the highest.
-    pub warmup: u64,
-    /// What the rate does after the warm-up.
-    pub schedule: ScheduleKind,
-    /// Floor of the rate as a fraction of the highest.
-    pub min_lr_ratio: f64,
-    /// Number of cosines of `cosine_restarts`.
-    pub cycles: u64,
-    /// Fraction of all steps in which `wsd` decays.
-    pub decay_fraction: f64,
-    /// What turns gradients into updates.
-    pub optimizer: OptimizerKind,
-    /// Decay rates of Adam's two moments.
-    pub betas: [f64; 2],
-    /// ε of Adam's denominator.
-    pub eps: f64,
-    /// Weight decay: added to the gradient by `adam`, taken off the matrices, not off norms and gates, by `adamw`.
-    pub weight_decay: f64,
-    /// Limit of the norm of all gradients; 0 is none.
-    pub clip: f64,
-    /// Limit of the norm of all gates' gradients, after `clip`; 0 is none.
-    pub clip_gate: f64,
-    /// Number format of the mathematics.
-    pub precision: Precision,
-    /// Whether blocks are computed again in the backward pass rather than kept.
-    pub recompute: bool,
-    /// Determines the initial weights and the order of the data.
-    pub seed: u64,
-    /// Skipped updates in a row after which the run stops.
-    pub max_bad_steps: u64,
-    /// Steps between two looks at every layer.
-    pub inspect_every: u64,
-}
-
-/// `[eval]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct EvalRecipe {
-    /// Steps between two evaluations.
-    pub every: u64,
-    /// Tokens of an evaluation, at most.
-    pub tokens: u64,
-}
-
-/// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CheckpointRecipe {
-    /// Steps between two checkpoints.
-    pub every: u64,
-    /// How many of the newest are kept, besides the best.
-    pub keep: u64,
 }
 
 impl Recipe {
@@ -249,18 +141,16 @@ impl Recipe {
             .collect()
     }
 
+    /// Every key that a recipe may have, in the order in which it is written, [other forms](Key::instead_of) of keys after those of their
+    /// section.
+    pub fn keys() -> impl Iterator<Item = &'static Key> {
+        table::SECTIONS.into_iter().flatten()
+    }
+
     /// Whether a run may change a key and still be the same run: those that say when to look, what to keep, how to cut the work, and where
     /// the data lies, whose contents are compared by their hash.
-    pub fn may_change(key: &str) -> bool {
-        let sections = ["eval.", "checkpoint."];
-        let keys = [
-            "data.path",
-            "train.micro_batch",
-            "train.recompute",
-            "train.inspect_every",
-            "train.max_bad_steps",
-        ];
-        sections.iter().any(|section| key.starts_with(section)) || keys.contains(&key)
+    pub fn may_change(name: &str) -> bool {
+        Recipe::keys().any(|key| key.name == name && key.may_change)
     }
 }
 

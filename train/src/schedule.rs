@@ -1,10 +1,12 @@
 //! Learning-rate schedules: pure functions of the optimizer step.
 
 use serde::{Deserialize, Serialize};
+use strum::VariantNames;
 
 /// What the rate does after the warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ScheduleKind {
     /// Half a cosine down to the floor (the GPAS paper's; Loshchilov & Hutter, arXiv 1608.03983, equation 5, one period).
     #[default]

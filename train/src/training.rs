@@ -186,7 +186,8 @@ pub fn check_vocabulary(recipe: &Recipe, data: &PreparedData, config: &LlamaConf
 /// If it does not, with the formats in which it does.
 pub fn check_precision<B: AutodiffBackend>(config: &LlamaConfig, device: &B::Device) -> Result<(), TrainingError> {
     let supported: Vec<_> = Precision::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|precision| precision.is_supported::<B>(device))
         .collect();
     if supported.contains(&config.precision) {

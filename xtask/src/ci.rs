@@ -2,10 +2,14 @@
 //!
 //! Each step is a line for the shell, so what is printed is what runs, and what repeats it. All of them build in the release profile and
 //! as much as possible of them the whole workspace, because each other choice of profile or packages compiles the dependencies again.
+//!
+//! A test that lacks what it needs (a processor's units, a driver, a backend) passes, and prints a line that starts with `skipped: `. Those
+//! lines are listed at the end, so that nobody takes for tested what was not.
 
 use std::fmt;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -37,19 +41,20 @@ pub fn run(args: &CiArgs) -> Result<()> {
     let readme = std::fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
     let tests =
         test_command(&readme).context("README.md has no code block with a line that starts with `cargo test`")?;
-    run_steps(root, &steps(args.quick, tests))
+    for skipped in run_steps(root, &steps(args.quick, tests))? {
+        println!("{skipped}");
+    }
+    Ok(())
 }
 
-fn run_steps(root: &Path, steps: &[Step]) -> Result<()> {
+/// Runs steps and returns the tests that were skipped.
+fn run_steps(root: &Path, steps: &[Step]) -> Result<Vec<Skipped>> {
     let mut times = Vec::new();
+    let mut skipped = Vec::new();
     for (index, step) in steps.iter().enumerate() {
         println!("\n==> {}/{} {}: {}", index + 1, steps.len(), step.name, step.line);
         let begin = Instant::now();
-        let status = Command::new("sh")
-            .args(["-c", &step.line])
-            .current_dir(root)
-            .status()
-            .context("cannot start `sh`")?;
+        let status = step.run(root, &mut skipped)?;
         let time = begin.elapsed();
         println!("<== {}: {}", step.name, Seconds(time));
         times.push((step.name.as_str(), time));
@@ -59,7 +64,7 @@ fn run_steps(root: &Path, steps: &[Step]) -> Result<()> {
         }
     }
     print_table(&times);
-    Ok(())
+    Ok(skipped)
 }
 
 /// A check: what it is called, and the line for the shell that makes it.
@@ -74,6 +79,65 @@ impl Step {
         let (name, line) = (name.into(), line.into());
         Self { name, line }
     }
+
+    /// Runs the step and passes on what it prints, line by line, while looking for skipped tests in it.
+    fn run(&self, root: &Path, skipped: &mut Vec<Skipped>) -> Result<ExitStatus> {
+        let mut process = Command::new("sh")
+            .args(["-c", &self.line])
+            .current_dir(root)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start `sh`")?;
+        let output = process.stdout.take().context("the output is piped")?;
+        let mut test = String::new();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            let mut out = std::io::stdout().lock();
+            out.write_all(&[&line[..], b"\n"].concat())?;
+            out.flush()?;
+            let line = String::from_utf8_lossy(&line);
+            if let Some(name) = test_of_output(&line) {
+                test = name.to_string();
+            }
+            if let Some(why) = line.strip_prefix(SKIPPED) {
+                skipped.push(Skipped {
+                    step: self.name.clone(),
+                    test: test.clone(),
+                    why: why.to_string(),
+                });
+            }
+        }
+        Ok(process.wait()?)
+    }
+}
+
+/// How the line begins that a test prints instead of testing.
+const SKIPPED: &str = "skipped: ";
+
+/// A test that passed without testing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Skipped {
+    step: String,
+    test: String,
+    why: String,
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SKIPPED}{}, {}: {}", self.step, self.test, self.why)
+    }
+}
+
+/// The name of a test if this is the line before its output.
+fn test_of_output(line: &str) -> Option<&str> {
+    line.strip_prefix("---- ")?.strip_suffix(" stdout ----")
+}
+
+/// A line that tests with the output of the tests that pass, which would else not be seen.
+fn with_output(tests: &str) -> String {
+    let line = tests.split(" #").next().unwrap_or(tests).trim_end();
+    let separator = if line.contains(" -- ") { "" } else { " --" };
+    format!("{line}{separator} --show-output")
 }
 
 fn steps(quick: bool, tests: &str) -> Vec<Step> {
@@ -100,11 +164,11 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
         )
     });
     let examples = xtask("examples");
-    let tests = Step::new("tests", tests);
+    let tests = Step::new("tests", with_output(tests));
     // On a software driver where there is no card, for which kernels are not chosen by timing them.
     let vulkan = Step::new(
         "vulkan",
-        "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck -- --nocapture",
+        "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck -- --show-output",
     );
     if quick {
         return vec![format, lints, tests];
@@ -166,7 +230,7 @@ mod tests {
     #[test]
     fn all_has_the_tests_and_every_backend_and_quick_is_a_part_of_it() {
         let (all, quick) = (steps(false, "cargo test"), steps(true, "cargo test"));
-        assert!(all.contains(&Step::new("tests", "cargo test")));
+        assert!(all.contains(&Step::new("tests", "cargo test -- --show-output")));
         assert!(all.last().is_some_and(|step| step.line.contains("gpas/vulkan")));
         assert!(quick.iter().all(|step| all.contains(step)));
         for backend in BACKENDS {
@@ -188,6 +252,32 @@ mod tests {
             error.to_string(),
             "step `bad` failed (exit status: 3); to repeat it: exit 3"
         );
+    }
+
+    #[test]
+    fn skipped_tests_are_found_in_what_a_step_prints() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let lines = "test a::b ... ok\\n---- a::b stdout ----\\nskipped: no units\\nnot skipped: x\\n---- c stdout ----\\nskipped: no driver\\n";
+        let found = run_steps(root, &[Step::new("tests", format!("printf '{lines}'"))]).unwrap();
+        let found: Vec<String> = found.iter().map(Skipped::to_string).collect();
+        assert_eq!(
+            found,
+            ["skipped: tests, a::b: no units", "skipped: tests, c: no driver"]
+        );
+        assert!(
+            run_steps(root, &[Step::new("none", "printf 'test a ... ok'")])
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn tests_are_run_with_their_output() {
+        assert_eq!(
+            with_output("cargo test --release  # 5 min"),
+            "cargo test --release -- --show-output"
+        );
+        assert_eq!(with_output("cargo test -- one"), "cargo test -- one --show-output");
     }
 
     #[test]

@@ -1,8 +1,16 @@
 //! The zip archives that `torch.save` writes, and no others: entries that are stored as they are, each within the file.
 //!
-//! An archive is not trusted. The zip crates allocate by the number of entries that an archive claims and unpack what is compressed; here
-//! a compressed entry is refused, and so are entries that lie in the same bytes, so all entries together are no larger than the file; and
-//! the directory is at most [`LARGEST_DIRECTORY`] bytes, all of which are there, before anything is allocated.
+//! An archive is not trusted:
+//!
+//! 1. Its directory is at most [`LARGEST_DIRECTORY`] bytes, all of which are in the file, before anything is allocated, and memory is asked
+//!    for by the entries that are found in it, never by a number of entries that is claimed.
+//! 2. A compressed entry is refused, and so are entries that lie in the same bytes: all entries together are no larger than the file.
+//! 3. Two entries of one name are refused.
+//!
+//! The `zip` crate (version 7.4) holds none of the three, which is why it does not stand here. It reserves 216 bytes for each entry that the
+//! end of the archive claims wherever the file has 46 bytes for it: for a file of 94 MB with no entry at all, of which 8 kB are on disk, it
+//! asks for 432 MB. It has no limit on the directory, of which it keeps every name, comment and extra field. It finds entries that lie over
+//! each other only if asked, in time that is quadratic in their number. Of two entries with one name it keeps the later one without a word.
 
 use std::collections::BTreeMap;
 use std::fs::File;

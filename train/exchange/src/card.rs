@@ -1,4 +1,4 @@
-//! The model card: what a run was and became, for whoever meets the directory without it.
+//! The model card: how the model was trained and exported, for those who have the directory and not the run.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use gpas_model::LlamaConfig;
 use gpas_train::checkpoint::RunState;
 use gpas_train::run::RunInfo;
 
-/// What there is to say.
+/// The facts that the card states.
 pub(super) struct Card<'a> {
     pub(super) config: &'a LlamaConfig,
     pub(super) info: &'a RunInfo,
@@ -17,7 +17,7 @@ pub(super) struct Card<'a> {
     /// Whether gates or factors were folded into other weights.
     pub(super) folded: bool,
     pub(super) dtype: &'a str,
-    /// What the exporter found of its own result.
+    /// What the exporter's check of its own result found.
     pub(super) check: &'a str,
 }
 

@@ -240,63 +240,16 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         path: path.to_path_buf(),
         what,
     };
-    let named = keys.architectures.as_ref().and_then(|names| names.first());
-    let architecture = match (named, keys.model_type.as_deref()) {
-        (Some(name), _) => name.clone(),
-        (None, Some("llama")) => STOCK.into(),
-        (None, other) => return Err(not_supported(format!("model_type {other:?} without architectures"))),
-    };
-    let is_own = architecture == OWN;
-    if !is_own && (architecture != STOCK || keys.model_type.as_deref().is_some_and(|kind| kind != "llama")) {
-        return Err(not_supported(format!(
-            "architecture {architecture} of model_type {}",
-            keys.model_type.as_deref().unwrap_or("llama")
-        )));
-    }
-    let own = match (is_own, keys.gpas) {
-        (true, None) => {
-            return Err(ExchangeError::damaged(
-                path,
-                "it has no key `gpas`, which GpasForCausalLM needs",
-            ));
-        }
-        (true, Some(own)) => Some(own),
+    let damaged = |what: String| ExchangeError::damaged(path, what);
+    let architecture = keys.architecture().map_err(not_supported)?;
+    let own = match (architecture == OWN, &keys.gpas) {
+        (true, None) => return Err(damaged("it has no key `gpas`, which GpasForCausalLM needs".into())),
+        (true, Some(own)) => Some(own.clone()),
         (false, _) => None,
     };
-    for (is_there, what) in [
-        (keys.attention_bias, "attention_bias"),
-        (keys.mlp_bias, "mlp_bias"),
-        (is_set(keys.sliding_window.as_ref()), "sliding_window"),
-        (is_set(keys.quantization_config.as_ref()), "quantization_config"),
-    ] {
-        if is_there {
-            return Err(not_supported(what.into()));
-        }
-    }
-    if let Some(act) = keys.hidden_act.filter(|act| act != "silu" && act != "swish") {
-        return Err(not_supported(format!("hidden_act {act}")));
-    }
-    let rope = rope_base(keys.rope_theta, keys.rope_scaling, keys.rope_parameters).map_err(not_supported)?;
-    let sizes = [
-        ("vocab_size", keys.vocab_size),
-        ("hidden_size", keys.hidden_size),
-        ("intermediate_size", keys.intermediate_size),
-        ("num_attention_heads", keys.num_attention_heads),
-        ("num_hidden_layers", keys.num_hidden_layers),
-    ];
-    let missing: Vec<&str> = sizes
-        .iter()
-        .filter(|(_, size)| size.is_none())
-        .map(|(name, _)| *name)
-        .collect();
-    if !missing.is_empty() {
-        return Err(ExchangeError::damaged(
-            path,
-            format!("it has no key {}", missing.join(", ")),
-        ));
-    }
-    let [vocab, hidden, intermediate, heads, layers] = sizes.map(|(_, size)| size.unwrap_or_default());
-    let positions = keys.max_position_embeddings.or(keys.max_sequence_length);
+    keys.check_function().map_err(not_supported)?;
+    let rope = rope_base(keys.rope_theta, &keys.rope_scaling, &keys.rope_parameters).map_err(not_supported)?;
+    let [vocab, hidden, intermediate, heads, layers] = keys.sizes().map_err(damaged)?;
     if let Some(size) = keys.head_dim.filter(|size| size.checked_mul(heads) != Some(hidden)) {
         return Err(not_supported(format!(
             "head_dim {size}, which is not hidden_size / num_attention_heads,"
@@ -306,6 +259,7 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         norm: NormScheme::Pre,
         gpas: false,
     };
+    let positions = keys.max_position_embeddings.or(keys.max_sequence_length);
     let mut config = LlamaConfig::new(vocab, hidden, intermediate, heads, layers)
         .with_kv_heads(Some(keys.num_key_value_heads.unwrap_or(heads)))
         .with_scheme(plain)
@@ -327,6 +281,63 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
     })
 }
 
+impl Keys {
+    /// The architecture, or what of it is not supported.
+    fn architecture(&self) -> Result<String, String> {
+        let named = self.architectures.as_ref().and_then(|names| names.first());
+        let architecture = match (named, self.model_type.as_deref()) {
+            (Some(name), _) => name.clone(),
+            (None, Some("llama")) => STOCK.into(),
+            (None, other) => return Err(format!("model_type {other:?} without architectures")),
+        };
+        let is_llama = self.model_type.as_deref().is_none_or(|kind| kind == "llama");
+        if architecture == OWN || (architecture == STOCK && is_llama) {
+            Ok(architecture)
+        } else {
+            Err(format!(
+                "architecture {architecture} of model_type {}",
+                self.model_type.as_deref().unwrap_or("llama")
+            ))
+        }
+    }
+
+    /// Whether the model computes nothing that ours do not, apart from its positions; else what it is.
+    fn check_function(&self) -> Result<(), String> {
+        for (is_there, what) in [
+            (self.attention_bias, "attention_bias"),
+            (self.mlp_bias, "mlp_bias"),
+            (is_set(self.sliding_window.as_ref()), "sliding_window"),
+            (is_set(self.quantization_config.as_ref()), "quantization_config"),
+        ] {
+            if is_there {
+                return Err(what.into());
+            }
+        }
+        match self.hidden_act.as_deref() {
+            None | Some("silu" | "swish") => Ok(()),
+            Some(act) => Err(format!("hidden_act {act}")),
+        }
+    }
+
+    /// Vocabulary, width, width of the MLP, heads and layers; else which of them are missing.
+    fn sizes(&self) -> Result<[usize; 5], String> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_hidden_layers", self.num_hidden_layers),
+        ];
+        let missing = sizes.iter().filter(|(_, size)| size.is_none());
+        let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+        if missing.is_empty() {
+            Ok(sizes.map(|(_, size)| size.unwrap_or_default()))
+        } else {
+            Err(format!("it has no key {}", missing.join(", ")))
+        }
+    }
+}
+
 fn is_set(value: Option<&Value>) -> bool {
     value.is_some_and(|value| !value.is_null())
 }
@@ -334,10 +345,10 @@ fn is_set(value: Option<&Value>) -> bool {
 /// The base of plain rotary positions, which old and new configurations write in different places.
 fn rope_base(
     theta: Option<f64>,
-    scaling: Option<Value>,
-    parameters: Option<serde_json::Map<String, Value>>,
+    scaling: &Option<Value>,
+    parameters: &Option<serde_json::Map<String, Value>>,
 ) -> Result<f64, String> {
-    if let Some(scaling) = scaling.filter(|scaling| !scaling.is_null()) {
+    if let Some(scaling) = scaling.as_ref().filter(|scaling| !scaling.is_null()) {
         let kind = ["rope_type", "type"].iter().find_map(|key| scaling.get(key));
         if kind.and_then(Value::as_str) != Some("default") {
             return Err(format!("rope_scaling {scaling}"));
@@ -351,7 +362,7 @@ fn rope_base(
         match key.as_str() {
             "rope_type" | "type" if value == "default" => {}
             "rope_theta" => base = value.as_f64(),
-            "partial_rotary_factor" if value == 1.0 => {}
+            "partial_rotary_factor" if *value == 1.0 => {}
             _ if value.is_null() => {}
             _ => return Err(format!("rope_parameters.{key} {value}")),
         }

@@ -22,6 +22,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use gpas_data::store::PreparedData;
 use gpas_data::tokenizer::Tokenizer;
+use gpas_model::compare::largest_difference;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use gpas_model::{LlamaConfig, Precision, Progress};
 use half::bf16;
@@ -48,14 +49,14 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 const FOLDED_LIMIT: f64 = 1e-3;
 /// The same of any other export.
 const LIMIT: f64 = 1e-4;
-/// What the check looks at, as windows and the tokens of each: one text, and what shows how much folding changes where a text begins: few
-/// tokens have added to the stream there, and ε of the norms weighs most.
+/// What the check looks at, as pairs of the number of windows and the tokens in each: one long text, and the beginnings of many. Folding
+/// changes most where a text begins: the stream is small there, so the ε of the norms weighs most.
 const WINDOWS: [[usize; 2]; 2] = [[1, 512], [256, 8]];
 
 /// Number format of exported weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Format {
+pub enum NumberFormat {
     /// As they were trained.
     #[default]
     F32,
@@ -63,18 +64,18 @@ pub enum Format {
     Bf16,
 }
 
-impl Format {
+impl NumberFormat {
     fn name(self) -> &'static str {
         match self {
-            Format::F32 => "float32",
-            Format::Bf16 => "bfloat16",
+            NumberFormat::F32 => "float32",
+            NumberFormat::Bf16 => "bfloat16",
         }
     }
 
     fn rounded(self, value: f32) -> f32 {
         match self {
-            Format::F32 => value,
-            Format::Bf16 => bf16::from_f32(value).to_f32(),
+            NumberFormat::F32 => value,
+            NumberFormat::Bf16 => bf16::from_f32(value).to_f32(),
         }
     }
 }
@@ -96,7 +97,7 @@ pub struct Export {
     /// Whether gates are folded away.
     pub fold: bool,
     /// Number format of the weights.
-    pub format: Format,
+    pub format: NumberFormat,
     /// Largest file of weights.
     pub shard_bytes: u64,
 }
@@ -196,7 +197,7 @@ impl BackendTask for Export {
         let largest = differences.next().unwrap_or(f64::NAN);
         let difference_at_starts = differences.next();
         let limit = if model.folded.is_some() { FOLDED_LIMIT } else { LIMIT };
-        // A difference that is no number is larger than any limit.
+        // NaN exceeds every limit.
         if largest.is_nan() || largest > limit {
             let because = match model.folded {
                 Some(scale) if scale < 1.0 => {
@@ -211,8 +212,8 @@ impl BackendTask for Export {
             });
         }
         let rounding = match self.format {
-            Format::F32 => None,
-            Format::Bf16 => {
+            NumberFormat::F32 => None,
+            NumberFormat::Bf16 => {
                 let rounded = logits(&model.config, &rounded(&model.tensors, self.format))?;
                 Some(largest_difference(&found[0], &rounded[0]))
             }
@@ -239,7 +240,7 @@ impl BackendTask for Export {
 }
 
 impl Export {
-    /// How far the run is, which some schemes' functions depend on.
+    /// How far the run's training has come, on which the function of some schemes depends.
     fn progress(&self) -> Progress {
         Progress::after(self.checkpoint.state.step)
     }
@@ -348,11 +349,11 @@ impl Export {
         reads_back(place, &model.tensors, self.format)?;
         readable_by_all(place).map_err(ExchangeError::io(place))?;
         fs::rename(place, &self.out).map_err(|cause| match self.out.symlink_metadata() {
-            // Somebody was faster.
+            // Another process has made the directory in the meantime.
             Ok(_) => ExchangeError::Exists(self.out.clone()),
             Err(_) => ExchangeError::io(&self.out)(cause),
         })?;
-        // Nothing is left there to be deleted.
+        // The directory has its final name now, so nothing is left to delete.
         let _ = aside.keep();
         Ok(())
     }
@@ -374,7 +375,7 @@ impl Export {
     }
 }
 
-/// What the tokens are called.
+/// How the special tokens are spelled.
 struct TokenNames {
     begin: Option<String>,
     end: Option<String>,
@@ -402,13 +403,13 @@ impl TokenNames {
 }
 
 /// A tensor in the format in which it is written, as bytes only when it is.
-struct Written<'a>(&'a HostTensor, Format);
+struct Written<'a>(&'a HostTensor, NumberFormat);
 
 impl View for Written<'_> {
     fn dtype(&self) -> Dtype {
         match self.1 {
-            Format::F32 => Dtype::F32,
-            Format::Bf16 => Dtype::BF16,
+            NumberFormat::F32 => Dtype::F32,
+            NumberFormat::Bf16 => Dtype::BF16,
         }
     }
 
@@ -419,8 +420,8 @@ impl View for Written<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         let values = self.0.values.iter();
         match self.1 {
-            Format::F32 => values.flat_map(|value| value.to_le_bytes()).collect(),
-            Format::Bf16 => values.flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+            NumberFormat::F32 => values.flat_map(|value| value.to_le_bytes()).collect(),
+            NumberFormat::Bf16 => values.flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
         }
     }
 
@@ -431,7 +432,12 @@ impl View for Written<'_> {
 
 /// Writes the weights in files of at most `most` bytes each, an index beside them if there are several; their number. A tensor larger than
 /// that has a file of its own.
-fn write_weights(place: &Path, tensors: &NamedTensors, format: Format, most: u64) -> Result<usize, ExchangeError> {
+fn write_weights(
+    place: &Path,
+    tensors: &NamedTensors,
+    format: NumberFormat,
+    most: u64,
+) -> Result<usize, ExchangeError> {
     let mut shards: Vec<Vec<(&String, Written<'_>)>> = vec![Vec::new()];
     let (mut size, mut total) = (0, 0);
     for (name, tensor) in tensors {
@@ -471,7 +477,7 @@ fn write_weights(place: &Path, tensors: &NamedTensors, format: Format, most: u64
 }
 
 /// Compares every number that was written with what was to be written.
-fn reads_back(place: &Path, tensors: &NamedTensors, format: Format) -> Result<(), ExchangeError> {
+fn reads_back(place: &Path, tensors: &NamedTensors, format: NumberFormat) -> Result<(), ExchangeError> {
     let files = WeightFiles::open(place)?;
     if !files.tensors().keys().eq(tensors.keys()) {
         return Err(ExchangeError::ReadBack("the list of tensors".into()));
@@ -486,7 +492,7 @@ fn reads_back(place: &Path, tensors: &NamedTensors, format: Format) -> Result<()
     Ok(())
 }
 
-fn rounded(tensors: &NamedTensors, format: Format) -> NamedTensors {
+fn rounded(tensors: &NamedTensors, format: NumberFormat) -> NamedTensors {
     let round = |tensor: &HostTensor| HostTensor {
         shape: tensor.shape.clone(),
         values: tensor.values.iter().map(|value| format.rounded(*value)).collect(),
@@ -512,16 +518,4 @@ fn logits<B: Backend>(
         model.logits(ids, progress).into_data().iter::<f32>().collect()
     };
     Ok(texts.iter().map(logits).collect())
-}
-
-/// NaN if any of the differences is.
-fn largest_difference(expected: &[f32], found: &[f32]) -> f64 {
-    let differences = expected.iter().zip(found).map(|(a, b)| f64::from((a - b).abs()));
-    differences.fold(0.0, |largest, difference| {
-        if difference.is_nan() || difference > largest {
-            difference
-        } else {
-            largest
-        }
-    })
 }

@@ -1,5 +1,5 @@
 //! The weights of a directory from elsewhere, in whichever files they lie: `model.safetensors`, `pytorch_model.bin`, or shards of either
-//! with an index. What there is is known by name, type and shape before anything is read.
+//! with an index. Every tensor's name, type and shape are known before any of its numbers are read.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -17,11 +17,11 @@
 //! | `after_norm` | norm `· s` |
 //! | `after_module` | output projection `· s` |
 //!
-//! So are factors on a branch that have nothing to do with a gate: the λ of `layerscale` multiply the rows of the output projection, and so
-//! does what the warm-up of `prores` had come to.
+//! Factors on a branch that have nothing to do with a gate are folded too: the λ of `layerscale` and the warm-up factor that `prores` has
+//! reached multiply the rows of the output projection.
 //!
-//! A scale of 0 on the stream loses what came before it, and no weights of a stock model do that. The one thing that is not exact is the
-//! norms' ε, which does not scale with the stream: it acts as `ε / c²` would. Everything is computed in f64 and rounded once.
+//! A scale of 0 on the stream loses what came before it, which no weights of a stock model can do: it is an error. Folding is exact but for
+//! the norms' ε, which does not scale with the stream: it acts as `ε / c²` would. Everything is computed in f64 and rounded once.
 
 use gpas_model::scheme::GatePlace;
 use gpas_model::weights::{HostTensor, NamedTensors};
@@ -195,7 +195,7 @@ fn gate_values(
 }
 
 fn multiply(tensors: &mut NamedTensors, name: &str, factor: f64) -> Result<(), ExchangeError> {
-    // What needs no change keeps its bits.
+    // Weights that need no change keep their bits.
     if factor == 1.0 {
         return Ok(());
     }
@@ -239,9 +239,10 @@ mod tests {
     use super::*;
     use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
+    use gpas_model::compare::{largest_difference, largest_magnitude};
     use gpas_model::{GateActivation, GateSite};
 
-    /// With an ε that does not matter, so that what is left is rounding.
+    /// With an ε so small that only rounding is left as a difference.
     fn config(scheme: &str) -> LlamaConfig {
         LlamaConfig::new(40, 16, 48, 4, 5)
             .with_kv_heads(Some(2))
@@ -277,10 +278,6 @@ mod tests {
         let ids: Vec<i32> = (0..24).map(|at| at * 7 % 40).collect();
         let ids = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice).reshape([2, 12]);
         model.logits(ids, progress()).into_data().into_vec().unwrap()
-    }
-
-    fn largest(a: &[f32], b: &[f32]) -> f32 {
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
     /// Within the warm-up of some layers of `prores`, and past that of others.
@@ -327,13 +324,16 @@ mod tests {
                     let folded = fold(&config, tensors, progress()).unwrap();
                     assert_eq!(folded.config.scheme.to_string(), "pre");
                     let after = logits(&folded.config, &folded.tensors);
-                    let difference = largest(&before, &after);
+                    let difference = largest_difference(&after, &before);
                     assert!(
                         difference < 2e-5,
                         "{scheme} {site:?} {per_sublayer} {act:?}: {difference}"
                     );
-                    let size = largest(&before, &vec![0.0; before.len()]);
+                    let size = largest_magnitude(&before);
                     assert!(size > 0.3, "{size}: there is something to compare");
+                    let mut broken = after;
+                    broken[7] = f32::NAN;
+                    assert!(largest_difference(&broken, &before).is_nan());
                 }
             }
         }
@@ -349,7 +349,7 @@ mod tests {
         let folded = fold(&config, tensors, progress()).unwrap();
         let turned: Vec<f32> = norm.iter().map(|weight| -weight).collect();
         assert_eq!(folded.tensors["model.norm.weight"].values, turned);
-        assert!(largest(&before, &logits(&folded.config, &folded.tensors)) < 1e-5);
+        assert!(largest_difference(&logits(&folded.config, &folded.tensors), &before) < 1e-5);
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
             zero,
             "the gates cannot be folded: the gate of layer 2 scales the stream by 0"
         );
-        // Off the stream, a scale of 0 is as good as any.
+        // A scale of 0 that is not on the stream can be folded.
         let branch = relu.with_site(GateSite::AfterModule);
         assert_eq!(refused(config("pre_gpas").with_gate(branch), &[1.0]), "");
         let tiny = refused(config("pre_gpas").with_gate(relu), &[1.0 - 1e-7]);
@@ -400,6 +400,6 @@ mod tests {
         let tensors = tensors(&config, &GATES);
         let before = logits(&config, &tensors);
         let folded = fold(&config, tensors, progress()).unwrap();
-        assert!(largest(&before, &logits(&folded.config, &folded.tensors)) < 1e-4);
+        assert!(largest_difference(&logits(&folded.config, &folded.tensors), &before) < 1e-4);
     }
 }

@@ -21,7 +21,7 @@ use crate::ExchangeError;
 use crate::config::{self, Found, Own};
 use crate::files::{Described, WeightFiles};
 use gpas_train::checkpoint::{RunState, Snapshot};
-use gpas_train::recipe::{ModelRecipe, Recipe, RecipeError, RecipeOptions, flatten, resolve};
+use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, flatten, resolve};
 use gpas_train::run::{Imported, RunDirectory, RunInfo};
 
 /// A model that has been found to be one of ours; its weights have not been read yet.
@@ -37,9 +37,9 @@ pub struct Import {
     config: LlamaConfig,
 }
 
-/// What a caller asks for.
+/// What a caller asks of an import.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
+pub struct ImportOptions {
     /// A recipe for the training to come; `[model]` is replaced.
     pub recipe: Option<PathBuf>,
     /// The scheme, the data and single keys.
@@ -64,7 +64,7 @@ impl Import {
     ///
     /// # Errors
     /// The first thing that is damaged, not supported, or does not fit.
-    pub fn open(directory: &Path, request: &Request) -> Result<Self, ExchangeError> {
+    pub fn open(directory: &Path, asked: &ImportOptions) -> Result<Self, ExchangeError> {
         let mut found = config::read(&directory.join("config.json"))?;
         let files = WeightFiles::open(directory)?;
         if found.config.layers > files.tensors().len() {
@@ -87,16 +87,16 @@ impl Import {
             });
         }
         let names = Names::of(files.tensors(), found.config.layers);
-        let asked = asked_scheme(&request.options)?;
+        let asked_scheme = asked_scheme(&asked.options)?;
         let held = match &found.own {
             Some(own) => own.scheme,
-            None => names.scheme(directory, asked)?,
+            None => names.scheme(directory, asked_scheme)?,
         };
         if found.own.is_none() {
             let post_num = matches!(held.norm, NormScheme::PostPre).then(|| names.post_layers());
             found.config = found.config.with_scheme(held).with_post_num(post_num);
         }
-        let scheme = asked.unwrap_or(held);
+        let scheme = asked_scheme.unwrap_or(held);
         if !computes_the_same(&found.config, held.norm, scheme.norm) || (held.gpas && !scheme.gpas) {
             return Err(ExchangeError::Scheme {
                 path: directory.to_path_buf(),
@@ -105,7 +105,7 @@ impl Import {
             });
         }
         let adds_gates = scheme.gpas && !held.gpas;
-        let recipe = recipe(directory, &model_keys(&found, scheme, &names)?, request)?;
+        let recipe = recipe(directory, &model_keys(&found, scheme, &names)?, asked)?;
         let config = recipe.llama(found.config.vocab)?;
         if adds_gates && config.gate.act.value(config.gate.init) != 0.0 {
             return Err(ExchangeError::AddedGate(config.gate.init));
@@ -206,7 +206,7 @@ impl Import {
         let written = Snapshot::initial(weights, state).write(&run.checkpoints_path(), keep);
         drop(lock);
         if let Err(error) = written {
-            // Half a run is none, and nobody else has seen it yet.
+            // A run without its checkpoint is of no use. Removing it is safe: it has only just been made.
             let _ = std::fs::remove_dir_all(out);
             return Err(error.into());
         }
@@ -218,57 +218,49 @@ impl Import {
 /// configuration of our own has them.
 fn model_keys(found: &Found, scheme: Scheme, names: &Names) -> Result<BTreeMap<String, Value>, ExchangeError> {
     let config = &found.config;
-    let model = ModelRecipe {
-        preset: "custom".into(),
-        scheme,
-        hidden: config.hidden,
-        intermediate: config.intermediate,
-        heads: config.heads,
-        kv_heads: config.kv_heads(),
-        layers: config.layers,
-        post_num: config.post_num(),
-        residual_warmup: config.residual_warmup,
-        vocab: Some(config.vocab),
-        tied_head: config.tied_head,
-        norm_eps: config.norm_epsilon,
-        rope_base: config.rope_base,
-        max_positions: config.max_positions,
-        init: config.initialisation,
-        gate: GpasConfig {
-            per_sublayer: names.gates_per_sublayer(),
-            ..config.gate
-        },
-    };
-    let mut keys = flatten(Table::try_from(&model).map_err(RecipeError::from)?);
-    // Sizes of a preset have its name again; how weights start is of no consequence any more.
-    keys.retain(|key, _| key != "preset" && key != "init" && key != "residual_warmup");
+    let sizes = [
+        ("hidden", config.hidden),
+        ("intermediate", config.intermediate),
+        ("heads", config.heads),
+        ("kv_heads", config.kv_heads()),
+        ("layers", config.layers),
+        ("post_num", config.post_num()),
+        ("vocab", config.vocab),
+        ("max_positions", config.max_positions),
+    ];
+    let mut keys = Table::from_iter(sizes.map(|(key, size)| (key.to_string(), Value::Integer(size as i64))));
+    keys.insert("scheme".into(), scheme.to_string().into());
+    keys.insert("tied_head".into(), config.tied_head.into());
+    keys.insert("norm_eps".into(), config.norm_epsilon.into());
+    keys.insert("rope_base".into(), config.rope_base.into());
+    let mut gate = Table::try_from(GpasConfig {
+        per_sublayer: names.gates_per_sublayer(),
+        ..config.gate
+    })
+    .map_err(RecipeError::from)?;
     match (&found.own, scheme.gpas) {
         // What a gate computes is the model's; how it is trained is not.
-        (Some(_), true) => {
-            keys.retain(|key, _| !["gate.init", "gate.learnable", "gate.stop_gradient"].contains(&key.as_str()))
-        }
+        (Some(_), true) => gate.retain(|key, _| !["init", "learnable", "stop_gradient"].contains(&key)),
         // Names tell whether each sub-layer has a gate.
-        (None, true) if names.has_gates() => {
-            keys.retain(|key, _| !key.starts_with("gate.") || key == "gate.per_sublayer")
-        }
-        _ => keys.retain(|key, _| !key.starts_with("gate.")),
+        (None, true) if names.has_gates() => gate.retain(|key, _| key == "per_sublayer"),
+        _ => gate.clear(),
     }
-    Ok(keys
-        .into_iter()
-        .map(|(key, value)| (format!("model.{key}"), value))
-        .collect())
+    if !gate.is_empty() {
+        keys.insert("gate".into(), gate.into());
+    }
+    Ok(flatten(Table::from_iter([("model".to_string(), Value::Table(keys))])))
 }
 
 /// The recipe of the run: the caller's, with the model's own `[model]`.
-fn recipe(directory: &Path, keys: &BTreeMap<String, Value>, request: &Request) -> Result<Recipe, ExchangeError> {
+fn recipe(directory: &Path, keys: &BTreeMap<String, Value>, asked: &ImportOptions) -> Result<Recipe, ExchangeError> {
     let of_the_model = keys.iter().map(|(key, value)| format!("{key}={value}"));
     let options = RecipeOptions {
         preset: None,
         scheme: None,
-        data: request.options.data.clone(),
-        set: of_the_model.chain(request.options.set.iter().cloned()).collect(),
+        data: asked.options.data.clone(),
+        set: of_the_model.chain(asked.options.set.iter().cloned()).collect(),
     };
-    let recipe = resolve(request.recipe.as_deref(), &options)?;
+    let recipe = resolve(asked.recipe.as_deref(), &options)?;
     let resolved = Table::try_from(&recipe).map_err(RecipeError::from)?;
     let resolved = flatten(resolved);
     for (key, found) in keys {
@@ -304,7 +296,7 @@ fn computes_the_same(config: &LlamaConfig, one: NormScheme, other: NormScheme) -
 
 /// What the names of the tensors say.
 struct Names {
-    /// Of each layer in order: its norms and gates without `model.layers.I.` and without their endings.
+    /// The norms and gates of each layer, in order, without `model.layers.I.` and without their endings.
     layers: Vec<BTreeSet<String>>,
 }
 
@@ -396,7 +388,7 @@ fn rotary_buffers(
         }
         let found = files.read(name)?.values;
         let expected = (0..head / 2).map(|pair| config.rope_base.powf(-2.0 * pair as f64 / head as f64));
-        // They may have been rounded to bf16.
+        // The tolerance allows for frequencies that were rounded to bf16.
         let same = |(found, expected): (&f32, f64)| (f64::from(*found) / expected - 1.0).abs() < 1e-2;
         if !found.iter().zip(expected).all(same) {
             return Err(ExchangeError::NotSupported {

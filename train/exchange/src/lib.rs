@@ -1,11 +1,8 @@
-//! Models in and out: directories as `transformers` reads and writes them.
+//! Models in and out.
+#![doc = include_str!("../README.md")]
 //!
-//! - [`export`]: a run's newest checkpoint as a stock `LlamaForCausalLM` where the model is one, GPAS [folded](mod@fold) away if asked, and
-//!   else as an architecture of its own with one small Python file.
-//! - [`import`]: a LLaMA-family directory, or one of the GPAS authors', as a run directory.
-//!
-//! Nothing that comes from elsewhere is trusted: weights never execute code, and what a file claims is compared with what it holds before
-//! memory is asked for.
+//! - [`export`]: a run's newest checkpoint as a Hugging Face directory; [`fold`](mod@fold) takes its gates into the weights.
+//! - [`import`]: a Hugging Face directory, or one of the GPAS authors', as a run directory.
 
 mod archive;
 mod card;

@@ -63,7 +63,7 @@ impl Known {
             ("torch", "FloatStorage") => Known::Storage(Dtype::F32),
             ("torch", "HalfStorage") => Known::Storage(Dtype::F16),
             ("torch", "BFloat16Storage") => Known::Storage(Dtype::BF16),
-            // To be named where they are not wanted; they are never read.
+            // Known so that a message can name them; tensors of these types are never read.
             ("torch", "LongStorage") => Known::Storage(Dtype::I64),
             ("torch", "IntStorage") => Known::Storage(Dtype::I32),
             ("torch", "ShortStorage") => Known::Storage(Dtype::I16),
@@ -207,7 +207,7 @@ impl<'a> Machine<'a> {
                     let items = self.pop_to_mark()?;
                     self.insert(items)?;
                 }
-                // The attributes of a dictionary: its `_metadata`, of no use here.
+                // The attributes of a dictionary, such as `_metadata`, are not needed.
                 b'b' => {
                     self.pop()?;
                     if !matches!(self.stack.last(), Some(Value::Dict(_))) {
@@ -287,7 +287,7 @@ impl<'a> Machine<'a> {
 
     fn pop_tuple(&mut self) -> Result<Vec<Value>, PickleError> {
         match self.pop()? {
-            // It may be named again, though no program of PyTorch does.
+            // The format allows naming it again, though PyTorch never does.
             Value::Tuple(index) if self.tuples[index].len() <= 8 => Ok(self.tuples[index].clone()),
             _ => Err(self.damaged()),
         }
@@ -497,7 +497,7 @@ mod tests {
         }
         bomb.push(b'.');
         assert!(refused(&bomb).ends_with("it is no dictionary"));
-        // As deep as it is long: nothing is taken down recursively.
+        // The nesting is as deep as the program is long; no part of the reader recurses.
         let deep = [b"\x80\x02)", &[0x85; 1 << 20][..], b"."].concat();
         assert!(refused(&deep).ends_with("it is no dictionary"));
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use gpas_model::host::product;
+use gpas_model::fast::product;
 use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -19,7 +19,7 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use crate::memory::peak_memory;
 use crate::profile::{ProfileError, Profiler, Share};
 use gpas_train::backend::{BackendTask, Selected};
-use gpas_train::recipe::{Recipe, RecipeOptions, resolve};
+use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, resolve};
 use gpas_train::trainer::Trainer;
 use gpas_train::training::{TrainingError, check_precision};
 
@@ -52,7 +52,7 @@ impl Candidate {
     ///
     /// # Errors
     /// If an option is wrong, or the sizes do not fit together.
-    pub fn new(options: &RecipeOptions, vocab: usize) -> anyhow::Result<Self> {
+    pub fn new(options: &RecipeOptions, vocab: usize) -> Result<Self, RecipeError> {
         let recipe = resolve(None, options)?;
         let config = recipe.llama(vocab)?;
         Ok(Self { recipe, config })
@@ -87,9 +87,9 @@ pub struct BenchmarkReport {
     pub peak_bytes: Option<u64>,
     /// Floating-point operations per second of the median step: [`LlamaConfig::flops_per_token`] times `tokens_per_s`.
     pub flops_per_s: f64,
-    /// Those of the fastest matrix product.
+    /// Floating-point operations per second of the fastest matrix product.
     pub matmul_flops_per_s: f64,
-    /// The first over the second.
+    /// `flops_per_s` over `matmul_flops_per_s`.
     pub matmul_share: f64,
     /// Against another scheme, if asked.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -202,7 +202,7 @@ impl<B: AutodiffBackend> Runner<B> {
     }
 }
 
-/// Waits for what is still on its way on a device that works by itself.
+/// Waits until the device has done everything that it was given.
 fn wait_for<B: Backend>(device: &B::Device) {
     if let Err(error) = B::sync(device) {
         panic!("the device failed: {error:?}");
@@ -229,7 +229,7 @@ impl BackendTask for Benchmark {
             if profile && index == warmup {
                 profiler = Some(Profiler::start()?);
             }
-            // Whoever comes second finds the caches of the other: each does so every other time.
+            // The second of a pair runs with the caches that the first left behind, so the two take turns at going second.
             if index % 2 == 1 {
                 other = other.map(|other| other.step(&device));
             }
@@ -242,7 +242,7 @@ impl BackendTask for Benchmark {
             Some(profiler) => profiler.shares()?,
             None => Vec::new(),
         };
-        // Before the bare products below, which take memory too.
+        // Read before the matrix products below, which take memory of their own.
         let peak_bytes = match selected.is_cpu() {
             true => Some(peak_memory()),
             false => selected.device_memory().map(|memory| memory.reserved),
@@ -281,7 +281,7 @@ impl BackendTask for Benchmark {
     }
 }
 
-/// The middle one.
+/// The median.
 pub(crate) fn median(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
@@ -292,11 +292,11 @@ pub(crate) fn median(mut times: Vec<f64>) -> f64 {
 fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Selected, device: &B::Device) -> f64 {
     const TRIES: usize = 7;
     let (hidden, intermediate) = (config.hidden, config.intermediate);
-    // The logits of a part of the tokens, as the loss computes them.
+    // The loss computes the logits of at most so many tokens at a time.
     let rows = tokens.min(1024);
     let format = config.precision.products();
-    // A card is through with a step's products before it has begun, and with any before the wait for it is over; a software driver takes
-    // seconds for what a processor does at once.
+    // A card finishes one product of a step's size in less time than it takes to wait for it, so it is given larger ones, many in a row.
+    // A software driver takes seconds for a product that a processor finishes at once, so it is given a small one.
     let (cubes, repeats): (&[usize], _) = match selected {
         _ if selected.is_cpu() => (&[2048], 1),
         _ if selected.is_software() => (&[512], 1),
@@ -317,8 +317,8 @@ fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Se
             wait_for::<B>(device);
             let begin = Instant::now();
             for _ in 0..repeats {
-                // As a step multiplies, or as the backend does where they are the same.
-                black_box(product(a.clone(), b.clone()).unwrap_or_else(|| a.clone().matmul(b.clone())));
+                // The product that a training step uses; `None` means that it uses the backend's own.
+                black_box(product(&a, &b).unwrap_or_else(|| a.clone().matmul(b.clone())));
             }
             wait_for::<B>(device);
             begin.elapsed().as_secs_f64() / repeats as f64

@@ -4,26 +4,15 @@ use std::error::Error as _;
 use std::io;
 use std::process::ExitCode;
 
-use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
-use gpas_data::DataError;
 
-use crate::benchmark::BenchmarkError;
 use crate::commands::{
     bench, compare, config, data, eval, export, generate, import, inspect, logits, report, selfcheck, serve, tokenizer,
     train,
 };
+use crate::failure::{Failure, Result};
 use crate::memory::keep_freed_memory;
-use gpas_exchange::ExchangeError;
-use gpas_report::ReportError;
-use gpas_report::compare::CompareError;
-use gpas_serve::inference::InferenceError;
-use gpas_serve::task::TaskError;
 use gpas_train::backend::{BackendChoice, BackendError};
-use gpas_train::checkpoint::CheckpointError;
-use gpas_train::recipe::RecipeError;
-use gpas_train::run::RunError;
-use gpas_train::training::TrainingError;
 
 /// Pre-train language models with Gradient-Preserving Activation Scaling, on any GPU or CPU
 #[derive(Debug, Parser)]
@@ -65,7 +54,7 @@ pub fn main() -> ExitCode {
     keep_freed_memory();
     let result = match Cli::try_parse() {
         Ok(cli) => run(cli),
-        // What our own types refuse is told as everything else is.
+        // An unknown backend is reported as every other error is: with its cause and its hint.
         Err(error) => match error.source().and_then(|cause| cause.downcast_ref::<BackendError>()) {
             Some(cause) => Err(cause.clone().into()),
             None => error.exit(),
@@ -73,11 +62,11 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
-        // Whoever read the output has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            if let Some(hint) = error.chain().find_map(hint) {
+        // The reader of our output has closed it, as `head` does; that is no failure.
+        Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            if let Some(hint) = failure.hint() {
                 eprintln!("hint: {hint}");
             }
             ExitCode::FAILURE
@@ -106,38 +95,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn is_broken_pipe(error: &Error) -> bool {
-    error
-        .chain()
+fn is_broken_pipe(failure: &Failure) -> bool {
+    failure
+        .causes()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let recipe = || cause.downcast_ref::<RecipeError>().and_then(RecipeError::hint);
-    let data = || cause.downcast_ref::<DataError>().and_then(DataError::hint);
-    let backend = || cause.downcast_ref::<BackendError>().map(BackendError::hint);
-    let run = || cause.downcast_ref::<RunError>().and_then(RunError::hint);
-    let checkpoint = || cause.downcast_ref::<CheckpointError>().and_then(CheckpointError::hint);
-    let benchmark = || cause.downcast_ref::<BenchmarkError>().and_then(BenchmarkError::hint);
-    let exchange = || cause.downcast_ref::<ExchangeError>().and_then(ExchangeError::hint);
-    let inference = || cause.downcast_ref::<InferenceError>().and_then(InferenceError::hint);
-    let task = || cause.downcast_ref::<TaskError>().and_then(TaskError::hint);
-    let training = || cause.downcast_ref::<TrainingError>().and_then(TrainingError::hint);
-    let report = || cause.downcast_ref::<ReportError>().and_then(ReportError::hint);
-    let compare = || cause.downcast_ref::<CompareError>().and_then(CompareError::hint);
-    recipe()
-        .or_else(compare)
-        .or_else(report)
-        .or_else(data)
-        .or_else(backend)
-        .or_else(run)
-        .or_else(checkpoint)
-        .or_else(training)
-        .or_else(inference)
-        .or_else(exchange)
-        .or_else(task)
-        .or_else(benchmark)
 }
 
 #[cfg(test)]

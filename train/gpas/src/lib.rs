@@ -4,6 +4,7 @@ pub mod benchmark;
 pub mod cli;
 pub mod commands;
 pub mod dashboard;
+pub mod failure;
 pub mod memory;
 pub mod options;
 pub mod profile;

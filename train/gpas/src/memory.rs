@@ -71,8 +71,8 @@ mod tests {
         }
     }
 
-    /// What was freed does not, whichever thread it was that allocated. In one test with the other large block; what the remaining tests
-    /// allocate meanwhile is small beside it.
+    /// Memory that was freed is not counted, whichever thread had allocated it. Both checks are one test, so that their large blocks do not
+    /// overlap; what the other tests allocate meanwhile is small beside them.
     fn what_is_held_shows() {
         let held = || allocated_memory().expect("a GNU C library");
         let block = || std::hint::black_box(vec![1u8; 512 << 20]);

@@ -1,6 +1,7 @@
 //! Where the time of a step goes, by kind of work, from samples of the call stacks of all threads.
 //!
-//! Part of the program with `--features profile`, on Unix. A sample belongs to the first kind of which a function on its stack is.
+//! Part of the program with `--features profile`, on Unix. The kinds of work are ordered; a sample counts as the first kind that one of the
+//! functions on its stack belongs to.
 
 use serde::Serialize;
 
@@ -20,7 +21,7 @@ const KINDS: [(&str, &[&str]); 8] = [
     ),
     (
         "matmul",
-        &["gemm", "multiply_section", "matrix::multiply", "matrixmultiply"],
+        &["gemm", "multiply_section", "product::multiply", "matrixmultiply"],
     ),
     ("transpose", &["host::matrix::transpose"]),
     (
@@ -58,7 +59,7 @@ pub struct Share {
 /// The kind of work of a call stack, innermost function first.
 fn kind(stack: &[String]) -> &'static str {
     let is = |parts: &[&str], name: &String| parts.iter().any(|part| name.contains(part));
-    // Memory is cleared or faulted in by the innermost function, whoever called it.
+    // Time spent on clearing memory or on page faults counts as allocation, whichever function asked for the memory.
     let (allocation, words) = KINDS[0];
     if stack.first().is_some_and(|name| is(words, name)) {
         return allocation;
@@ -122,7 +123,7 @@ impl Profiler {
     pub fn start() -> Result<Self, ProfileError> {
         #[cfg(all(unix, feature = "profile"))]
         {
-            // Not a divisor of anything periodic.
+            // A prime, so that samples do not fall in step with periodic work.
             let guard = pprof::ProfilerGuardBuilder::default().frequency(499).build();
             let guard = guard.map_err(|error| ProfileError::Failed(error.to_string()))?;
             Ok(Self { guard })
@@ -158,19 +159,15 @@ mod tests {
     fn a_stack_is_of_the_kind_that_tells_most() {
         let stack = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(
-            kind(&stack(&[
-                "x4x6",
-                "gemm_f32::gemm",
-                "gpas_model::host::head::Head::chunk"
-            ])),
+            kind(&stack(&["x4x6", "gemm_f32::gemm", "gpas_host::head::Head::chunk"])),
             "matmul"
         );
         assert_eq!(
-            kind(&stack(&["__memset_avx512", "gpas_model::host::norm::Norm"])),
+            kind(&stack(&["__memset_avx512", "gpas_host::norm::Norm"])),
             "allocation"
         );
         assert_eq!(
-            kind(&stack(&["exp", "gpas_model::host::attention::softmax", "rayon"])),
+            kind(&stack(&["exp", "gpas_host::attention::softmax", "rayon"])),
             "softmax and exp"
         );
         assert_eq!(kind(&stack(&["main"])), "other");

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Distribution, Int, Tensor};
+use gpas_model::compare::largest_difference;
 use gpas_model::loss::loss_with_gradients;
 use gpas_model::{LlamaConfig, Precision, Scheme};
 use serde::Serialize;
@@ -26,7 +27,7 @@ use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
 use gpas_train::recipe::RecipeOptions;
 use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
-use parity::{Measure, Tolerances, compare, largest};
+use parity::{Measure, Tolerances, compare};
 
 /// What became of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -34,9 +35,9 @@ use parity::{Measure, Tolerances, compare, largest};
 pub enum Status {
     /// The figure is within what is allowed.
     Pass,
-    /// It is not, or there is none.
+    /// The figure is larger, or the check gave none.
     Fail,
-    /// It cannot be taken here.
+    /// The device cannot do what is checked.
     Skipped,
 }
 
@@ -59,9 +60,9 @@ pub struct Check {
     pub status: Status,
     /// The figure; none where it is no number, or was not taken.
     pub measured: Option<f64>,
-    /// What it may be at most.
+    /// The largest figure that is allowed.
     pub allowed: Option<f64>,
-    /// What the figures are in.
+    /// The unit of both figures.
     pub unit: &'static str,
     /// Why it was skipped or failed without a figure.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +73,7 @@ impl Check {
     fn at_most(name: impl Into<String>, measured: f64, allowed: f64, unit: &'static str) -> Self {
         Self {
             name: name.into(),
-            // False for what is no number.
+            // A comparison with NaN is false, so NaN fails.
             status: if measured <= allowed {
                 Status::Pass
             } else {
@@ -114,7 +115,7 @@ pub struct Report {
     pub autotune: bool,
     /// The checks.
     pub checks: Vec<Check>,
-    /// How fast it trains; no check, since nothing says how fast it should be.
+    /// Training speed. This is not a check: there is no speed that it should have.
     pub speed: Option<BenchmarkReport>,
     /// Whether none failed.
     pub passed: bool,
@@ -145,13 +146,13 @@ impl BackendTask for SelfCheck<'_> {
         let Self { selected, show } = self;
         let mut checks = Vec::new();
         let mut group = |name: &str, found: &dyn Fn() -> Vec<Check>| {
-            // A backend that panics has failed this check, and the others still tell something.
+            // A panic fails this check alone; the others still run.
             let found = catch_unwind(AssertUnwindSafe(found))
                 .unwrap_or_else(|panic| vec![Check::without_figure(name, Status::Fail, message(&*panic))]);
             found.iter().for_each(&mut *show);
             checks.extend(found);
         };
-        // First, since a process's peak of memory only rises.
+        // This check comes first, since the peak memory of a process never falls.
         group("memory of the loss", &|| {
             vec![memory_of_the_loss::<B>(selected, &device)]
         });
@@ -172,7 +173,7 @@ impl BackendTask for SelfCheck<'_> {
         }
         group("200 steps", &|| endurance::<B>(selected, &device));
         let mut speed = None;
-        // What failed above may be as wrong here, and slow to say so.
+        // A device that failed above would fail here too, and take longer.
         if checks.iter().all(|check| check.status != Status::Fail) {
             let found = catch_unwind(AssertUnwindSafe(|| speed_of::<B>(selected, device)));
             match found.unwrap_or_else(|panic| Err(message(&*panic))) {
@@ -197,7 +198,7 @@ impl BackendTask for SelfCheck<'_> {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -242,7 +243,7 @@ fn memory_of_the_loss<B: AutodiffBackend>(selected: Selected, device: &B::Device
     };
     let before = used();
     let found = loss_with_gradients(hidden, weight, targets, tokens, tokens, None, Precision::F32);
-    // Reading them waits for all of it.
+    // Reading the values waits until they have been computed.
     let sums = [found.loss, found.hidden.sum(), found.weight.sum()];
     let sums: Vec<f64> = sums
         .into_iter()
@@ -316,7 +317,12 @@ const LOSSES: [f64; 20] = [
 fn like_flex<B: AutodiffBackend>(tolerances: &Tolerances, device: &B::Device) -> Check {
     let losses = train::<B>(Precision::F32, LOSSES.len(), device, |_| ());
     let name = "20 steps: losses against those of flex";
-    Check::at_most(name, largest(&losses, &LOSSES), tolerances.loss, "difference")
+    Check::at_most(
+        name,
+        largest_difference(&losses, &LOSSES),
+        tolerances.loss,
+        "difference",
+    )
 }
 
 /// Training in a format with bfloat16 against that in f32, on the same device.
@@ -332,7 +338,7 @@ fn bfloat16<B: AutodiffBackend>(selected: Selected, precision: Precision, device
     // On flex the first differs by 4e-4, the second, whose weights are rounded too, by 0.02.
     let allowed = if precision == Precision::Bf16 { 5e-3 } else { 0.1 };
     let losses = |precision| train::<B>(precision, LOSSES.len(), device, |_| ());
-    match largest(&losses(precision), &losses(Precision::F32)) {
+    match largest_difference(&losses(precision), &losses(Precision::F32)) {
         0.0 => Check::without_figure(
             name,
             Status::Fail,
@@ -372,7 +378,7 @@ fn endurance<B: AutodiffBackend>(selected: Selected, device: &B::Device) -> Vec<
         let device = begin.1.zip(end.1).map(|(begin, end)| end as f64 - begin as f64);
         checks.push(grown("200 steps: growth of the device's memory", device));
     }
-    // The fastest step of each: what slows a whole stretch may be another program.
+    // Compared by the fastest step of each stretch, since another program may slow all the others.
     let fastest = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
     let pace = fastest(&times[STEPS - PART..]) / fastest(&times[..PART]);
     checks.push(Check::at_most(
@@ -381,7 +387,7 @@ fn endurance<B: AutodiffBackend>(selected: Selected, device: &B::Device) -> Vec<
         SLOWER,
         "ratio",
     ));
-    // A sentence by heart.
+    // By now the model knows the sentence by heart.
     let learnt = losses.last().copied().unwrap_or(f64::NAN) / losses[0];
     checks.push(Check::at_most(
         "240 steps: last loss over the first",
@@ -392,7 +398,7 @@ fn endurance<B: AutodiffBackend>(selected: Selected, device: &B::Device) -> Vec<
     checks
 }
 
-/// Tokens per second of a model that the device does not find too small, or too large.
+/// Tokens per second of a model of a size that suits the device.
 fn speed_of<B: AutodiffBackend>(selected: Selected, device: B::Device) -> Result<BenchmarkReport, String> {
     let on_software = selected.is_software() && !selected.is_cpu();
     let (preset, batch, vocab) = if on_software {
@@ -426,6 +432,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use gpas_model::compare::largest;
 
     type Flex = burn::backend::Autodiff<burn_flex::Flex>;
 
@@ -433,7 +440,10 @@ mod tests {
     fn the_losses_are_those_of_flex() {
         let losses = train::<Flex>(Precision::F32, LOSSES.len(), &burn_flex::FlexDevice, |_| ());
         println!("{losses:?}");
-        assert!(largest(&losses, &LOSSES) < 0.5 * Tolerances::F32.loss, "{losses:?}");
+        assert!(
+            largest_difference(&losses, &LOSSES) < 0.5 * Tolerances::F32.loss,
+            "{losses:?}"
+        );
     }
 
     /// Products in bfloat16 are eight times as coarse as in TF32, which no processor has: what is allowed for TF32 is more than an eighth of
@@ -448,7 +458,7 @@ mod tests {
                 let share = shares
                     .entry(measure.what.replace("training losses", "loss"))
                     .or_default();
-                *share = share.max(measure.found / measure.allowed);
+                *share = largest([*share, measure.found / measure.allowed]);
             }
         }
         println!("{shares:?}");

@@ -1,7 +1,41 @@
-//! Generation and scoring: what a model says after a prompt, and how probable it finds one.
+//! Generation and scoring: what a model writes after a prompt, and how probable it finds a text.
 //!
-//! Sequences go through the model together, a token each at a time; one may join or leave between two tokens. Each has its own cache,
-//! random numbers and text, so on a CPU what it becomes depends on its prompt, its settings and its seed alone, whatever it goes with.
+//! A text is generated in three steps: [`Generator::prompt`] lets the prompt through the model, [`Generator::sequence`] starts a text after
+//! it, and [`Generator::step`] adds a token to each of several texts at once. A text may join the others or leave them between two steps.
+//! Each has its own cache, random numbers and decoder, so on a CPU what is generated depends on the prompt, the options and the seed alone,
+//! and never on the other texts.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use burn_flex::Flex;
+//! use gpas_data::tokenizer::Tokenizer;
+//! use gpas_model::{Llama, Progress};
+//! use gpas_serve::generate::{GenerationOptions, Generator, encode};
+//!
+//! # fn example(model: Llama<Flex>, tokenizer: Tokenizer) -> Result<(), Box<dyn std::error::Error>> {
+//! let generator = Generator {
+//!     model: &model,
+//!     tokenizer: &tokenizer,
+//!     progress: Progress::COMPLETE,
+//!     context: 256,
+//!     vocab: tokenizer.vocab_size(),
+//! };
+//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of")?)?;
+//! let options = GenerationOptions {
+//!     max_tokens: 40,
+//!     seed: 1,
+//!     ..GenerationOptions::default()
+//! };
+//! let mut sequence = generator.sequence(prompt, options)?;
+//! while sequence.finish().is_none() {
+//!     for piece in generator.step(&mut [&mut sequence])? {
+//!         print!("{}", piece.text);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::HashSet;
 
@@ -17,43 +51,43 @@ use crate::inference::{InferenceError, check_ids};
 use crate::sampler::{Sampling, distribution, draw, most_probable};
 use crate::text::{StopStrings, TextStream};
 
-/// Positions whose logits are held at once.
+/// Positions of a scored prompt whose logits are in memory at once.
 const ROWS: usize = 64;
 
-/// Sequences that go through the model together, as a rule: each keeps its keys and values in memory.
+/// Sequences that should go through the model together unless somebody asks for another number. Each keeps its keys and values in memory.
 pub const TOGETHER: usize = 64;
 
-/// What is asked of a sequence.
+/// What is asked of a text.
 #[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// Tokens to add, at most.
+pub struct GenerationOptions {
+    /// Most tokens to add.
     pub max_tokens: usize,
     /// How they are drawn.
     pub sampling: Sampling,
     /// Seed of the draws.
     pub seed: u64,
-    /// Strings at which the text ends, without them.
+    /// Strings before which the text ends.
     pub stop: Vec<String>,
-    /// How many of the most probable tokens to name beside each one that was drawn, with the logarithms of their probabilities; none to
-    /// compute no probabilities.
+    /// How many of the most probable tokens to report beside each token that was drawn, with the logarithms of their probabilities. With
+    /// `None`, no probabilities are computed; with `Some(0)`, that of the drawn token alone.
     pub alternatives: Option<usize>,
 }
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// With the token that ends a text.
+    /// The model drew the token that ends a text.
     EndOfText,
-    /// Before a stop string.
+    /// A stop string came; the text ends before it.
     Stop,
-    /// After as many tokens as were asked for.
+    /// As many tokens as were asked for have been added.
     Length,
-    /// Where the positions end that may be used.
+    /// All positions that may be used are used.
     Context,
 }
 
 impl Finish {
-    /// As OpenAI's interface says it.
+    /// The `finish_reason` of OpenAI's interface.
     pub fn reason(self) -> &'static str {
         match self {
             Finish::EndOfText | Finish::Stop => "stop",
@@ -62,20 +96,20 @@ impl Finish {
     }
 }
 
-/// How probable a token was, by the model's own distribution, whatever it was drawn from.
+/// How probable a token was by the softmax of the model's logits, before temperature and the other settings of [`Sampling`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenScore {
     /// The token.
     pub id: u32,
-    /// Logarithm of its probability.
+    /// Natural logarithm of its probability.
     pub log_probability: f64,
-    /// The most probable ones with theirs, in order.
+    /// The most probable tokens with the logarithms of their probabilities, the most probable first.
     pub top: Vec<(u32, f64)>,
 }
 
 impl TokenScore {
-    /// Of one token by the logits of its position.
-    fn of(logits: &[f32], id: u32, alternatives: usize) -> Self {
+    /// The score of token `id`, and of `alternatives` others, by the logits of its position.
+    fn from_logits(logits: &[f32], id: u32, alternatives: usize) -> Self {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
         let shift = f64::from(largest) + sum.ln();
@@ -102,23 +136,24 @@ impl TokenScore {
     }
 }
 
-/// A prompt that has gone through the model.
+/// A prompt that has gone through the model. A clone costs a copy of its keys and values, which is less than letting it through again.
 #[derive(Clone, Debug)]
 pub struct Prompt<B: Backend> {
     ids: Vec<u32>,
     cache: Cache<B>,
-    /// Of what follows.
+    /// Logits of the token after the prompt, `[vocab]`.
     logits: Vec<f32>,
 }
 
-/// A sequence that is being generated.
+/// A text that is being generated.
 #[derive(Debug)]
 pub struct Sequence<B: Backend> {
     cache: Cache<B>,
-    /// Of what follows.
+    /// Logits of the next token, `[vocab]`.
     logits: Vec<f32>,
-    request: Request,
+    options: GenerationOptions,
     random: ChaCha8Rng,
+    /// Tokens of the prompt and the text, for the repetition penalty.
     seen: HashSet<u32>,
     text: TextStream,
     stops: StopStrings,
@@ -132,24 +167,35 @@ impl<B: Backend> Sequence<B> {
         self.finish
     }
 
-    /// Number of tokens that it has added.
+    /// Number of tokens that have been drawn for it, with the token that ends a text.
     pub fn made(&self) -> usize {
         self.made
+    }
+
+    /// The text that decoder and stop strings still hold back, at the end of the sequence.
+    fn rest(&mut self) -> Result<String, DataError> {
+        let rest = self.text.finish()?;
+        let (mut text, stopped) = self.stops.push(&rest);
+        if !stopped {
+            text += &self.stops.finish();
+        }
+        Ok(text)
     }
 }
 
 /// What one step adds to a sequence.
 #[derive(Clone, Debug, Default)]
-pub struct Step {
-    /// Text that is complete.
+pub struct GeneratedPiece {
+    /// Text that is complete: whole characters that cannot be the beginning of a stop string.
     pub text: String,
-    /// The token, if there is one and its probability was asked for.
+    /// The score of the drawn token, if there is a token and scores were asked for.
     pub score: Option<TokenScore>,
-    /// Why it ends here, if it does.
+    /// Why the sequence ends here, if it does.
     pub finish: Option<Finish>,
 }
 
-/// The tokens of a text to go on with, as a document begins. Without any, a document begins after the end of another.
+/// The tokens of a prompt, which begins as a document does: with the tokenizer's opening tokens. An empty prompt without such tokens is the
+/// token that ends a document, because another document follows it.
 ///
 /// # Errors
 /// If the tokenizer refuses the text.
@@ -162,7 +208,7 @@ pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> 
     Ok(ids)
 }
 
-/// A model that generates and scores.
+/// A model that generates and scores; the head of [this file](self) has an example.
 #[derive(Debug)]
 pub struct Generator<'a, B: Backend> {
     /// The model.
@@ -190,10 +236,10 @@ impl<B: Backend> Generator<'_, B> {
         Ok(Prompt { ids, cache, logits })
     }
 
-    /// Lets a prompt through the model and scores each of its tokens but the first, which follows nothing.
+    /// Lets a prompt through the model and scores each of its tokens but the first, which follows nothing and so has no probability.
     ///
     /// # Errors
-    /// As [`prompt`](Self::prompt), or if what the model says are no numbers.
+    /// As [`prompt`](Self::prompt), or if the logits are not finite.
     pub fn scored_prompt(
         &self,
         ids: Vec<u32>,
@@ -214,7 +260,7 @@ impl<B: Backend> Generator<'_, B> {
             scores.par_extend(
                 part.par_chunks(self.vocab)
                     .zip(targets)
-                    .map(|(logits, id)| TokenScore::of(logits, *id, alternatives)),
+                    .map(|(logits, id)| TokenScore::from_logits(logits, *id, alternatives)),
             );
         }
         if !scores.iter().all(|score| score.log_probability.is_finite()) {
@@ -224,7 +270,7 @@ impl<B: Backend> Generator<'_, B> {
         Ok((Prompt { ids, cache, logits }, scores))
     }
 
-    /// Logits of what follows the last of some tokens, from the stream after the final norm.
+    /// Logits `[vocab]` of the token that follows the last position of `hidden`, the stream after the final norm, `[positions, hidden]`.
     fn next(&self, hidden: Tensor<B, 2>) -> Vec<f32> {
         let last = hidden.dims()[0] - 1;
         let logits = self.model.next_logits(hidden.narrow(0, last, 1));
@@ -235,38 +281,39 @@ impl<B: Backend> Generator<'_, B> {
     ///
     /// # Errors
     /// If the tokenizer's decoder refuses the prompt.
-    pub fn sequence(&self, prompt: Prompt<B>, request: Request) -> Result<Sequence<B>, DataError> {
+    pub fn sequence(&self, prompt: Prompt<B>, options: GenerationOptions) -> Result<Sequence<B>, DataError> {
         let Prompt { ids, cache, logits } = prompt;
         Ok(Sequence {
-            random: ChaCha8Rng::seed_from_u64(request.seed),
+            random: ChaCha8Rng::seed_from_u64(options.seed),
             text: TextStream::after(self.tokenizer, &ids)?,
-            stops: StopStrings::new(request.stop.clone()),
+            stops: StopStrings::new(options.stop.clone()),
             seen: ids.into_iter().collect(),
             cache,
             logits,
             made: 0,
             finish: None,
-            request,
+            options,
         })
     }
 
-    /// Adds a token to each sequence that has not ended, and says what that adds to each of all.
+    /// Adds a token to each sequence that has not ended, and returns a piece for every sequence, in their order; the piece of one that had
+    /// ended before is empty.
     ///
     /// # Errors
-    /// If what the model says are no numbers, or the tokenizer's decoder refuses a token.
-    pub fn step(&self, sequences: &mut [&mut Sequence<B>]) -> Result<Vec<Step>, InferenceError> {
-        let mut steps = Vec::with_capacity(sequences.len());
+    /// If the logits are not finite, or the tokenizer's decoder refuses a token.
+    pub fn step(&self, sequences: &mut [&mut Sequence<B>]) -> Result<Vec<GeneratedPiece>, InferenceError> {
+        let mut pieces = Vec::with_capacity(sequences.len());
         let mut next = Vec::new();
         for sequence in sequences.iter_mut() {
-            let (token, step) = match sequence.finish {
-                Some(_) => (None, Step::default()),
+            let (token, piece) = match sequence.finish {
+                Some(_) => (None, GeneratedPiece::default()),
                 None => self.choose(sequence)?,
             };
-            sequence.finish = sequence.finish.or(step.finish);
+            sequence.finish = sequence.finish.or(piece.finish);
             if sequence.finish.is_none() {
                 next.extend(token);
             }
-            steps.push(step);
+            pieces.push(piece);
         }
         if !next.is_empty() {
             let mut running: Vec<_> = sequences
@@ -284,58 +331,52 @@ impl<B: Backend> Generator<'_, B> {
                 sequence.logits.copy_from_slice(logits);
             }
         }
-        Ok(steps)
+        Ok(pieces)
     }
 
-    /// Draws the next token of a sequence.
-    fn choose(&self, sequence: &mut Sequence<B>) -> Result<(Option<u32>, Step), InferenceError> {
-        let ends = |sequence: &mut Sequence<B>, finish| -> Result<(Option<u32>, Step), InferenceError> {
-            let rest = sequence.text.finish()?;
-            let (mut text, stopped) = sequence.stops.push(&rest);
-            if !stopped {
-                text += &sequence.stops.finish();
-            }
-            let step = Step {
-                text,
-                finish: Some(finish),
-                ..Step::default()
-            };
-            Ok((None, step))
-        };
-        let used = sequence.cache.tokens();
-        if sequence.request.max_tokens == 0 {
-            return ends(sequence, Finish::Length);
+    /// Draws the next token of a sequence, which becomes part of its text and may end it. There is no token where none was asked for or the
+    /// one that was drawn ends the text.
+    fn choose(&self, sequence: &mut Sequence<B>) -> Result<(Option<u32>, GeneratedPiece), InferenceError> {
+        if sequence.options.max_tokens == 0 {
+            let (text, finish) = (sequence.rest()?, Some(Finish::Length));
+            return Ok((
+                None,
+                GeneratedPiece {
+                    text,
+                    score: None,
+                    finish,
+                },
+            ));
         }
         if !sequence.logits.iter().all(|logit| logit.is_finite()) {
             return Err(InferenceError::NotFinite);
         }
-        let candidates = distribution(&sequence.logits, &sequence.seen, &sequence.request.sampling);
+        let candidates = distribution(&sequence.logits, &sequence.seen, &sequence.options.sampling);
         let id = draw(&candidates, sequence.random.random());
-        let score = |top| TokenScore::of(&sequence.logits, id, top);
-        let score = sequence.request.alternatives.map(score);
+        let score = |alternatives| TokenScore::from_logits(&sequence.logits, id, alternatives);
+        let score = sequence.options.alternatives.map(score);
         sequence.made += 1;
         if Some(id) == self.tokenizer.end_of_document() {
-            let (token, step) = ends(sequence, Finish::EndOfText)?;
-            return Ok((token, Step { score, ..step }));
+            let (text, finish) = (sequence.rest()?, Some(Finish::EndOfText));
+            return Ok((None, GeneratedPiece { text, score, finish }));
         }
         sequence.seen.insert(id);
         let piece = sequence.text.push(id)?;
-        let (text, stopped) = sequence.stops.push(&piece);
+        let (mut text, stopped) = sequence.stops.push(&piece);
         let finish = if stopped {
             Some(Finish::Stop)
-        } else if sequence.made >= sequence.request.max_tokens {
+        } else if sequence.made >= sequence.options.max_tokens {
             Some(Finish::Length)
-        } else if used >= self.context {
+        } else if sequence.cache.tokens() >= self.context {
             // The token stands after the last position, so the model cannot see it.
             Some(Finish::Context)
         } else {
             None
         };
-        let mut step = Step { text, score, finish };
-        if let Some(finish @ (Finish::Length | Finish::Context)) = finish {
-            step.text += &ends(sequence, finish)?.1.text;
+        if let Some(Finish::Length | Finish::Context) = finish {
+            text += &sequence.rest()?;
         }
-        Ok((Some(id), step))
+        Ok((Some(id), GeneratedPiece { text, score, finish }))
     }
 }
 
@@ -373,19 +414,22 @@ pub(crate) mod tests {
         model
     }
 
-    fn generate(generator: &Generator<'_, Flex>, requests: Vec<(&str, Request)>) -> Vec<(String, Finish, usize)> {
-        let mut sequences: Vec<_> = requests
+    fn generate(
+        generator: &Generator<'_, Flex>,
+        asked: Vec<(&str, GenerationOptions)>,
+    ) -> Vec<(String, Finish, usize)> {
+        let mut sequences: Vec<_> = asked
             .into_iter()
-            .map(|(prompt, request)| {
+            .map(|(prompt, options)| {
                 let prompt = generator.prompt(encode(generator.tokenizer, prompt).unwrap()).unwrap();
-                generator.sequence(prompt, request).unwrap()
+                generator.sequence(prompt, options).unwrap()
             })
             .collect();
         let mut texts = vec![String::new(); sequences.len()];
         while sequences.iter().any(|sequence| sequence.finish().is_none()) {
             let mut all: Vec<_> = sequences.iter_mut().collect();
-            for (text, step) in texts.iter_mut().zip(generator.step(&mut all).unwrap()) {
-                *text += &step.text;
+            for (text, piece) in texts.iter_mut().zip(generator.step(&mut all).unwrap()) {
+                *text += &piece.text;
             }
         }
         let ends = sequences
@@ -408,11 +452,11 @@ pub(crate) mod tests {
         }
     }
 
-    fn request(max_tokens: usize, seed: u64) -> Request {
-        Request {
+    fn options(max_tokens: usize, seed: u64) -> GenerationOptions {
+        GenerationOptions {
             max_tokens,
             seed,
-            ..Request::default()
+            ..GenerationOptions::default()
         }
     }
 
@@ -420,9 +464,9 @@ pub(crate) mod tests {
     fn a_seed_gives_one_text_whatever_else_is_in_the_batch() {
         let (tokenizer, model) = (tokenizer(), model(false));
         let generator = generator(&model, &tokenizer, 64);
-        let alone = generate(&generator, vec![("the cat", request(12, 7))]);
-        let mut others: Vec<_> = (0..19).map(|seed| ("a dog and", request(20, seed))).collect();
-        others.insert(11, ("the cat", request(12, 7)));
+        let alone = generate(&generator, vec![("the cat", options(12, 7))]);
+        let mut others: Vec<_> = (0..19).map(|seed| ("a dog and", options(20, seed))).collect();
+        others.insert(11, ("the cat", options(12, 7)));
         let together = generate(&generator, others);
         assert_eq!(alone[0], together[11]);
         assert_ne!(together[0].0, together[1].0, "another seed gives another text");
@@ -433,13 +477,13 @@ pub(crate) mod tests {
     fn greedy_takes_the_most_probable_and_its_score_is_the_largest() {
         let (tokenizer, model) = (tokenizer(), model(true));
         let generator = generator(&model, &tokenizer, 64);
-        let greedy = Request {
+        let greedy = GenerationOptions {
             sampling: Sampling {
                 temperature: 0.0,
                 ..Sampling::default()
             },
             alternatives: Some(3),
-            ..request(8, 0)
+            ..options(8, 0)
         };
         let ids = encode(&tokenizer, "the cat").unwrap();
         let mut sequence = generator
@@ -448,8 +492,8 @@ pub(crate) mod tests {
         let mut all = ids;
         let mut scores = Vec::new();
         while sequence.finish().is_none() {
-            let step = generator.step(&mut [&mut sequence]).unwrap().remove(0);
-            if let Some(score) = step.score {
+            let piece = generator.step(&mut [&mut sequence]).unwrap().remove(0);
+            if let Some(score) = piece.score {
                 assert_eq!(score.top.len(), 3);
                 assert_eq!(score.top[0], (score.id, score.log_probability));
                 assert!(score.top[0].1 >= score.top[1].1 && score.top[1].1 >= score.top[2].1);
@@ -471,7 +515,7 @@ pub(crate) mod tests {
         model.norm.weight = model.norm.weight.map(|weight| weight.mul_scalar(f32::NAN));
         let generator = generator(&model, &tokenizer, 64);
         let prompt = generator.prompt(vec![5, 6, 7]).unwrap();
-        let mut sequence = generator.sequence(prompt, request(3, 0)).unwrap();
+        let mut sequence = generator.sequence(prompt, options(3, 0)).unwrap();
         let generated = generator.step(&mut [&mut sequence]).unwrap_err();
         let scored = generator.scored_prompt(vec![5, 6, 7], 0).unwrap_err();
         for error in [generated, scored] {
@@ -482,7 +526,7 @@ pub(crate) mod tests {
     /// Logits 0, ln 2, ln 5: probabilities 1/8, 2/8, 5/8.
     #[test]
     fn scores_are_logarithms_of_the_softmax() {
-        let score = TokenScore::of(&[0.0, std::f32::consts::LN_2, 1.609_438], 1, 2);
+        let score = TokenScore::from_logits(&[0.0, std::f32::consts::LN_2, 1.609_438], 1, 2);
         assert!((score.log_probability - 0.25f64.ln()).abs() < 1e-6);
         assert_eq!(score.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1]);
         assert!((score.top[0].1 - 0.625f64.ln()).abs() < 1e-6);
@@ -494,19 +538,19 @@ pub(crate) mod tests {
         let generator = generator(&model, &tokenizer, 24);
         let prompt = encode(&tokenizer, "the cat").unwrap().len();
         let seed =
-            (0..).find(|seed| generate(&generator, vec![("the cat", request(99, *seed))])[0].1 == Finish::Context);
-        let long = generate(&generator, vec![("the cat", request(99, seed.unwrap()))]).remove(0);
+            (0..).find(|seed| generate(&generator, vec![("the cat", options(99, *seed))])[0].1 == Finish::Context);
+        let long = generate(&generator, vec![("the cat", options(99, seed.unwrap()))]).remove(0);
         // Nothing needs to follow the last one.
         assert_eq!(long.2, 24 - prompt + 1);
-        let short = generate(&generator, vec![("the cat", request(3, seed.unwrap()))]).remove(0);
+        let short = generate(&generator, vec![("the cat", options(3, seed.unwrap()))]).remove(0);
         assert_eq!((short.1, short.2), (Finish::Length, 3));
-        let nothing = generate(&generator, vec![("the cat", request(0, 1))]).remove(0);
+        let nothing = generate(&generator, vec![("the cat", options(0, 1))]).remove(0);
         assert_eq!(nothing, (String::new(), Finish::Length, 0));
         // At a string of its own, which is not part of it.
         let middle: String = long.0.chars().skip(2).take(2).collect();
-        let stop = Request {
+        let stop = GenerationOptions {
             stop: vec![middle.clone()],
-            ..request(99, seed.unwrap())
+            ..options(99, seed.unwrap())
         };
         let stopped = generate(&generator, vec![("the cat", stop)]).remove(0);
         assert_eq!(stopped.1, Finish::Stop);

@@ -1,10 +1,10 @@
-//! What every use of a trained model needs: the checks on token ids before they reach it, and the error that names what is wrong.
+//! What every use of a trained model needs: the check of token ids before they reach it, and the error that says what is wrong with them.
+//! The model itself would panic.
 
 use gpas_data::DataError;
-
 use gpas_train::training::TrainingError;
 
-/// Why a model cannot be asked.
+/// Why a model cannot answer.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum InferenceError {
@@ -41,10 +41,18 @@ impl InferenceError {
     }
 }
 
-/// Checks that a model of `vocab` token ids has a row for each of some ids, and that there are no more than `limit` of them.
+/// Checks the token ids of a prompt: a model of `vocab` token ids must have each of them, and there must be between one and `limit`.
+///
+/// ```
+/// use gpas_serve::inference::check_ids;
+///
+/// assert!(check_ids(&[0, 9], 10, 3).is_ok());
+/// let error = check_ids(&[3, 10], 10, 3).unwrap_err();
+/// assert_eq!(error.to_string(), "token id 10 is outside the model's vocabulary of 10");
+/// ```
 ///
 /// # Errors
-/// If there are none or too many, or the first id that it lacks.
+/// If there are none or too many, or with the first id that the model lacks.
 pub fn check_ids(ids: &[u32], vocab: usize, limit: usize) -> Result<(), InferenceError> {
     if ids.is_empty() {
         return Err(InferenceError::NoIds);

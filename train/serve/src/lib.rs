@@ -1,4 +1,4 @@
-//! Trained models that are asked: text from a prompt, tasks that are scored, and a server with OpenAI's completions interface.
+#![doc = include_str!("../README.md")]
 
 pub mod generate;
 pub mod inference;

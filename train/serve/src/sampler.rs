@@ -1,39 +1,55 @@
-//! From the logits of a position to the token that follows: pure functions.
+//! From the logits of a position to the token that follows, as pure functions.
 //!
 //! The steps, their meaning and their order are those of `transformers`:
 //!
 //! 1. **repetition penalty** θ (arXiv 1909.05858): the logit of every token that the sequence has, prompt included, is divided by θ where it
 //!    is positive and multiplied by θ where it is negative
-//! 2. **temperature** T: logits are divided by T; 0 takes the most probable token, the first of several, and none of the steps below
+//! 2. **temperature** T: logits are divided by T; with T = 0 the most probable token is taken, and none of the steps below
 //! 3. **top-k**: the k most probable tokens stay
-//! 4. **top-p** (arXiv 1904.09751): the most probable tokens stay whose probabilities, among those that are left, first add up to p; the one
-//!    that gets there stays too
-//! 5. **min-p** (arXiv 2407.01082): tokens stay whose probability is at least that share of the largest one
+//! 4. **top-p** (arXiv 1904.09751): the fewest most probable tokens stay whose probabilities, as shares of what the steps before have left,
+//!    add up to p or more
+//! 5. **min-p** (arXiv 2407.01082): tokens stay whose probability is at least min-p times the largest one
 //!
-//! and what is left is drawn from in proportion. (llama.cpp has the same steps and divides by the temperature last by default, so that its
-//! top-p and min-p look at probabilities before it. `temp` first in its `--samplers` gives the order above.) Where tokens are equally
-//! probable, the lower id counts as more probable.
+//! The token is then drawn from those that are left, in proportion to their probabilities. Where tokens are equally probable, the lower id
+//! counts as more probable. llama.cpp has the same steps but by default divides by the temperature last, so that its top-p and min-p see
+//! probabilities at T = 1; `temp` first in its `--samplers` gives the order above.
+//!
+//! ```
+//! use std::collections::HashSet;
+//! use gpas_serve::sampler::{Sampling, distribution, draw};
+//!
+//! // Probabilities 1/8, 2/8, 5/8, of which top-k leaves two.
+//! let logits = [0.0, std::f32::consts::LN_2, 1.609_438];
+//! let sampling = Sampling { top_k: 2, ..Sampling::default() };
+//! sampling.validate()?;
+//! let candidates = distribution(&logits, &HashSet::new(), &sampling);
+//! assert_eq!(candidates.len(), 2);
+//! assert!((candidates[0].1 - 5.0 / 7.0).abs() < 1e-6);
+//! assert_eq!(draw(&candidates, 0.7), 2);
+//! assert_eq!(draw(&candidates, 0.8), 1);
+//! # Ok::<(), gpas_serve::sampler::SamplingError>(())
+//! ```
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-/// How a token is drawn.
+/// How a token is drawn; [the head of the file](self) says in which order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// T; 0 is greedy.
+    /// T, 0 or more; 0 always takes the most probable token.
     pub temperature: f64,
-    /// Most tokens to draw from; 0 for any number.
+    /// k, the most tokens to draw from; 0 for any number.
     pub top_k: usize,
-    /// Probability of the tokens to draw from, above 0; 1 for all.
+    /// p, above 0 and at most 1; 1 for all tokens.
     pub top_p: f64,
-    /// Smallest probability relative to the largest one; 0 for any.
+    /// min-p, from 0 to 1: the smallest probability, as a share of the largest one; 0 for any.
     pub min_p: f64,
     /// θ, above 0; 1 for none.
     pub repetition_penalty: f64,
 }
 
 impl Default for Sampling {
-    /// The model's own distribution.
+    /// Settings that leave the model's own distribution as it is.
     fn default() -> Self {
         Self {
             temperature: 1.0,
@@ -45,7 +61,7 @@ impl Default for Sampling {
     }
 }
 
-/// A setting that is none.
+/// A setting whose value is not allowed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{name} = {value} is not {expected}")]
 pub struct SamplingError {
@@ -61,7 +77,7 @@ impl Sampling {
     /// Checks the settings.
     ///
     /// # Errors
-    /// The first one that has no meaning.
+    /// The first setting whose value is not allowed.
     pub fn validate(&self) -> Result<(), SamplingError> {
         let check = |name, value: f64, fits: bool, expected| {
             if fits {
@@ -97,7 +113,8 @@ impl Sampling {
 /// A token with its probability.
 pub type Candidate = (u32, f64);
 
-/// The tokens that may come next, with probabilities that add up to 1; by id where all may, else the most probable first.
+/// The tokens that may come next, with probabilities that add up to 1. They are ordered by id, or with the most probable first where top-k or
+/// top-p has taken some away. `seen` are the tokens that the repetition penalty moves.
 pub fn distribution(logits: &[f32], seen: &HashSet<u32>, sampling: &Sampling) -> Vec<Candidate> {
     let logits = penalised(logits, seen, sampling.repetition_penalty);
     if sampling.temperature == 0.0 {
@@ -121,7 +138,7 @@ pub fn distribution(logits: &[f32], seen: &HashSet<u32>, sampling: &Sampling) ->
     candidates
 }
 
-/// The token that a number from 0 to 1 falls on.
+/// The candidate on which `uniform` falls, a number from 0 to 1, when the probabilities are laid end to end.
 ///
 /// # Panics
 /// If there are no candidates.
@@ -133,12 +150,12 @@ pub fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
             return *id;
         }
     }
-    // Rounding left the sum below the number.
+    // The probabilities add up to a little less than 1 in floating point, and the number lies above their sum.
     let possible = candidates.iter().rev().find(|(_, probability)| *probability > 0.0);
     possible.or(candidates.last()).expect("there is a token").0
 }
 
-/// The logits with those of seen tokens moved away from them.
+/// The logits after the repetition penalty, which makes seen tokens less probable.
 fn penalised(logits: &[f32], seen: &HashSet<u32>, penalty: f64) -> Vec<f32> {
     let mut logits = logits.to_vec();
     if penalty != 1.0 {
@@ -152,7 +169,7 @@ fn penalised(logits: &[f32], seen: &HashSet<u32>, penalty: f64) -> Vec<f32> {
     logits
 }
 
-/// The id of the largest logit, the first of several.
+/// The id of the largest logit, and the lowest such id where several are equally large.
 pub fn most_probable(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
@@ -163,12 +180,12 @@ pub fn most_probable(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// More probable first; of equal ones the lower id.
+/// The order in which the more probable candidate comes first, and among equally probable ones the lower id.
 fn more_probable(a: &Candidate, b: &Candidate) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// The `count` most probable ones, in order.
+/// Keeps the `count` most probable candidates, the most probable first.
 fn keep_most_probable(candidates: &mut Vec<Candidate>, count: usize) {
     if count < candidates.len() {
         candidates.select_nth_unstable_by(count, more_probable);
@@ -177,10 +194,10 @@ fn keep_most_probable(candidates: &mut Vec<Candidate>, count: usize) {
     candidates.sort_unstable_by(more_probable);
 }
 
-/// The most probable ones whose share of the sum of all first reaches `share`, in order.
+/// Keeps the fewest most probable candidates that have at least `share` of the sum of all, the most probable first.
 fn keep_share(candidates: &mut Vec<Candidate>, share: f64) {
     let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
-    // Few of a large vocabulary are enough as a rule, and only those need be put in order.
+    // As a rule a few tokens of a large vocabulary are enough, so only a few are sorted at first.
     let mut count = 64;
     loop {
         let mut head = candidates.clone();

@@ -3,16 +3,28 @@
 //! A task is a JSONL file. An item is a minimal pair `{"sentence_good", "sentence_bad"}`, or multiple choice `{"context", "choices",
 //! "label"}` with the number of the right choice, from 0.
 //!
-//! Everything is as in lm-evaluation-harness, so that a score here is the score there:
+//! Every rule is that of lm-evaluation-harness, so that both report the same score:
 //!
-//! - a choice follows its context after one space (its `target_delimiter`); a sentence of a pair does so too, after an empty context
-//! - whitespace at the end of a context goes to the choice; context and choice are then tokenized together, and the tokens beyond as many
-//!   as the context has by itself are the choice's
-//! - an empty context is the tokens that open a text, or else the token that ends one
-//! - of a text that is longer than the model's context the last tokens are taken
-//! - `acc` goes by the logarithm of the probability of a choice, `acc_norm` by that per character and `acc_bytes` by that per byte (of the
-//!   choice without the space); of equal ones the first counts
-//! - the standard error is that of a mean: the standard deviation (n − 1) over √n
+//! - a choice follows its context after one space (its `target_delimiter`); a sentence of a pair follows an empty context in the same way
+//! - whitespace at the end of a context is moved to the choice; the two are tokenized together, and the choice has the tokens after as many
+//!   as the context has by itself
+//! - an empty context stands for the tokens that open a text, or for the token that ends one if there are none
+//! - a text that is longer than the model's context loses its first tokens
+//! - an item is right if its label is the choice with the largest score, the first one where several are equal. The score is the logarithm
+//!   of the choice's probability for `acc`, that per character for `acc_norm` and that per byte for `acc_bytes` (the space does not count)
+//! - the standard error is that of a mean: the standard deviation (with n − 1) over √n
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use burn::tensor::backend::Backend;
+//! use gpas_serve::generate::Generator;
+//! use gpas_serve::task::{TaskError, read_task};
+//!
+//! fn accuracy<B: Backend>(generator: &Generator<'_, B>) -> Result<f64, TaskError> {
+//!     let items = read_task(Path::new("pairs.jsonl"))?;
+//!     Ok(generator.task(&items)?.acc)
+//! }
+//! ```
 
 use std::fs;
 use std::io;
@@ -26,10 +38,10 @@ use serde::{Deserialize, Serialize};
 use crate::generate::{Generator, TokenScore};
 use crate::inference::InferenceError;
 
-/// What stands between a context and a choice.
+/// The `target_delimiter` between a context and a choice.
 const DELIMITER: &str = " ";
 
-/// Why a task cannot be done.
+/// Why a task cannot be read or scored.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum TaskError {
@@ -129,7 +141,7 @@ pub fn read_task(path: &Path) -> Result<Vec<Item>, TaskError> {
 
 fn item(line: usize, text: &str) -> Result<Item, String> {
     let value: serde_json::Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
-    // Other keys (an id, a category) are no concern of ours.
+    // Task files carry other keys too, such as an id or a category, which are ignored.
     let known = ["sentence_good", "sentence_bad", "context", "choices", "label"];
     let object = value.as_object().ok_or("not an object")?;
     let own = object.iter().filter(|(key, _)| known.contains(&key.as_str()));
@@ -185,13 +197,13 @@ pub struct TaskReport {
 }
 
 impl<B: Backend> Generator<'_, B> {
-    /// Does a task.
+    /// Scores every choice of every item.
     ///
     /// # Errors
     /// If a choice alone is longer than the model's context or has no tokens.
     pub fn task(&self, items: &[Item]) -> Result<TaskReport, TaskError> {
         let mut truncated = 0;
-        // By probability, per character, per byte.
+        // For each item 1 if the label has the largest score, else 0: by probability, per character, per byte.
         let mut right: [Vec<f64>; 3] = Default::default();
         for item in items {
             let logs: Vec<f64> = (0..item.choices.len())
@@ -258,7 +270,7 @@ impl<B: Backend> Generator<'_, B> {
     }
 }
 
-/// The tokens of a context and what follows it, and the number of the first that belongs to what follows.
+/// The tokens of a context and its continuation together, and the place of the first token of the continuation.
 fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> Result<(Vec<u32>, usize), DataError> {
     let kept = context.trim_end();
     let continuation = format!("{}{continuation}", &context[kept.len()..]);
@@ -276,7 +288,7 @@ fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> Resu
     Ok((ids, first))
 }
 
-/// The place of the largest number, the first of several.
+/// The place of the largest number, and the first such place where several are equally large.
 fn first_largest(values: &[f64]) -> usize {
     let mut best = 0;
     for (index, value) in values.iter().enumerate() {
@@ -287,6 +299,7 @@ fn first_largest(values: &[f64]) -> usize {
     best
 }
 
+/// The mean, and its standard error unless there is a single value.
 fn mean_and_error(values: &[f64]) -> (f64, Option<f64>) {
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;

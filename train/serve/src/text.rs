@@ -1,22 +1,38 @@
-//! Text as it comes out of a model: whole characters from tokens that may hold parts of them, and the strings at which it stops.
+//! Text as it comes out of a model: tokens that may hold parts of characters become whole characters, and stop strings are watched for.
 
 use gpas_data::DataError;
 use gpas_data::tokenizer::Tokenizer;
 
-/// Tokens that are decoded together with the next one, since the text of a token depends on what stands before it.
+/// Number of tokens that are decoded again together with the next one, because the text of a token depends on those before it.
 const CONTEXT: usize = 8;
 
 /// Turns tokens into text one at a time. A character whose bytes have not all come is held back.
+///
+/// ```no_run
+/// use gpas_data::tokenizer::Tokenizer;
+/// use gpas_serve::text::TextStream;
+///
+/// # fn example(tokenizer: Tokenizer) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut stream = TextStream::after(&tokenizer, &[])?;
+/// let mut text = String::new();
+/// for id in tokenizer.encode("a crab: 🦀")? {
+///     text += &stream.push(id)?;
+/// }
+/// text += &stream.finish()?;
+/// assert_eq!(text, "a crab: 🦀");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct TextStream {
     tokenizer: Tokenizer,
     window: Vec<u32>,
-    /// Bytes of the window's text that have been handed out.
+    /// Bytes at the start of the window's text that have been returned already.
     sent: usize,
 }
 
 impl TextStream {
-    /// A text that goes on after some tokens, which are not part of it.
+    /// Begins a text after some tokens, which are not part of it.
     ///
     /// # Errors
     /// If the tokenizer's decoder refuses the tokens.
@@ -30,14 +46,14 @@ impl TextStream {
         })
     }
 
-    /// The text that one more token completes.
+    /// Adds a token and returns the text that it completes.
     ///
     /// # Errors
     /// If the tokenizer's decoder refuses it.
     pub fn push(&mut self, token: u32) -> Result<String, DataError> {
         self.window.push(token);
         let text = self.tokenizer.decode_plain(&self.window)?;
-        // An incomplete character decodes to one replacement character.
+        // The decoder writes an incomplete character as one replacement character.
         let complete = text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text);
         let new = complete.get(self.sent..).unwrap_or_default().to_string();
         self.sent = self.sent.max(complete.len());
@@ -48,7 +64,7 @@ impl TextStream {
         Ok(new)
     }
 
-    /// What is still held back: at the end of a text an incomplete character is a replacement character.
+    /// Returns what is still held back at the end of the text: a replacement character for an incomplete one.
     ///
     /// # Errors
     /// If the tokenizer's decoder refuses the tokens.
@@ -60,7 +76,15 @@ impl TextStream {
     }
 }
 
-/// Watches a text for strings at which it stops, and holds back what may be the beginning of one.
+/// Watches a text for the strings before which it ends, and holds back what may be the beginning of one.
+///
+/// ```
+/// use gpas_serve::text::StopStrings;
+///
+/// let mut stops = StopStrings::new(vec!["END".into()]);
+/// assert_eq!(stops.push("to the E"), ("to the ".into(), false));
+/// assert_eq!(stops.push("ND of it"), (String::new(), true));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct StopStrings {
     strings: Vec<String>,
@@ -68,7 +92,7 @@ pub struct StopStrings {
 }
 
 impl StopStrings {
-    /// Empty strings stop nothing.
+    /// Watches for these strings; empty ones are ignored.
     pub fn new(strings: Vec<String>) -> Self {
         Self {
             strings: strings.into_iter().filter(|string| !string.is_empty()).collect(),
@@ -76,7 +100,7 @@ impl StopStrings {
         }
     }
 
-    /// More text: what may be handed out of it, and whether a stop string came after that.
+    /// Adds text. Returns the text that can no longer be part of a stop string, and whether a stop string follows it.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held += text;
         let first = self
@@ -98,7 +122,7 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// What was held back, at the end of a text that did not stop.
+    /// Returns what is still held back at the end of a text in which no stop string came.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

@@ -1,55 +1,16 @@
-//! From sources to a recipe: every key's name, what it may be, and its default.
+//! From sources to a recipe.
 //!
-//! Later sources replace what earlier ones say: the defaults below, a file (or a [shipped](super::SHIPPED) one by its name),
+//! Later sources replace what earlier ones say: the defaults, a file (or a [shipped](super::SHIPPED) one by its name),
 //! `--preset`, `--scheme` and `--data`, then each `--set key=value`.
 
 use std::io::ErrorKind;
 use std::path::Path;
 
-use crate::optimizer::OptimizerKind;
-use gpas_model::{GateActivation, GateSite, GpasConfig, Precision, Preset, Scheme};
 use toml::{Table, Value};
 
-use super::keys::{self, ANY, Keys};
-use super::{
-    CheckpointRecipe, CompareTable, DataRecipe, EvalRecipe, ModelRecipe, Recipe, RecipeError, Shipped, TrainRecipe,
-};
-
-/// The size of a run that names none.
-pub const DEFAULT_PRESET: &str = "nano";
-const DEFAULT_NORM_EPS: f64 = 1e-6;
-const DEFAULT_ROPE_BASE: f64 = 10_000.0;
-const DEFAULT_POSITIONS: usize = 2048;
-const DEFAULT_STEPS: u64 = 1500;
-const DEFAULT_LR: f64 = 1e-3;
-const DEFAULT_BATCH: usize = 8;
-const DEFAULT_SEQ_LEN: usize = 256;
-/// `nano` is for two cores and ten minutes.
-const NANO_SEQ_LEN: usize = 128;
-const DEFAULT_WARMUP: f64 = 0.1;
-/// The paper's 1000 of 100,000 steps.
-const DEFAULT_RESIDUAL_WARMUP: f64 = 0.01;
-const DEFAULT_MIN_LR_RATIO: f64 = 0.1;
-const DEFAULT_CYCLES: u64 = 4;
-const DEFAULT_DECAY_FRACTION: f64 = 0.2;
-const DEFAULT_BETAS: [f64; 2] = [0.9, 0.999];
-const DEFAULT_EPS: f64 = 1e-8;
-const DEFAULT_CLIP: f64 = 1.0;
-const DEFAULT_SEED: u64 = 42;
-const DEFAULT_MAX_BAD_STEPS: u64 = 8;
-const DEFAULT_EVAL_TOKENS: u64 = 65_536;
-const DEFAULT_KEEP: u64 = 3;
-/// A run evaluates after every tenth of its steps.
-const DEFAULT_EVALUATIONS: u64 = 10;
-
-/// Name of a size that is no preset's.
-const CUSTOM: &str = "custom";
-
-// Far above any model of this kind, and low enough that no product of sizes overflows.
-const MAX_WIDTH: usize = 1 << 18;
-const MAX_LAYERS: usize = 1 << 12;
-const MAX_VOCAB: usize = 1 << 22;
-const MAX_SEQUENCE: usize = 1 << 20;
+use super::given::{Given, parse, parse_assignment};
+use super::table::{CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, TrainRecipe};
+use super::{CompareTable, Recipe, RecipeError, Shipped};
 
 /// What a caller wants changed in a recipe; the options of the command line are these.
 #[derive(Clone, Debug, Default)]
@@ -83,13 +44,13 @@ pub fn resolve_with(
     over: Table,
     origin: &str,
 ) -> Result<Recipe, RecipeError> {
-    let mut keys = Keys::default();
+    let mut given = Given::default();
     if let Some(file) = file {
-        keys.add(file.table.clone(), &file.origin)?;
+        file.add_to(&mut given)?;
     }
-    add_options(&mut keys, args)?;
-    keys.add(over, origin)?;
-    Recipe::from_keys(keys)
+    add_options(&mut given, args)?;
+    given.add(over, origin)?;
+    Recipe::from_given(&given)
 }
 
 /// A recipe file that has been read and not yet been resolved.
@@ -112,13 +73,18 @@ impl RecipeFile {
     }
 
     fn parse(text: &str, origin: String) -> Result<Self, RecipeError> {
-        let mut table = keys::parse(text, &origin)?;
+        let mut table = parse(text, &origin)?;
         let compare = CompareTable::take(&mut table, &origin)?;
         Ok(Self { compare, table, origin })
     }
+
+    /// Adds what the file says to what is given.
+    pub(super) fn add_to(&self, given: &mut Given) -> Result<(), RecipeError> {
+        given.add(self.table.clone(), &self.origin)
+    }
 }
 
-fn add_options(keys: &mut Keys, args: &RecipeOptions) -> Result<(), RecipeError> {
+fn add_options(given: &mut Given, args: &RecipeOptions) -> Result<(), RecipeError> {
     for (option, section, key, value) in [
         ("--preset", "model", "preset", &args.preset),
         ("--scheme", "model", "scheme", &args.scheme),
@@ -127,11 +93,11 @@ fn add_options(keys: &mut Keys, args: &RecipeOptions) -> Result<(), RecipeError>
         if let Some(value) = value {
             let inner = Table::from_iter([(key.to_string(), Value::String(value.clone()))]);
             let table = Table::from_iter([(section.to_string(), Value::Table(inner))]);
-            keys.add(table, option)?;
+            given.add(table, option)?;
         }
     }
-    let assignments = args.set.iter().map(|text| keys::parse_assignment(text));
-    keys.add(assignments.collect::<Result<Table, _>>()?, "--set")
+    let assignments = args.set.iter().map(|text| parse_assignment(text));
+    given.add(assignments.collect::<Result<Table, _>>()?, "--set")
 }
 
 fn read(file: &Path, origin: &str) -> Result<String, RecipeError> {
@@ -148,236 +114,22 @@ fn read(file: &Path, origin: &str) -> Result<String, RecipeError> {
 }
 
 impl Recipe {
-    /// Reads every key once: its name, what it may be, its default.
-    fn from_keys(mut keys: Keys) -> Result<Recipe, RecipeError> {
-        let k = &mut keys;
-        let size = Size::from_keys(k)?;
-        let data = DataRecipe::from_keys(k, size.base)?;
-
-        let batch = k.size("train.batch", 1..=MAX_SEQUENCE)?.unwrap_or(DEFAULT_BATCH);
-        let positions = batch as u64 * data.seq_len as u64;
-        let tokens = k.integer("train.tokens", 1..=ANY)?;
-        let steps = k
-            .integer("train.steps", 1..=ANY)?
-            .or(tokens.map(|tokens| tokens.div_ceil(positions)))
-            .unwrap_or(DEFAULT_STEPS);
-        let model = ModelRecipe::from_keys(k, size, steps)?;
-
-        let every = (steps / DEFAULT_EVALUATIONS).max(1);
-        let eval = EvalRecipe {
-            every: k.integer("eval.every", 1..=ANY)?.unwrap_or(every),
-            tokens: k.integer("eval.tokens", 1..=ANY)?.unwrap_or(DEFAULT_EVAL_TOKENS),
-        };
-        let checkpoint = CheckpointRecipe {
-            every: k.integer("checkpoint.every", 1..=ANY)?.unwrap_or(eval.every),
-            keep: k.integer("checkpoint.keep", 1..=ANY)?.unwrap_or(DEFAULT_KEEP),
-        };
-        let train = TrainRecipe::from_keys(k, steps, batch, eval.every)?;
-        keys.finish()?;
-
+    /// Fills in the defaults of what is not given, and checks that all of it fits together.
+    pub(super) fn from_given(given: &Given) -> Result<Recipe, RecipeError> {
         let recipe = Recipe {
-            model,
-            data,
-            train,
-            eval,
-            checkpoint,
+            model: ModelRecipe::from_given(given)?,
+            data: DataRecipe::from_given(given)?,
+            train: TrainRecipe::from_given(given)?,
+            eval: EvalRecipe::from_given(given)?,
+            checkpoint: CheckpointRecipe::from_given(given)?,
         };
-        recipe.llama(recipe.expected_vocab())?;
-        Ok(recipe)
-    }
-}
-
-/// The four sizes of a model.
-struct Size {
-    /// The preset that they start from; those given all four are their own.
-    base: Option<Preset>,
-    /// Name of the preset that has them.
-    preset: &'static str,
-    hidden: usize,
-    intermediate: usize,
-    heads: usize,
-    layers: usize,
-}
-
-impl Size {
-    fn from_keys(k: &mut Keys) -> Result<Self, RecipeError> {
-        let presets: Vec<&str> = Preset::ALL.iter().map(|preset| preset.name).collect();
-        let names = [presets.as_slice(), &[CUSTOM]].concat();
-        let named: Option<String> = k.choice("model.preset", "preset", &names)?;
-        let given = [
-            ("model.hidden", k.size("model.hidden", 1..=MAX_WIDTH)?),
-            ("model.intermediate", k.size("model.intermediate", 1..=MAX_WIDTH)?),
-            ("model.heads", k.size("model.heads", 1..=MAX_WIDTH)?),
-            ("model.layers", k.size("model.layers", 1..=MAX_LAYERS)?),
-        ];
-        let base = match named {
-            Some(name) => Preset::named(&name),
-            None if given.iter().all(|(_, size)| size.is_some()) => None,
-            None => Preset::named(DEFAULT_PRESET),
-        };
-        let of_base = base.map(|p| [p.hidden, p.intermediate, p.heads, p.layers]);
-        let mut sizes = [0; 4];
-        for (index, (key, size)) in given.into_iter().enumerate() {
-            let size = size.or(of_base.map(|sizes| sizes[index]));
-            sizes[index] = size.ok_or(RecipeError::CustomSize(key))?;
-        }
-        let [hidden, intermediate, heads, layers] = sizes;
-        let preset = base.filter(|_| of_base == Some(sizes)).map_or(CUSTOM, |base| base.name);
-        Ok(Self {
-            base,
-            preset,
-            hidden,
-            intermediate,
-            heads,
-            layers,
-        })
-    }
-}
-
-impl ModelRecipe {
-    fn from_keys(k: &mut Keys, size: Size, steps: u64) -> Result<Self, RecipeError> {
-        let Size {
-            preset,
-            hidden,
-            intermediate,
-            heads,
-            layers,
-            ..
-        } = size;
-        let schemes: Vec<String> = Scheme::all().map(|scheme| scheme.to_string()).collect();
-        let schemes: Vec<&str> = schemes.iter().map(String::as_str).collect();
-        let scheme = k.choice("model.scheme", "scheme", &schemes)?.unwrap_or_default();
-        let inits = ["published", "released"];
-        let default = GpasConfig::new();
-        let acts = ["silu", "identity", "relu", "tanh", "leaky_relu", "scale_silu"];
-        // `model.act` is the short form of `model.gate.act`; a source has one of them at most.
-        let short: Option<GateActivation> = k.choice("model.act", "model.act", &acts)?;
-        let act: Option<GateActivation> = k.choice("model.gate.act", "model.gate.act", &acts)?;
-        let sites = ["default", "before", "after_norm", "after_module"];
-        let site: Option<GateSite> = k.choice("model.gate.site", "model.gate.site", &sites)?;
-        let gate = GpasConfig {
-            act: act.or(short).unwrap_or(default.act),
-            learnable: k.boolean("model.gate.learnable")?.unwrap_or(default.learnable),
-            init: k.real("model.gate.init", "a number", |_| true)?.unwrap_or(default.init),
-            per_sublayer: k.boolean("model.gate.per_sublayer")?.unwrap_or(default.per_sublayer),
-            site: site.unwrap_or(default.site),
-            stop_gradient: k.boolean("model.gate.stop_gradient")?.unwrap_or(default.stop_gradient),
-        };
-        let warmup = (DEFAULT_RESIDUAL_WARMUP * steps as f64).round().max(1.0) as u64;
-        Ok(ModelRecipe {
-            preset: preset.into(),
-            scheme,
-            hidden,
-            intermediate,
-            heads,
-            kv_heads: k.size("model.kv_heads", 1..=MAX_WIDTH)?.unwrap_or(heads),
-            layers,
-            post_num: k.size("model.post_num", 0..=MAX_LAYERS)?.unwrap_or(layers / 4),
-            residual_warmup: k.steps("model.residual_warmup", steps)?.unwrap_or(warmup),
-            vocab: k.size("model.vocab", 1..=MAX_VOCAB)?,
-            tied_head: k.boolean("model.tied_head")?.unwrap_or(false),
-            norm_eps: k
-                .real("model.norm_eps", "a number above 0", |eps| eps > 0.0)?
-                .unwrap_or(DEFAULT_NORM_EPS),
-            rope_base: k
-                .real("model.rope_base", "a number above 1", |base| base > 1.0)?
-                .unwrap_or(DEFAULT_ROPE_BASE),
-            max_positions: k
-                .size("model.max_positions", 1..=MAX_SEQUENCE)?
-                .unwrap_or(DEFAULT_POSITIONS),
-            init: k.choice("model.init", "model.init", &inits)?.unwrap_or_default(),
-            gate,
-        })
-    }
-}
-
-impl DataRecipe {
-    fn from_keys(k: &mut Keys, base: Option<Preset>) -> Result<DataRecipe, RecipeError> {
-        let nano = base.is_some_and(|preset| preset.name == DEFAULT_PRESET);
-        let default = if nano { NANO_SEQ_LEN } else { DEFAULT_SEQ_LEN };
-        // A run is resumed from wherever its owner happens to be, so the path is kept absolute.
-        let path = k.text("data.path", "a path in quotes")?;
-        let absolute = path.map(|path| std::path::absolute(&path).map_err(|cause| RecipeError::Read { path, cause }));
-        Ok(DataRecipe {
-            path: absolute.transpose()?,
-            mode: k
-                .choice("data.mode", "data.mode", &["packed", "padded"])?
-                .unwrap_or_default(),
-            seq_len: k.size("data.seq_len", 2..=MAX_SEQUENCE)?.unwrap_or(default),
-        })
-    }
-}
-
-impl TrainRecipe {
-    fn from_keys(k: &mut Keys, steps: u64, batch: usize, eval_every: u64) -> Result<TrainRecipe, RecipeError> {
-        let above_zero = |value: f64| value > 0.0;
-        let not_negative = |value: f64| value >= 0.0;
-        let ratio = |value: f64| (0.0..=1.0).contains(&value);
-        let limit = "a number of at least 0; 0 is no limit";
-
-        // An upper limit: a smaller batch, say one set over a shipped recipe, is one piece.
-        let micro_batch = k.size("train.micro_batch", 1..=MAX_SEQUENCE)?;
-        let micro_batch = micro_batch.map_or(batch, |most| most.min(batch));
-        let warmup = k
-            .steps("train.warmup", steps)?
-            .unwrap_or((DEFAULT_WARMUP * steps as f64).round() as u64);
+        let (warmup, steps) = (recipe.train.warmup, recipe.train.steps);
         if warmup > steps {
             return Err(RecipeError::Warmup { warmup, steps });
         }
-        let schedules = ["cosine", "linear", "cosine_restarts", "wsd", "constant"];
-        let precisions = Precision::ALL.map(Precision::name);
-        let optimizer = k
-            .choice("train.optimizer", "train.optimizer", &["adam", "adamw"])?
-            .unwrap_or_default();
-        // PyTorch's defaults.
-        let weight_decay = match optimizer {
-            OptimizerKind::Adam => 0.0,
-            OptimizerKind::AdamW => 0.01,
-        };
-        Ok(TrainRecipe {
-            steps,
-            batch,
-            micro_batch,
-            lr: k
-                .real("train.lr", "a number above 0", above_zero)?
-                .unwrap_or(DEFAULT_LR),
-            warmup,
-            schedule: k
-                .choice("train.schedule", "train.schedule", &schedules)?
-                .unwrap_or_default(),
-            min_lr_ratio: k
-                .real("train.min_lr_ratio", "a number from 0 to 1", ratio)?
-                .unwrap_or(DEFAULT_MIN_LR_RATIO),
-            cycles: k.integer("train.cycles", 1..=ANY)?.unwrap_or(DEFAULT_CYCLES),
-            decay_fraction: k
-                .real("train.decay_fraction", "a number from 0 to 1", ratio)?
-                .unwrap_or(DEFAULT_DECAY_FRACTION),
-            optimizer,
-            betas: k
-                .reals(
-                    "train.betas",
-                    "two numbers from 0 to below 1, such as [0.9, 0.999]",
-                    |beta| (0.0..1.0).contains(&beta),
-                )?
-                .unwrap_or(DEFAULT_BETAS),
-            eps: k
-                .real("train.eps", "a number above 0", above_zero)?
-                .unwrap_or(DEFAULT_EPS),
-            weight_decay: k
-                .real("train.weight_decay", "a number of at least 0", not_negative)?
-                .unwrap_or(weight_decay),
-            clip: k.real("train.clip", limit, not_negative)?.unwrap_or(DEFAULT_CLIP),
-            clip_gate: k.real("train.clip_gate", limit, not_negative)?.unwrap_or(0.0),
-            precision: k
-                .choice("train.precision", "train.precision", &precisions)?
-                .unwrap_or_default(),
-            recompute: k.boolean("train.recompute")?.unwrap_or(false),
-            seed: k.integer("train.seed", 0..=ANY)?.unwrap_or(DEFAULT_SEED),
-            max_bad_steps: k
-                .integer("train.max_bad_steps", 1..=ANY)?
-                .unwrap_or(DEFAULT_MAX_BAD_STEPS),
-            inspect_every: k.integer("train.inspect_every", 1..=ANY)?.unwrap_or(eval_every),
-        })
+        given.refuse_unknown()?;
+        recipe.llama(recipe.expected_vocab())?;
+        Ok(recipe)
     }
 }
 
@@ -385,17 +137,19 @@ impl TryFrom<Table> for Recipe {
     type Error = RecipeError;
 
     fn try_from(table: Table) -> Result<Self, Self::Error> {
-        let mut keys = Keys::default();
-        keys.add(table, "the recipe")?;
-        Recipe::from_keys(keys)
+        let mut given = Given::default();
+        given.add(table, "the recipe")?;
+        Recipe::from_given(&given)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optimizer::OptimizerKind;
     use crate::schedule::ScheduleKind;
     use gpas_data::batch::WindowMode;
+    use gpas_model::{GateActivation, GpasConfig, Scheme};
 
     fn args(set: &[&str]) -> RecipeOptions {
         RecipeOptions {

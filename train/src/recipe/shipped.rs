@@ -3,7 +3,7 @@
 /// A recipe that comes with the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Shipped {
-    /// Its name, which is also that of its size if it is for a single run.
+    /// Its name. A recipe for a single run has the name of its model size.
     pub name: &'static str,
     /// Whether its training settings are the GPAS authors'; the others are this project's.
     pub published: bool,

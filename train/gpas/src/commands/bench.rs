@@ -3,15 +3,15 @@
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Result;
 use clap::Args;
 use gpas_data::store::PreparedData;
 use indicatif::HumanBytes;
 
 use crate::benchmark::generation::GenerationBenchmark;
 use crate::benchmark::{Benchmark, Candidate};
+use crate::failure::Result;
 use crate::options::RecipeArgs;
-use gpas_train::backend::BackendChoice;
+use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::recipe::RecipeOptions;
 
 /// Time optimizer steps, or generation, on random tokens
@@ -68,55 +68,69 @@ pub struct BenchArgs {
 /// # Errors
 /// If the sizes do not fit together, or the backend is not there.
 pub fn run(args: BenchArgs, backend: Option<BackendChoice>) -> Result<()> {
-    let mut options = RecipeOptions::from(args.options);
-    options.preset.get_or_insert_with(|| "20m".into());
-    let vocab = match &options.data {
-        Some(directory) => PreparedData::open(Path::new(directory))?.tokenizer().vocab_size() as u64,
-        None => args.vocab,
-    };
-    let mut own = vec![
-        format!("train.batch={}", args.batch),
-        format!(
-            "data.seq_len={}",
-            args.generate.map_or(args.seq, |length| length + args.tokens)
-        ),
-        format!("model.vocab={vocab}"),
-        format!("train.steps={}", args.warmup + args.steps),
-        "train.schedule=constant".into(),
-        "train.warmup=0".into(),
-    ];
-    own.extend(args.precision.map(|precision| format!("train.precision={precision}")));
-    // The user's own `--set` come later and win.
-    options.set.splice(0..0, own);
-    let model = Candidate::new(&options, vocab as usize)?;
-    let versus = match args.vs {
-        Some(scheme) => {
-            options.scheme = Some(scheme);
-            Some(Candidate::new(&options, vocab as usize)?)
-        }
-        None => None,
-    };
+    let (model, versus) = args.candidates()?;
     let selected = args.device.or(backend).unwrap_or_default().select()?;
-    if let Some(length) = args.generate {
-        let benchmark = GenerationBenchmark {
-            model,
-            length: length as usize,
-            tokens: args.tokens as usize,
-            selected,
-        };
-        let report = selected.run(benchmark)??;
-        let mut out = std::io::stdout();
-        if args.json {
-            writeln!(out, "{}", serde_json::to_string(&report)?)?;
-        } else {
-            writeln!(
-                out,
-                "{} {} on {selected}: {:.1} tokens/s after {length} tokens of a prompt, which went at {:.1} tokens/s",
-                report.preset, report.scheme, report.tokens_per_s, report.prompt_tokens_per_s,
-            )?;
-        }
-        return Ok(());
+    match args.generate {
+        Some(length) => run_generation(&args, model, length, selected),
+        None => run_training(&args, model, versus, selected),
     }
+}
+
+impl BenchArgs {
+    /// The model to time, and the one to time beside it.
+    fn candidates(&self) -> Result<(Candidate, Option<Candidate>)> {
+        let mut options = RecipeOptions::from(self.options.clone());
+        options.preset.get_or_insert_with(|| "20m".into());
+        let vocab = match &options.data {
+            Some(directory) => PreparedData::open(Path::new(directory))?.tokenizer().vocab_size() as u64,
+            None => self.vocab,
+        };
+        let seq_len = self.generate.map_or(self.seq, |length| length + self.tokens);
+        let mut own = vec![
+            format!("train.batch={}", self.batch),
+            format!("data.seq_len={seq_len}"),
+            format!("model.vocab={vocab}"),
+            format!("train.steps={}", self.warmup + self.steps),
+            "train.schedule=constant".into(),
+            "train.warmup=0".into(),
+        ];
+        let precision = self.precision.iter();
+        own.extend(precision.map(|precision| format!("train.precision={precision}")));
+        // The user's own `--set` come later and win.
+        options.set.splice(0..0, own);
+        let model = Candidate::new(&options, vocab as usize)?;
+        let Some(scheme) = self.vs.clone() else {
+            return Ok((model, None));
+        };
+        options.scheme = Some(scheme);
+        Ok((model, Some(Candidate::new(&options, vocab as usize)?)))
+    }
+}
+
+/// Times generation after a prompt of `length` tokens, and prints what it took.
+fn run_generation(args: &BenchArgs, model: Candidate, length: u64, selected: Selected) -> Result<()> {
+    let benchmark = GenerationBenchmark {
+        model,
+        length: length as usize,
+        tokens: args.tokens as usize,
+        selected,
+    };
+    let report = selected.run(benchmark)??;
+    let mut out = std::io::stdout();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        writeln!(
+            out,
+            "{} {} on {selected}: {:.1} tokens/s after {length} tokens of a prompt, which went at {:.1} tokens/s",
+            report.preset, report.scheme, report.tokens_per_s, report.prompt_tokens_per_s,
+        )?;
+    }
+    Ok(())
+}
+
+/// Times optimizer steps, and prints what they took.
+fn run_training(args: &BenchArgs, model: Candidate, versus: Option<Candidate>, selected: Selected) -> Result<()> {
     let benchmark = Benchmark {
         model,
         versus,
@@ -129,39 +143,32 @@ pub fn run(args: BenchArgs, backend: Option<BackendChoice>) -> Result<()> {
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
-    } else {
-        let memory = report
-            .peak_bytes
-            .map_or("not known here".into(), |bytes| HumanBytes(bytes).to_string());
+        return Ok(());
+    }
+    let memory = report
+        .peak_bytes
+        .map_or("not known here".into(), |bytes| HumanBytes(bytes).to_string());
+    writeln!(
+        out,
+        "{} {} on {}: {:.0} tokens/s, {:.4} s a step of {} × {}, peak memory {}",
+        report.preset, report.scheme, selected, report.tokens_per_s, report.step_s, report.batch, report.seq, memory,
+    )?;
+    writeln!(
+        out,
+        "{:.1} GFLOP/s, {:.1} % of the {:.1} that the fastest matrix product makes",
+        report.flops_per_s / 1e9,
+        report.matmul_share * 1e2,
+        report.matmul_flops_per_s / 1e9,
+    )?;
+    for share in &report.profile {
+        writeln!(out, "{:>6.1} %  {}", share.share * 1e2, share.kind)?;
+    }
+    if let Some(versus) = &report.versus {
         writeln!(
             out,
-            "{} {} on {}: {:.0} tokens/s, {:.4} s a step of {} × {}, peak memory {}",
-            report.preset,
-            report.scheme,
-            selected,
-            report.tokens_per_s,
-            report.step_s,
-            report.batch,
-            report.seq,
-            memory,
+            "a step takes {:.4} times that of {}, 95 % interval {:.4} to {:.4} over {} pairs",
+            versus.ratio, versus.scheme, versus.low, versus.high, args.steps,
         )?;
-        writeln!(
-            out,
-            "{:.1} GFLOP/s, {:.1} % of the {:.1} that the fastest matrix product makes",
-            report.flops_per_s / 1e9,
-            report.matmul_share * 1e2,
-            report.matmul_flops_per_s / 1e9,
-        )?;
-        for share in &report.profile {
-            writeln!(out, "{:>6.1} %  {}", share.share * 1e2, share.kind)?;
-        }
-        if let Some(versus) = &report.versus {
-            writeln!(
-                out,
-                "a step takes {:.4} times that of {}, 95 % interval {:.4} to {:.4} over {} pairs",
-                versus.ratio, versus.scheme, versus.low, versus.high, args.steps,
-            )?;
-        }
     }
     Ok(())
 }

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
 use clap::Args;
 use gpas_data::store::PreparedData;
 use indicatif::{HumanCount, HumanDuration};
 
+use super::provenance::{data_directory, data_sha256};
 use super::report;
-use super::train::{begin, data_directory, data_sha256, execute, go_on};
+use super::train::{begin, execute, go_on};
 use crate::benchmark::{Benchmark, Candidate};
 use crate::dashboard::covers_terminal;
+use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
 use crate::screen::restore;
 use gpas_report::compare::{CompareError, Comparison, FinishedRun, Plan, PlannedRun, may_differ, plain};
@@ -80,7 +81,7 @@ impl CompareArgs {
             table.seeds.clone_from(&self.seeds);
         }
         for text in &self.vary {
-            let (key, values) = parse_values(text).context("--vary")?;
+            let (key, values) = parse_values(text).map_err(Failure::during("--vary"))?;
             table.vary.insert(key, values);
         }
         table.baseline = self.baseline.clone().or(table.baseline);
@@ -91,7 +92,7 @@ impl CompareArgs {
 /// Runs the command; the code is that of a process stopped by a signal if one stopped it.
 ///
 /// # Errors
-/// Anything wrong with the recipes, the data, the backend or the disk. A run that diverges is none.
+/// Anything wrong with the recipes, the data, the backend or the disk. A run that diverges is no error.
 pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
     let file = args.recipe.as_deref().map(RecipeFile::read).transpose()?;
     let table = args.table(file.as_ref())?;
@@ -100,7 +101,7 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
     }
     let mut plan = Plan::new(file.as_ref(), &args.options.clone().into(), table, &args.out)?;
     let selected = backend.unwrap_or_default().select()?;
-    // Whatever is wrong with any run is said before the first one begins.
+    // An error in any of the runs ends the command before the first one begins.
     let standings = standings(&mut plan)?;
     if args.dry_run {
         dry_run(&plan, &standings, selected)?;
@@ -108,14 +109,14 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
     }
 
     let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
-    let stop = StopRequest::listen(on_leave).context("cannot listen to signals")?;
+    let stop = StopRequest::listen(on_leave).map_err(Failure::during("cannot listen to signals"))?;
     let mut finished = Vec::new();
     for (index, (run, standing)) in plan.runs.iter().zip(&standings).enumerate() {
         let path = plan.path(run);
         let title = format!("[{}/{}] {}", index + 1, plan.runs.len(), plan.name(run));
         if *standing == Standing::Done {
             say(&format!("{title}: done before"));
-            // Made again, for one that was interrupted at its very end.
+            // The report is made again: the command may have been interrupted after the run and before its report.
             report::of_run(&RunDirectory::open(&path)?, backend)?;
         } else {
             say(&title);
@@ -134,9 +135,9 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
                         return Ok(stop.exit_code().into());
                     }
                 }
-                // A result as any other.
+                // A run that diverges is a result of the comparison.
                 Err(error) if diverged(&error) => say(&format!("{}: {error}", plan.name(run))),
-                Err(error) => return Err(error.context(plan.name(run))),
+                Err(error) => return Err(Failure::during::<Failure>(plan.name(run))(error)),
             }
         }
         finished.push(FinishedRun::read(index, &RunDirectory::open(&path)?)?);
@@ -153,13 +154,13 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a line. Whoever reads it may have gone; the runs go on.
+/// Prints a line. That the reader has closed the output does not end the runs.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-fn diverged(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(TrainingError::NotFinite { .. }))
+fn diverged(error: &Failure) -> bool {
+    matches!(error.downcast(), Some(TrainingError::NotFinite { .. }))
 }
 
 /// How far a run has come.
@@ -170,8 +171,8 @@ enum Standing {
     Done,
 }
 
-/// How far every run has come, after a check that each can be made, and that what there is of it was made as the plan has it. The
-/// vocabulary of the data is written into the recipes.
+/// How far every run has come. Checks that each can be made, and that a run which exists was made as the plan says; writes the vocabulary of
+/// the data into the recipes.
 fn standings(plan: &mut Plan) -> Result<Vec<Standing>> {
     let mut standings = Vec::new();
     let mut opened: Option<(PathBuf, PreparedData, String)> = None;
@@ -198,7 +199,7 @@ fn standings(plan: &mut Plan) -> Result<Vec<Standing>> {
     Ok(standings)
 }
 
-/// How far a run has come that exists.
+/// How far a run that exists has come.
 fn standing(path: &Path, planned: &PlannedRun, data_sha256: &str) -> Result<Standing> {
     let run = RunDirectory::open(path)?;
     let state = match newest_valid(&run.checkpoints_path()) {
@@ -234,7 +235,7 @@ fn standing(path: &Path, planned: &PlannedRun, data_sha256: &str) -> Result<Stan
     })
 }
 
-/// Steps of each arm that are timed for an estimate, after one that is not.
+/// Steps of each arm that are timed for an estimate, after one step of warm-up.
 const TIMED_STEPS: usize = 8;
 
 /// A forward pass is a third of a training step's work: the backward pass is two more.
@@ -262,7 +263,7 @@ fn dry_run(plan: &Plan, standings: &[Standing], selected: Selected) -> Result<()
             profile: false,
             selected,
         };
-        let report = selected.run(benchmark)?.with_context(|| arm.name.clone())?;
+        let report = selected.run(benchmark)?.map_err(Failure::during(&arm.name))?;
         seconds.push(steps * report.fastest_step_s);
     }
     let mut out = std::io::stdout().lock();

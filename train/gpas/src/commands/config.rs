@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::{Args, Subcommand};
 use gpas_model::{LlamaConfig, Preset};
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::json;
 
+use crate::failure::Result;
 use crate::options::RecipeArgs;
 use gpas_train::recipe::{Recipe, SHIPPED, resolve};
 
@@ -30,6 +30,12 @@ enum Command {
   gpas config show 350m --json
   gpas config show 20m > mine.toml")]
     Show(ShowArgs),
+    /// Print every recipe key with its default, what it may be and what it means: the output is a recipe
+    #[command(after_help = "Examples:
+  gpas config keys
+  gpas config keys --json
+  gpas config keys > mine.toml")]
+    Keys(KeysArgs),
     /// Print the model sizes, their parameters, and whose training settings the recipe of that name has
     #[command(after_help = "Example:\n  gpas config presets")]
     Presets,
@@ -48,6 +54,14 @@ struct ShowArgs {
     json: bool,
 }
 
+/// `gpas config keys`
+#[derive(Debug, Args)]
+struct KeysArgs {
+    /// Print a JSON array with an object for each key
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -55,6 +69,8 @@ struct ShowArgs {
 pub fn run(args: ConfigArgs) -> Result<()> {
     let text = match args.command {
         Command::Presets => presets(),
+        Command::Keys(KeysArgs { json: true }) => serde_json::to_string_pretty(&Recipe::reference()?)? + "\n",
+        Command::Keys(KeysArgs { json: false }) => keys()?,
         Command::Show(args) => {
             let recipe = resolve(args.recipe.as_deref(), &args.options.into())?;
             if args.json {
@@ -89,6 +105,11 @@ fn as_toml(recipe: &Recipe) -> Result<String> {
         comment(&format!("{name:<26} {value}"));
     }
     Ok(text)
+}
+
+fn keys() -> Result<String> {
+    let head = "# Every key of a recipe. What is left out has its default; where that follows from other keys, the key is a comment.\n";
+    Ok(format!("{head}\n{}", Recipe::annotated()?))
 }
 
 fn costs(recipe: &Recipe, model: &LlamaConfig) -> Vec<(&'static str, String)> {
@@ -186,7 +207,11 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         command.build();
-        for (name, example) in [("show", "gpas config show 71m"), ("presets", "gpas config presets")] {
+        for (name, example) in [
+            ("show", "gpas config show 71m"),
+            ("keys", "gpas config keys"),
+            ("presets", "gpas config presets"),
+        ] {
             let help = command
                 .find_subcommand_mut(name)
                 .unwrap()
@@ -238,6 +263,21 @@ mod tests {
         let memory = &value["training_memory"];
         assert_eq!(memory["optimizer"], 4 * (70_578_688 + 12));
         assert_eq!(memory["gradients"], memory["optimizer"]);
+    }
+
+    #[test]
+    fn the_list_of_keys_is_a_recipe_that_says_what_each_means() {
+        let text = keys().unwrap();
+        let read: Recipe = toml::from_str(&text).unwrap();
+        assert_eq!(read, recipe("nano"));
+        let entry = "# Highest learning rate.\n# It must be a number above 0.\nlr = 0.001\n";
+        assert!(text.contains(entry), "{text}");
+        for key in Recipe::keys() {
+            let (_, name) = key.parts();
+            let is_there =
+                |line: &str| line.starts_with(&format!("{name} = ")) || line.starts_with(&format!("# {name}: "));
+            assert!(text.lines().any(is_there), "{}", key.name);
+        }
     }
 
     #[test]

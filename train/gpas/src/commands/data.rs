@@ -4,11 +4,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Result;
 use clap::{Args, Subcommand};
 use gpas_data::prepare::{PrepareOptions, Validation, prepare};
 use gpas_data::source::{ReadOptions, Skipped};
 use gpas_data::store::{inspect, verify};
+
+use crate::failure::Result;
 
 /// Prepare text for training, and look at prepared data.
 #[derive(Debug, Args)]
@@ -97,7 +98,7 @@ struct VerifyArgs {
 /// Runs `gpas data`.
 ///
 /// # Errors
-/// Those of the data, each one line; the cause is a [`gpas_data::DataError`], which has a hint.
+/// If a source or prepared data cannot be read or is damaged, or prepared data cannot be written.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
         DataCommand::Prepare(args) => run_prepare(args),

@@ -3,19 +3,15 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
-use gpas_data::batch::Windows;
-use gpas_data::store::PreparedData;
 
-use super::opened::OpenedRun;
-use super::train::{data_directory, data_sha256};
+use super::opened::{OpenedRun, RunAndText};
+use crate::failure::Result;
 use gpas_serve::task::{Item, TaskReport, read_task};
-use gpas_train::backend::{BackendChoice, BackendTask, Selected};
+use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::evaluate::{ValidationText, evaluate};
 use gpas_train::metrics::{EvalRecord, Record};
-use gpas_train::training::{TrainingError, check_vocabulary, validation_windows};
 
 /// Evaluate a run's newest checkpoint on validation text, or at a likelihood task
 #[derive(Debug, Args)]
@@ -56,7 +52,7 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
     if let Some(task) = &args.task {
         return run_task(&args, task, backend);
     }
-    let (selected, on) = Validation::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
+    let (selected, on) = RunAndText::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
     let record = selected.run(Evaluation(on))??;
     let mut out = std::io::stdout();
     if args.json {
@@ -120,65 +116,13 @@ impl BackendTask for Task {
     }
 }
 
-/// A run and the validation text to look at its newest checkpoint with.
-pub(super) struct Validation {
-    pub opened: OpenedRun,
-    pub windows: Windows,
-    /// Of each token the bytes of text that it stands for, where the tokenizer tells.
-    pub bytes: Option<Vec<u32>>,
-    /// Tokens to score, at most.
-    pub tokens: usize,
-}
-
-impl Validation {
-    /// On the run's own backend if none is asked for, so that figures are the run's to the last digit; with other data than the run's if
-    /// that is named.
-    pub fn open(
-        run: &Path,
-        data: Option<&Path>,
-        tokens: Option<u64>,
-        backend: Option<BackendChoice>,
-    ) -> Result<(Selected, Self)> {
-        let opened = OpenedRun::open(run, backend)?;
-        let OpenedRun {
-            run,
-            info,
-            recipe,
-            config,
-            ..
-        } = &opened;
-        let found = match data {
-            Some(directory) => PreparedData::open(directory)?,
-            None => PreparedData::open(&data_directory(recipe)?)?,
-        };
-        if found.tokenizer().sha256() != info.tokenizer_sha256 {
-            return Err(TrainingError::Tokenizer {
-                data: found.directory().to_path_buf(),
-                run: run.tokenizer_path(),
-            }
-            .into());
-        }
-        if data.is_none() && data_sha256(&found)? != info.data_sha256 {
-            return Err(TrainingError::DataChanged(found.directory().to_path_buf()).into());
-        }
-        check_vocabulary(recipe, &found, config)?;
-        let validation = Self {
-            windows: validation_windows(recipe, &found)?,
-            bytes: found.tokenizer().byte_lengths(),
-            tokens: tokens.unwrap_or(recipe.eval.tokens) as usize,
-            opened,
-        };
-        Ok((validation.opened.selected, validation))
-    }
-}
-
-struct Evaluation(Validation);
+struct Evaluation(RunAndText);
 
 impl BackendTask for Evaluation {
     type Output = Result<EvalRecord>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
-        let Validation {
+        let RunAndText {
             opened,
             windows,
             bytes,

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::Args;
 use gpas_data::store::PreparedData;
 
 use super::opened::OpenedRun;
-use super::train::{data_directory, data_sha256};
+use super::provenance::{data_directory, data_sha256};
+use crate::failure::Result;
 use gpas_exchange::ExchangeError;
-use gpas_exchange::export::{Export, Format, SHARD_BYTES};
+use gpas_exchange::export::{Export, NumberFormat, SHARD_BYTES};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::Recipe;
 use gpas_train::run::RunInfo;
@@ -51,11 +51,11 @@ enum Dtype {
     Bf16,
 }
 
-impl From<Dtype> for Format {
+impl From<Dtype> for NumberFormat {
     fn from(dtype: Dtype) -> Self {
         match dtype {
-            Dtype::F32 => Format::F32,
-            Dtype::Bf16 => Format::Bf16,
+            Dtype::F32 => NumberFormat::F32,
+            Dtype::Bf16 => NumberFormat::Bf16,
         }
     }
 }

@@ -5,14 +5,14 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::opened::OpenedRun;
-use gpas_serve::generate::{Finish, Request, Sequence, TOGETHER, encode};
+use crate::failure::{Failure, Hint, Result};
+use gpas_serve::generate::{Finish, GenerationOptions, Sequence, TOGETHER, encode};
 use gpas_serve::inference::check_ids;
 use gpas_serve::sampler::Sampling;
 use gpas_train::backend::{BackendChoice, BackendTask};
@@ -105,7 +105,7 @@ pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
     };
     let opened = OpenedRun::open(&args.run, backend)?;
     let context = opened.context(args.context)?;
-    let request = Request {
+    let options = GenerationOptions {
         max_tokens: args.max_tokens,
         sampling,
         seed: args.seed,
@@ -116,34 +116,46 @@ pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
     selected.run(Generation {
         opened,
         prompts,
-        request,
+        options,
         context,
         json: args.json,
     })?
 }
 
+/// Why a file has no prompts to go on from.
+#[derive(Debug, thiserror::Error)]
+enum PromptsError {
+    #[error("{0}: neither a string nor an object with a `prompt`")]
+    NoPrompt(String),
+    #[error("{0} has no prompt")]
+    Empty(PathBuf),
+}
+
+impl Hint for PromptsError {
+    fn hint(&self) -> Option<String> {
+        None
+    }
+}
+
 /// The prompts of a file.
 fn read_prompts(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = fs::read_to_string(path).map_err(Failure::during(path.display()))?;
     let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
     let prompt = |(index, line): (usize, &str)| -> Result<String> {
+        let at = format!("{}:{}", path.display(), index + 1);
         if !is_json {
             return Ok(line.to_string());
         }
-        let value: Value = serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))?;
+        let value: Value = serde_json::from_str(line).map_err(Failure::during(&at))?;
         match value.as_str().or(value["prompt"].as_str()) {
             Some(prompt) => Ok(prompt.to_string()),
-            None => bail!(
-                "{}:{}: neither a string nor an object with a `prompt`",
-                path.display(),
-                index + 1
-            ),
+            None => Err(PromptsError::NoPrompt(at).into()),
         }
     };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let prompts: Vec<String> = lines.map(prompt).collect::<Result<_>>()?;
     if prompts.is_empty() {
-        bail!("{} has no prompt", path.display());
+        return Err(PromptsError::Empty(path.to_path_buf()).into());
     }
     Ok(prompts)
 }
@@ -151,7 +163,7 @@ fn read_prompts(path: &Path) -> Result<Vec<String>> {
 struct Generation {
     opened: OpenedRun,
     prompts: Vec<String>,
-    request: Request,
+    options: GenerationOptions,
     context: usize,
     json: bool,
 }
@@ -174,7 +186,7 @@ impl BackendTask for Generation {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let model = self.opened.model::<B>(&device)?;
         let generator = self.opened.generator(&model, self.context);
-        // All of them first: nothing is said before everything has been checked.
+        // Every prompt is checked before the first text is printed.
         let mut waiting: VecDeque<(usize, Vec<u32>)> = VecDeque::new();
         for (index, prompt) in self.prompts.iter().enumerate() {
             let ids = encode(generator.tokenizer, prompt)?;
@@ -198,17 +210,17 @@ impl BackendTask for Generation {
                     finish: "",
                     prompt_tokens: ids.len(),
                     tokens: 0,
-                    seed: self.request.seed,
+                    seed: self.options.seed,
                 };
-                let sequence = generator.sequence(generator.prompt(ids)?, self.request.clone())?;
+                let sequence = generator.sequence(generator.prompt(ids)?, self.options.clone())?;
                 running.push((text, index, sequence));
             }
             let mut sequences: Vec<_> = running.iter_mut().map(|(_, _, sequence)| sequence).collect();
-            let steps = generator.step(&mut sequences)?;
-            for ((text, _, _), step) in running.iter_mut().zip(steps) {
-                text.text += &step.text;
-                if one && !step.text.is_empty() {
-                    write!(out, "{}", step.text)?;
+            let pieces = generator.step(&mut sequences)?;
+            for ((text, _, _), piece) in running.iter_mut().zip(pieces) {
+                text.text += &piece.text;
+                if one && !piece.text.is_empty() {
+                    write!(out, "{}", piece.text)?;
                     out.flush()?;
                 }
             }
@@ -223,7 +235,7 @@ impl BackendTask for Generation {
                 text.tokens = sequence.made();
                 texts[index] = Some(text);
             }
-            // In the order of the prompts, each as soon as its turn has come.
+            // Texts are printed in the order of the prompts, each as soon as those before it are complete.
             while let Some(text) = texts.get_mut(printed).and_then(Option::take) {
                 printed += 1;
                 if one {

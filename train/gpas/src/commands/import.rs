@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::Args;
 use gpas_data::store::PreparedData;
 
-use super::train::{data_sha256, facts};
-use gpas_exchange::import::{Import, Request};
+use super::provenance::{data_sha256, facts};
+use crate::failure::Result;
+use gpas_exchange::import::{Import, ImportOptions};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::RecipeOptions;
 use gpas_train::run::{RunError, RunInfo};
@@ -56,7 +56,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         return Err(RunError::Exists(args.run).into());
     }
     let selected = backend.select()?;
-    let request = Request {
+    let request = ImportOptions {
         recipe: args.recipe,
         options: RecipeOptions {
             preset: None,

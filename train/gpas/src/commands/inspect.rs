@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
-use super::eval::Validation;
+use super::opened::RunAndText;
+use crate::failure::{Failure, Result};
 use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::inspect::ModelInspection;
 use gpas_train::metrics::{Record, read_records};
@@ -51,10 +51,10 @@ pub struct InspectArgs {
 /// # Errors
 /// If the run, its checkpoint or its data cannot be read or do not fit each other.
 pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
-    let (selected, validation) = Validation::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
-    let metrics = validation.opened.run.metrics_path();
-    let records = read_records(&metrics).with_context(|| metrics.display().to_string())?;
-    let mut inspection = selected.run(Look(validation))??;
+    let (selected, asked) = RunAndText::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
+    let metrics = asked.opened.run.metrics_path();
+    let records = read_records(&metrics).map_err(Failure::during(metrics.display()))?;
+    let mut inspection = selected.run(Look(asked))??;
     let layers = records.into_iter().filter_map(|record| match record {
         Record::Layers(layers) => Some(layers),
         _ => None,
@@ -70,13 +70,13 @@ pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
 }
 
 /// The task of looking at a checkpoint.
-pub(super) struct Look(pub Validation);
+pub(super) struct Look(pub RunAndText);
 
 impl BackendTask for Look {
     type Output = Result<ModelInspection>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
-        let Validation {
+        let RunAndText {
             opened,
             windows,
             tokens,

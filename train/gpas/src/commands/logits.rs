@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
 use clap::Args;
 use gpas_model::weights::{HostTensor, NamedTensors, write_safetensors};
 
 use super::opened::OpenedRun;
+use crate::failure::Result;
 use gpas_serve::inference::check_ids;
 use gpas_train::backend::{BackendChoice, BackendTask};
 

@@ -11,6 +11,7 @@ pub mod import;
 pub mod inspect;
 pub mod logits;
 pub mod opened;
+pub mod provenance;
 pub mod report;
 pub mod selfcheck;
 pub mod serve;

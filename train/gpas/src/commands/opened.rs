@@ -2,18 +2,21 @@
 
 use std::path::Path;
 
-use anyhow::Result;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_data::batch::Windows;
+use gpas_data::store::PreparedData;
 use gpas_data::tokenizer::Tokenizer;
 use gpas_model::{Llama, LlamaConfig, Progress};
 
+use super::provenance::{data_directory, data_sha256};
+use crate::failure::Result;
 use gpas_serve::generate::Generator;
 use gpas_serve::inference::InferenceError;
 use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::checkpoint::{Checkpoint, newest_valid};
 use gpas_train::recipe::Recipe;
 use gpas_train::run::{RunDirectory, RunInfo};
-use gpas_train::training::check_precision;
+use gpas_train::training::{TrainingError, check_precision, check_vocabulary, validation_windows};
 
 /// A run, opened. Its data is not needed.
 pub struct OpenedRun {
@@ -95,5 +98,62 @@ impl OpenedRun {
             context,
             vocab: self.config.vocab,
         }
+    }
+}
+
+/// A run that is to be asked, with the validation text to do it by.
+pub struct RunAndText {
+    /// The run.
+    pub opened: OpenedRun,
+    /// The text.
+    pub windows: Windows,
+    /// How many bytes of text each token stands for, where the tokenizer tells.
+    pub bytes: Option<Vec<u32>>,
+    /// Tokens to score, at most.
+    pub tokens: usize,
+}
+
+impl RunAndText {
+    /// Opens a run and its validation text: on the run's own backend if none is asked for, so that figures are the run's to the last digit;
+    /// with other data than the run's if that is named.
+    ///
+    /// # Errors
+    /// If the run, its checkpoint or its data cannot be read or do not fit each other.
+    pub fn open(
+        run: &Path,
+        data: Option<&Path>,
+        tokens: Option<u64>,
+        backend: Option<BackendChoice>,
+    ) -> Result<(Selected, Self)> {
+        let opened = OpenedRun::open(run, backend)?;
+        let OpenedRun {
+            run,
+            info,
+            recipe,
+            config,
+            ..
+        } = &opened;
+        let found = match data {
+            Some(directory) => PreparedData::open(directory)?,
+            None => PreparedData::open(&data_directory(recipe)?)?,
+        };
+        if found.tokenizer().sha256() != info.tokenizer_sha256 {
+            return Err(TrainingError::Tokenizer {
+                data: found.directory().to_path_buf(),
+                run: run.tokenizer_path(),
+            }
+            .into());
+        }
+        if data.is_none() && data_sha256(&found)? != info.data_sha256 {
+            return Err(TrainingError::DataChanged(found.directory().to_path_buf()).into());
+        }
+        check_vocabulary(recipe, &found, config)?;
+        let text = Self {
+            windows: validation_windows(recipe, &found)?,
+            bytes: found.tokenizer().byte_lengths(),
+            tokens: tokens.unwrap_or(recipe.eval.tokens) as usize,
+            opened,
+        };
+        Ok((text.opened.selected, text))
     }
 }

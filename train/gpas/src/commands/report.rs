@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
 use clap::Args;
 
-use super::eval::Validation;
 use super::inspect::Look;
+use super::opened::RunAndText;
+use crate::failure::Result;
 use gpas_report::compare::Comparison;
 use gpas_report::{ReportError, read_inspection, write_comparison, write_inspection, write_run};
 use gpas_train::backend::BackendChoice;
@@ -52,10 +52,10 @@ pub fn run(args: &ReportArgs, backend: Option<BackendChoice>) -> Result<()> {
 
 /// The report of a run, with a look at its newest checkpoint if there can be one.
 pub(super) fn of_run(run: &RunDirectory, backend: Option<BackendChoice>) -> Result<PathBuf> {
-    // The numbers of the run do not depend on it.
+    // A failure here is only a warning: the other parts of the report do not depend on the layers.
     if let Err(error) = inspect(run, backend) {
         eprintln!(
-            "warning: {}: the layers cannot be looked at: {error:#}",
+            "warning: {}: the layers cannot be looked at: {error}",
             run.path().display()
         );
     }
@@ -70,8 +70,8 @@ fn inspect(run: &RunDirectory, backend: Option<BackendChoice>) -> Result<()> {
     if read_inspection(run).is_ok_and(|look| look.is_some_and(|look| look.step == newest)) {
         return Ok(());
     }
-    let (selected, mut validation) = Validation::open(run.path(), None::<&Path>, None, backend)?;
-    validation.tokens = validation.tokens.min(INSPECTED_TOKENS);
-    let inspection = selected.run(Look(validation))??;
+    let (selected, mut asked) = RunAndText::open(run.path(), None::<&Path>, None, backend)?;
+    asked.tokens = asked.tokens.min(INSPECTED_TOKENS);
+    let inspection = selected.run(Look(asked))??;
     Ok(write_inspection(run, &inspection)?)
 }

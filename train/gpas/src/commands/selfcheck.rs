@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Args;
 
+use crate::failure::Result;
 use crate::selfcheck::{Check, Status, check};
 use gpas_train::backend::BackendChoice;
 
@@ -38,7 +38,7 @@ pub fn run(args: &SelfcheckArgs, backend: BackendChoice) -> Result<ExitCode> {
         writeln!(out, "{selected} on {device}")?;
         writeln!(out, "{:<55} {:>10} {:>10}", "check", "measured", "allowed")?;
     }
-    // Shown as they come: a driver that hangs is known by the check after the last one.
+    // Each check is printed as it ends, so that a driver that hangs shows at which one.
     let mut shown = Ok(());
     let mut show = |check: &Check| {
         if !args.json && shown.is_ok() {

@@ -7,14 +7,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use anyhow::{Context, Result};
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
 use super::opened::OpenedRun;
+use crate::failure::{Failure, Result};
 use gpas_serve::generate::TOGETHER;
 use gpas_serve::server::worker::work;
-use gpas_serve::server::{Limits, Service, seconds_since_1970, serve, url};
+use gpas_serve::server::{Limits, ServedModel, seconds_since_1970, serve};
 use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::signals::{Stop, StopRequest};
 
@@ -57,7 +57,7 @@ pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
     let opened = OpenedRun::open(&args.run, backend)?;
     let context = opened.context(args.context)?;
     let address = SocketAddr::new(args.host, args.port);
-    let listener = TcpListener::bind(address).with_context(|| address.to_string())?;
+    let listener = TcpListener::bind(address).map_err(Failure::during(address))?;
     if !args.host.is_loopback() {
         eprintln!(
             "warning: anybody who reaches {} may use the model; there is no password",
@@ -81,7 +81,7 @@ pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
     })?
 }
 
-/// Stops the server when the model no longer works, be it by a panic: nobody is left waiting.
+/// Stops the server when the model's thread ends, by a panic too, so that no client waits for an answer that will not come.
 struct StopAtEnd<'a>(&'a StopRequest);
 
 impl Drop for StopAtEnd<'_> {
@@ -108,7 +108,7 @@ impl BackendTask for Serving {
         let model = self.opened.model::<B>(&device)?;
         let (vocab, context) = (self.opened.config.vocab, self.context);
         let (jobs, taken) = sync_channel(self.queue);
-        let service = Service {
+        let served = ServedModel {
             name: self.name,
             created: seconds_since_1970(),
             tokenizer: self.opened.tokenizer.clone(),
@@ -125,17 +125,17 @@ impl BackendTask for Serving {
         let mut out = std::io::stdout();
         writeln!(
             out,
-            "serving {} ({context} tokens of context) on {}",
-            service.name,
-            url(self.listener.local_addr()?)
+            "serving {} ({context} tokens of context) on http://{}",
+            served.name,
+            self.listener.local_addr()?
         )?;
         out.flush()?;
         let cancel = AtomicBool::new(false);
         let generator = self.opened.generator(&model, context);
-        // The model works on this thread, the rest on others.
+        // The model runs on this thread, the server on others.
         thread::scope(|scope| {
             let _guard = StopAtEnd(&stop);
-            let server = scope.spawn(|| serve(self.listener, service, &stop, &cancel));
+            let server = scope.spawn(|| serve(self.listener, served, &stop, &cancel));
             work(&generator, &taken, self.together, &cancel);
             match server.join() {
                 Ok(served) => Ok(served?),

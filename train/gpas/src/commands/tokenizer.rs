@@ -4,13 +4,14 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
 use clap::{Args, Subcommand};
 use gpas_data::DataError;
 use gpas_data::bpe::train_bpe;
 use gpas_data::source::Documents;
 
 use super::data::{ReadArgs, report_skipped};
+
+use crate::failure::Result;
 
 /// Make a tokenizer of one's own.
 #[derive(Debug, Args)]
@@ -45,11 +46,11 @@ struct TrainArgs {
 /// Runs `gpas tokenizer`.
 ///
 /// # Errors
-/// Those of the data, each one line; the cause is a [`gpas_data::DataError`], which has a hint.
+/// If the text cannot be read, or the file cannot be written.
 pub fn run(args: TokenizerArgs) -> Result<()> {
     let TokenizerCommand::Train(args) = args.command;
     let start = Instant::now();
-    // Said before the work, not after it.
+    // Checked before the work, which takes long.
     if args.out.symlink_metadata().is_ok() {
         return Err(DataError::OutputExists { path: args.out }.into());
     }

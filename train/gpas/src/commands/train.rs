@@ -1,19 +1,18 @@
 //! `gpas train`: a run from a recipe, the default run on the built-in corpus, or a run that is gone on with.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
 use clap::Args;
-use gpas_data::corpus::default_corpus;
 use gpas_data::store::PreparedData;
 use gpas_model::LlamaConfig;
 use indicatif::HumanDuration;
-use sha2::{Digest, Sha256};
 
+use super::provenance::{data_directory, data_sha256, facts, now};
 use crate::dashboard::{Dashboard, covers_terminal};
+use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
 use crate::screen::restore;
 use gpas_report::tensorboard::EventFile;
@@ -61,7 +60,7 @@ pub struct TrainArgs {
 /// Anything wrong with the recipe, the data, the backend or the disk.
 pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
     let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
-    let stop = StopRequest::listen(on_leave).context("cannot listen to signals")?;
+    let stop = StopRequest::listen(on_leave).map_err(Failure::during("cannot listen to signals"))?;
     let prepared = match &args.recipe {
         Some(path) if args.resume => {
             let run = RunDirectory::open(path)?;
@@ -144,7 +143,7 @@ pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: 
     };
     // The run is whole without it.
     if let Err(error) = reported {
-        eprintln!("warning: no report: {error:#}");
+        eprintln!("warning: no report: {error}");
     }
     let outcome = outcome?;
     let _ = tell(&outcome, begin);
@@ -264,55 +263,6 @@ fn has_steps(run: &RunDirectory) -> bool {
     let text = std::fs::read_to_string(run.metrics_path()).unwrap_or_default();
     text.lines()
         .any(|line| matches!(serde_json::from_str(line), Ok(Record::Train(_))))
-}
-
-/// The prepared data of a recipe; the built-in corpus, made on first use, where it names none.
-///
-/// # Errors
-/// If the corpus cannot be made.
-pub fn data_directory(recipe: &Recipe) -> Result<PathBuf> {
-    match &recipe.data.path {
-        Some(path) => Ok(path.clone()),
-        None => Ok(default_corpus(Path::new(env!("CARGO_MANIFEST_DIR")), false)?),
-    }
-}
-
-/// SHA-256 of the data's manifest, which holds the hashes of its shards.
-///
-/// # Errors
-/// If the manifest cannot be written as JSON.
-pub fn data_sha256(data: &PreparedData) -> Result<String> {
-    let digest = Sha256::digest(serde_json::to_vec(data.manifest())?);
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The facts of a run that begins here and now, but for its data and its tokenizer.
-pub(super) fn facts(recipe: &Recipe, config: &LlamaConfig, selected: Selected) -> RunInfo {
-    RunInfo {
-        gpas: env!("CARGO_PKG_VERSION").into(),
-        commit: env!("GPAS_COMMIT").into(),
-        burn: "0.21.0".into(),
-        backend: selected.to_string(),
-        device: selected.device_name().unwrap_or_default(),
-        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-        command: std::env::args().collect(),
-        data: PathBuf::new(),
-        data_sha256: String::new(),
-        tokenizer_sha256: String::new(),
-        parameters: config.parameters(),
-        gates: config.gates(),
-        seed: recipe.train.seed,
-        started: now(),
-        imported: None,
-        resumes: Vec::new(),
-    }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 fn tell(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {

@@ -152,7 +152,7 @@ impl Golden {
     /// The goldens that are part of the program.
     ///
     /// # Errors
-    /// None, as a test shows.
+    /// A golden that is part of the program is always read; a test reads them all.
     pub fn embedded() -> Result<Vec<Self>, GoldenError> {
         EMBEDDED.iter().map(|(name, bytes)| Self::read(name, bytes)).collect()
     }
@@ -254,7 +254,7 @@ impl Settings {
         value.parse().map_err(|_| self.wrong(key, value))
     }
 
-    /// One of the names of an enum.
+    /// A setting that is the name of an enum's variant.
     fn named<T: DeserializeOwned>(&self, key: &str) -> Result<T, GoldenError> {
         let value = self.text(key)?;
         serde_json::from_value(value.into()).map_err(|_| self.wrong(key, value))

@@ -4,13 +4,14 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_model::compare::{largest, largest_difference, largest_magnitude};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use gpas_model::{Llama, LlamaConfig, Progress};
 
 use super::golden::{Golden, HostBatch};
 use gpas_train::trainer::Trainer;
 
-/// What a backend may differ by.
+/// The largest differences that are allowed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerances {
     /// An entry of a hidden state.
@@ -26,7 +27,7 @@ pub struct Tolerances {
 }
 
 impl Tolerances {
-    /// Where every product is in f32. A float64 run of the same cases differs from the float32 goldens by at most 1.5e-5 in logits, 5.5e-6
+    /// For backends that compute every product in f32. A float64 run of the same cases differs from the float32 goldens by at most 1.5e-5 in logits, 5.5e-6
     /// of the model's largest gradient entry, 8e-7 in training losses and 3.2e-5 in a trained weight.
     pub const F32: Self = Self {
         hidden: 3e-5,
@@ -36,8 +37,8 @@ impl Tolerances {
         trained: 2e-4,
     };
 
-    /// Where products are in f32 and functions such as the exponential are as exact as a graphics interface promises, which is some ten
-    /// units in the last place.
+    /// For backends that compute products in f32, and functions such as the exponential as exactly as a graphics interface promises: to
+    /// about ten units in the last place.
     pub const GRAPHICS: Self = Self {
         hidden: 1e-4,
         logits: 1e-4,
@@ -46,7 +47,7 @@ impl Tolerances {
         trained: 1e-3,
     };
 
-    /// Where products may be in TF32, whose factors have ten bits after the first.
+    /// For backends whose products may be in TF32, which rounds factors to ten bits after the leading one.
     pub const TF32: Self = Self {
         hidden: 2.5e-2,
         logits: 2e-2,
@@ -59,16 +60,16 @@ impl Tolerances {
 /// The largest difference of one kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measure {
-    /// What differs.
+    /// Which quantity differs.
     pub what: &'static str,
-    /// By how much.
+    /// The largest difference that was found.
     pub found: f64,
-    /// By how much it may.
+    /// The largest difference that is allowed.
     pub allowed: f64,
 }
 
 impl Measure {
-    /// Whether the difference is small enough; one that is no number is not.
+    /// Whether the difference is allowed. NaN is not.
     pub fn passes(&self) -> bool {
         self.found <= self.allowed
     }
@@ -103,8 +104,7 @@ pub fn compare_with_training<B: AutodiffBackend>(
     let model: Llama<B> = config.init(0, device).with_tensors(config, &golden.parameters)?;
     let states = model.hidden_states(golden.batch.on::<B>(device).ids, Progress::COMPLETE);
     let states = states.into_iter().map(host).zip(&golden.hidden);
-    let hidden = states.map(|(found, expected)| difference(&found, expected));
-    let hidden = hidden.fold(0.0, larger);
+    let hidden = largest(states.map(|(found, expected)| difference(&found, expected)));
     let logits = difference(
         &host(model.logits(golden.batch.on::<B>(device).ids, Progress::COMPLETE)),
         &golden.logits,
@@ -112,13 +112,14 @@ pub fn compare_with_training<B: AutodiffBackend>(
 
     let (loss, gradients) = backward(&model, &golden.batch, device);
     let gradients = gradients_by_name(&model, &gradients, config);
-    let peak_of_model = golden.gradients.values().map(peak).fold(0.0, f64::max);
+    let peak = |tensor: &HostTensor| largest_magnitude(&tensor.values);
+    let peak_of_model = largest(golden.gradients.values().map(peak));
     let gradient = largest_by_name(&gradients, &golden.gradients, |found, expected| {
         difference(found, expected) / peak(expected).max(0.2 * peak_of_model)
     });
 
     let (losses, model) = train(model);
-    let training_loss = largest(&losses, &golden.training_losses);
+    let training_loss = largest_difference(&losses, &golden.training_losses);
     let trained = largest_by_name(&model.valid().to_tensors(config), &golden.trained, difference);
 
     let measure = |what, found, allowed| Measure { what, found, allowed };
@@ -204,39 +205,12 @@ fn gradients_by_name<B: AutodiffBackend>(
     named
 }
 
-/// The larger of two differences, where one that is no number is larger than any.
-fn larger(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
-}
-
-/// The largest difference between two lists; no number if they are not equally long.
-pub(super) fn largest(found: &[f64], expected: &[f64]) -> f64 {
-    if found.len() != expected.len() {
-        return f64::NAN;
-    }
-    let differences = found
-        .iter()
-        .zip(expected)
-        .map(|(found, expected)| (found - expected).abs());
-    differences.fold(0.0, larger)
-}
-
 /// The largest difference between the entries of two tensors; no number if they have not one shape.
 fn difference(found: &HostTensor, expected: &HostTensor) -> f64 {
     if found.shape != expected.shape {
         return f64::NAN;
     }
-    let pairs = found.values.iter().zip(&expected.values);
-    pairs
-        .map(|(found, expected)| f64::from((found - expected).abs()))
-        .fold(0.0, larger)
-}
-
-fn peak(tensor: &HostTensor) -> f64 {
-    tensor
-        .values
-        .iter()
-        .fold(0.0, |peak, value| peak.max(f64::from(value.abs())))
+    largest_difference(&found.values, &expected.values)
 }
 
 /// The largest difference over all tensors, as `measure` has it; no number if the names differ.
@@ -249,16 +223,14 @@ fn largest_by_name(
         return f64::NAN;
     }
     let pairs = found.values().zip(expected.values());
-    pairs
-        .map(|(found, expected)| measure(found, expected))
-        .fold(0.0, larger)
+    largest(pairs.map(|(found, expected)| measure(found, expected)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What is missing, of another shape or no number passes nothing.
+    /// Tensors that are missing, have another shape or hold NaN fail.
     #[test]
     fn what_cannot_be_compared_does_not_pass() {
         let tensor = |values: &[f32]| HostTensor {
@@ -273,8 +245,8 @@ mod tests {
         assert!(passes(difference(&tensor(&[1.0, 2.0]), &tensor(&[1.5, 2.0]))));
         assert!(!passes(difference(&tensor(&[1.0]), &tensor(&[1.0, 2.0]))));
         assert!(!passes(difference(&tensor(&[f32::NAN, 2.0]), &tensor(&[1.0, 2.0]))));
-        assert!(!passes(largest(&[0.0, f64::NAN, 0.0], &[0.0; 3])));
-        assert!(!passes(largest(&[0.0], &[0.0; 3])));
+        assert!(!passes(largest_difference(&[0.0, f64::NAN, 0.0], &[0.0; 3])));
+        assert!(!passes(largest_difference(&[0.0], &[0.0; 3])));
         let named = |name: &str| NamedTensors::from([(name.to_string(), tensor(&[1.0]))]);
         assert!(passes(largest_by_name(&named("a"), &named("a"), difference)));
         assert!(!passes(largest_by_name(&named("a"), &named("b"), difference)));

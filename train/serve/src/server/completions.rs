@@ -1,31 +1,34 @@
 //! OpenAI's `/v1/completions` as data: what a request may ask, and what an answer says.
 
+use axum::http::StatusCode;
 use gpas_data::DataError;
 use gpas_data::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::generate::{Finish, Request, TokenScore};
-use crate::sampler::{Sampling, SamplingError};
+use super::refusal::Refusal;
+use crate::generate::{Finish, GenerationOptions, TokenScore};
+use crate::sampler::Sampling;
 use crate::text::TextStream;
 
 /// Texts that one request may ask for, prompts times `n`.
 pub const MOST_CHOICES: usize = 256;
-/// Alternatives of each token that it may ask for.
+/// Alternatives to each token that one request may ask for.
 const MOST_LOGPROBS: usize = 20;
-/// Stop strings that it may name, and bytes of each: every text has a copy.
+/// Stop strings that it may name.
 const MOST_STOPS: usize = 16;
+/// Bytes of each of them, of which every text has a copy.
 const LONGEST_STOP: usize = 1024;
 
-/// The body of a request.
+/// The body of a request, as clients write it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Body {
-    /// Any: there is one model.
+struct RequestBody {
+    // Any name will do, since there is one model.
     #[serde(default)]
     #[allow(dead_code, reason = "clients send it")]
     model: Value,
-    prompt: Prompts,
+    prompt: PromptsInput,
     max_tokens: Option<usize>,
     temperature: Option<f64>,
     top_p: Option<f64>,
@@ -35,7 +38,7 @@ pub struct Body {
     stream_options: Option<StreamOptions>,
     logprobs: Option<usize>,
     echo: Option<bool>,
-    stop: Option<Stop>,
+    stop: Option<StopsInput>,
     seed: Option<i64>,
     #[allow(dead_code, reason = "clients send it")]
     user: Option<String>,
@@ -55,7 +58,7 @@ pub struct Body {
     untagged,
     expecting = "a string, a list of strings, token ids or a list of lists of token ids"
 )]
-enum Prompts {
+enum PromptsInput {
     Text(String),
     Texts(Vec<String>),
     Ids(Vec<u32>),
@@ -64,7 +67,7 @@ enum Prompts {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a string or a list of strings")]
-enum Stop {
+enum StopsInput {
     One(String),
     Many(Vec<String>),
 }
@@ -84,7 +87,7 @@ pub enum PromptInput {
     Ids(Vec<u32>),
 }
 
-/// A request that has a meaning.
+/// What a request asks for, after all of it has been checked but the tokens of its prompts.
 #[derive(Clone, Debug)]
 pub struct Completion {
     /// What to go on from.
@@ -92,7 +95,7 @@ pub struct Completion {
     /// Texts for each.
     pub n: usize,
     /// What is asked of each text; text `i` of a prompt has the seed plus `i`.
-    pub request: Request,
+    pub options: GenerationOptions,
     /// Whether the prompt is part of the answer.
     pub echo: bool,
     /// Whether the answer comes in pieces.
@@ -101,28 +104,76 @@ pub struct Completion {
     pub include_usage: bool,
 }
 
-/// A request that has none: what is wrong, and with which of its keys.
-#[derive(Debug, PartialEq, thiserror::Error)]
-#[error("{message}")]
-pub struct BadRequest {
-    /// What is wrong.
-    pub message: String,
-    /// The key.
-    pub param: Option<&'static str>,
-}
+impl RequestBody {
+    /// Refuses the keys of OpenAI's that would change the answer and that this server does not have. Their neutral values are accepted,
+    /// because clients send them.
+    fn refuse_unsupported(&self) -> Result<(), Refusal> {
+        let unsupported = [
+            ("suffix", self.suffix.as_deref().unwrap_or_default() != ""),
+            ("presence_penalty", self.presence_penalty.unwrap_or(0.0) != 0.0),
+            ("frequency_penalty", self.frequency_penalty.unwrap_or(0.0) != 0.0),
+            ("logit_bias", !self.logit_bias.as_ref().is_none_or(Map::is_empty)),
+            (
+                "best_of",
+                self.best_of.is_some_and(|best_of| best_of != self.n.unwrap_or(1)),
+            ),
+        ];
+        match unsupported.into_iter().find(|(_, is_used)| *is_used) {
+            Some((name, _)) => Err(Refusal::about(name, format!("`{name}` is not supported"))),
+            None => Ok(()),
+        }
+    }
 
-impl BadRequest {
-    fn of(param: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            param: Some(param),
+    /// How tokens are to be drawn.
+    fn sampling(&self) -> Sampling {
+        let default = Sampling::default();
+        Sampling {
+            temperature: self.temperature.unwrap_or(default.temperature),
+            // Other servers say −1 for all.
+            top_k: self.top_k.map_or(0, |top_k| usize::try_from(top_k).unwrap_or(0)),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(default.repetition_penalty),
         }
     }
 }
 
-impl From<SamplingError> for BadRequest {
-    fn from(error: SamplingError) -> Self {
-        Self::of(error.name, error.to_string())
+impl PromptsInput {
+    /// The prompts, of which there must be at least one, and not too many texts after them.
+    fn checked(self, n: usize) -> Result<Vec<PromptInput>, Refusal> {
+        let prompts: Vec<PromptInput> = match self {
+            PromptsInput::Text(text) => vec![PromptInput::Text(text)],
+            PromptsInput::Texts(texts) => texts.into_iter().map(PromptInput::Text).collect(),
+            PromptsInput::Ids(ids) => vec![PromptInput::Ids(ids)],
+            PromptsInput::IdLists(lists) => lists.into_iter().map(PromptInput::Ids).collect(),
+        };
+        if prompts.is_empty() {
+            return Err(Refusal::about("prompt", "there is no prompt"));
+        }
+        if n == 0 || prompts.len().saturating_mul(n) > MOST_CHOICES {
+            let prompts = prompts.len();
+            let message = format!("{prompts} prompts times n = {n} is not 1 to {MOST_CHOICES} texts");
+            return Err(Refusal::about("n", message));
+        }
+        Ok(prompts)
+    }
+}
+
+impl StopsInput {
+    /// The stop strings, which must be few and short.
+    fn checked(self) -> Result<Vec<String>, Refusal> {
+        let stops = match self {
+            StopsInput::One(stop) => vec![stop],
+            StopsInput::Many(stops) => stops,
+        };
+        let refuse = |message| Err(Refusal::about("stop", message));
+        if stops.len() > MOST_STOPS {
+            return refuse(format!("there are more than {MOST_STOPS} stop strings"));
+        }
+        if stops.iter().any(|stop| stop.len() > LONGEST_STOP) {
+            return refuse(format!("a stop string is longer than {LONGEST_STOP} bytes"));
+        }
+        Ok(stops)
     }
 }
 
@@ -131,84 +182,23 @@ impl Completion {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn parse(body: &[u8], random_seed: u64) -> Result<Self, BadRequest> {
-        let body: Body = serde_json::from_slice(body).map_err(|error| BadRequest {
-            message: format!("the body is no request: {error}"),
-            param: None,
-        })?;
-        let unsupported = [
-            ("suffix", body.suffix.is_some_and(|suffix| !suffix.is_empty())),
-            (
-                "presence_penalty",
-                body.presence_penalty.is_some_and(|value| value != 0.0),
-            ),
-            (
-                "frequency_penalty",
-                body.frequency_penalty.is_some_and(|value| value != 0.0),
-            ),
-            ("logit_bias", body.logit_bias.is_some_and(|bias| !bias.is_empty())),
-            (
-                "best_of",
-                body.best_of.is_some_and(|best_of| best_of != body.n.unwrap_or(1)),
-            ),
-        ];
-        if let Some((name, _)) = unsupported.into_iter().find(|(_, is_used)| *is_used) {
-            return Err(BadRequest::of(name, format!("`{name}` is not supported")));
-        }
-        let prompts = match body.prompt {
-            Prompts::Text(text) => vec![PromptInput::Text(text)],
-            Prompts::Texts(texts) => texts.into_iter().map(PromptInput::Text).collect(),
-            Prompts::Ids(ids) => vec![PromptInput::Ids(ids)],
-            Prompts::IdLists(lists) => lists.into_iter().map(PromptInput::Ids).collect(),
-        };
+    pub fn parse(body: &[u8], random_seed: u64) -> Result<Self, Refusal> {
+        let body: RequestBody = serde_json::from_slice(body)
+            .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no request: {error}")))?;
+        body.refuse_unsupported()?;
+        let sampling = body.sampling();
         let n = body.n.unwrap_or(1);
-        if prompts.is_empty() {
-            return Err(BadRequest::of("prompt", "there is no prompt"));
-        }
-        if n == 0 || prompts.len().saturating_mul(n) > MOST_CHOICES {
-            let message = format!(
-                "{} prompts times n = {n} is not 1 to {MOST_CHOICES} texts",
-                prompts.len()
-            );
-            return Err(BadRequest::of("n", message));
-        }
+        let prompts = body.prompt.checked(n)?;
         if body.logprobs.is_some_and(|count| count > MOST_LOGPROBS) {
-            return Err(BadRequest::of(
-                "logprobs",
-                format!("logprobs is at most {MOST_LOGPROBS}"),
-            ));
+            let message = format!("logprobs is at most {MOST_LOGPROBS}");
+            return Err(Refusal::about("logprobs", message));
         }
-        let stop = match body.stop {
-            None => Vec::new(),
-            Some(Stop::One(stop)) => vec![stop],
-            Some(Stop::Many(stops)) => stops,
-        };
-        if stop.len() > MOST_STOPS {
-            return Err(BadRequest::of(
-                "stop",
-                format!("there are more than {MOST_STOPS} stop strings"),
-            ));
-        }
-        if stop.iter().any(|stop| stop.len() > LONGEST_STOP) {
-            return Err(BadRequest::of(
-                "stop",
-                format!("a stop string is longer than {LONGEST_STOP} bytes"),
-            ));
-        }
-        let default = Sampling::default();
-        let sampling = Sampling {
-            temperature: body.temperature.unwrap_or(default.temperature),
-            // Other servers say −1 for all.
-            top_k: body.top_k.map_or(0, |top_k| usize::try_from(top_k).unwrap_or(0)),
-            top_p: body.top_p.unwrap_or(default.top_p),
-            min_p: body.min_p.unwrap_or(default.min_p),
-            repetition_penalty: body.repetition_penalty.unwrap_or(default.repetition_penalty),
-        };
+        let stop = body.stop.map_or(Ok(Vec::new()), StopsInput::checked)?;
         sampling.validate()?;
         Ok(Self {
             prompts,
             n,
-            request: Request {
+            options: GenerationOptions {
                 // OpenAI's default.
                 max_tokens: body.max_tokens.unwrap_or(16),
                 sampling,
@@ -221,11 +211,6 @@ impl Completion {
             include_usage: body.stream_options.is_some_and(|options| options.include_usage),
         })
     }
-}
-
-/// OpenAI's shape of an error.
-pub fn error_body(kind: &str, message: &str, param: Option<&str>, code: Option<&str>) -> Value {
-    json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
 }
 
 /// Log-probabilities in the form of the completions interface.
@@ -298,7 +283,7 @@ impl ChoiceBuilder {
     }
 
     /// A token that was generated, and the text that it completes.
-    pub fn step(&mut self, text: &str, score: Option<&TokenScore>, finish: Option<Finish>) {
+    pub fn push(&mut self, text: &str, score: Option<&TokenScore>, finish: Option<Finish>) {
         if let Some(score) = score {
             self.token(score.id, Some(score));
         }
@@ -320,7 +305,8 @@ impl ChoiceBuilder {
         logprobs.token_logprobs.push(score.map(|score| score.log_probability));
         logprobs.top_logprobs.push(score.map(|score| {
             let mut top = Map::new();
-            // The token itself is there whether or not it is one of the most probable; of two with the same text the more probable stays.
+            // The token itself is listed even where it is not one of the most probable. Of two tokens with the same text the more probable
+            // one stays.
             let own = (score.id, score.log_probability);
             for (id, log) in score.top.iter().copied().chain([own]) {
                 top.entry(spelled(&self.tokenizer, id)).or_insert_with(|| json!(log));
@@ -348,59 +334,12 @@ fn spelled(tokenizer: &Tokenizer, id: u32) -> String {
     }
 }
 
-/// What an answer says of itself.
-#[derive(Clone, Debug)]
-pub struct Envelope {
-    /// `cmpl-…`.
-    pub id: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// The model's name.
-    pub model: String,
-}
-
-/// Tokens of a request and its answer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// Tokens of the prompts.
-    pub prompt: usize,
-    /// Tokens that were generated.
-    pub completion: usize,
-}
-
-impl Usage {
-    fn value(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-        })
-    }
-}
-
-impl Envelope {
-    /// An answer, or a piece of one.
-    pub fn wrap(&self, choices: &[Choice], usage: Option<Usage>) -> Value {
-        let mut answer = json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
-        if let Some(usage) = usage {
-            answer["usage"] = usage.value();
-        }
-        answer
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::generate::tests::tokenizer;
 
-    fn parse(body: Value) -> Result<Completion, BadRequest> {
+    fn parse(body: Value) -> Result<Completion, Refusal> {
         Completion::parse(body.to_string().as_bytes(), 99)
     }
 
@@ -421,15 +360,15 @@ mod tests {
     fn defaults_are_openais() {
         let parsed = parse(json!({"prompt": "a", "model": "any"})).unwrap();
         assert_eq!(
-            (parsed.request.max_tokens, parsed.request.sampling, parsed.n),
+            (parsed.options.max_tokens, parsed.options.sampling, parsed.n),
             (16, Sampling::default(), 1)
         );
-        assert_eq!((parsed.request.seed, parsed.request.alternatives), (99, None));
+        assert_eq!((parsed.options.seed, parsed.options.alternatives), (99, None));
         assert!(!parsed.echo && !parsed.stream && !parsed.include_usage);
         let parsed = parse(json!({"prompt": "a", "seed": 5, "logprobs": 0, "top_k": -1, "stop": "x"})).unwrap();
-        assert_eq!((parsed.request.seed, parsed.request.alternatives), (5, Some(0)));
+        assert_eq!((parsed.options.seed, parsed.options.alternatives), (5, Some(0)));
         assert_eq!(
-            (parsed.request.sampling.top_k, parsed.request.stop),
+            (parsed.options.sampling.top_k, parsed.options.stop),
             (0, vec!["x".into()])
         );
     }
@@ -468,7 +407,7 @@ mod tests {
             json!({"prompt": "a", "stop": [1]}),
         ] {
             let error = parse(body.clone()).unwrap_err();
-            assert!(error.message.starts_with("the body is no request"), "{body}: {error}");
+            assert!(error.message.starts_with("the body is no request"), "{body}: {error:?}");
         }
         assert!(Completion::parse(b"{\"prompt\": \"\xff\"}", 0).is_err());
         assert!(Completion::parse(b"", 0).is_err());
@@ -489,7 +428,7 @@ mod tests {
         let scores: Vec<TokenScore> = ids[1..].iter().map(|id| score(*id)).collect();
         let mut builder = ChoiceBuilder::new(0, true, &tokenizer);
         builder.echo(&ids, &scores).unwrap();
-        builder.step(" and", Some(&score(ids[0])), Some(Finish::Length));
+        builder.push(" and", Some(&score(ids[0])), Some(Finish::Length));
         let choice = builder.take();
         assert_eq!(
             (choice.text.as_str(), choice.finish_reason),

@@ -12,31 +12,31 @@ use std::time::Duration;
 use burn::tensor::backend::Backend;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::generate::{Generator, Prompt, Request, Sequence, Step, TokenScore};
+use crate::generate::{GeneratedPiece, GenerationOptions, Generator, Prompt, Sequence, TokenScore};
 use crate::inference::InferenceError;
 
-/// Between two looks at whether to stop while there is nothing to do.
+/// How long to wait for a job before looking whether to stop.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// A request for the model.
+/// What the model is to do for one request.
 #[derive(Debug)]
 pub struct Job {
     /// The tokens of each prompt, which the model has.
     pub prompts: Vec<Vec<u32>>,
     /// Texts for each prompt.
     pub n: usize,
-    /// What is asked of each text.
-    pub request: Request,
+    /// What is asked of each text; the seed is that of a prompt's first text.
+    pub options: GenerationOptions,
     /// Whether the prompts' tokens are to be scored.
     pub score_prompts: bool,
     /// Where to report. As many events come as the request has texts and tokens, which are bounded, so a client that reads slowly holds up
     /// nobody. Once the other end is gone, the job ends.
-    pub reply: UnboundedSender<Event>,
+    pub reply: UnboundedSender<JobEvent>,
 }
 
 /// What happens to a text of a job.
 #[derive(Debug)]
-pub enum Event {
+pub enum JobEvent {
     /// Its prompt has gone through the model.
     Prompt {
         /// Number of the text.
@@ -44,13 +44,13 @@ pub enum Event {
         /// Scores of the prompt's tokens but the first, if asked for.
         scores: Arc<Vec<TokenScore>>,
     },
-    /// It has gone on.
-    Step {
+    /// It has grown.
+    Piece {
         /// Number of the text.
         choice: usize,
-        /// By what.
-        step: Step,
-        /// Tokens that it has now.
+        /// What was added.
+        piece: GeneratedPiece,
+        /// Tokens that were generated for it so far.
         made: usize,
     },
     /// The job has failed.
@@ -66,10 +66,10 @@ struct Waiting<B: Backend> {
 
 /// How far a prompt has come.
 enum Stage<B: Backend> {
-    /// Its tokens are known.
-    Asked(Vec<u32>),
+    /// Its tokens are known, and the model has not seen them.
+    Unread(Vec<u32>),
     /// It has gone through the model, and its tokens have these scores.
-    Through(Prompt<B>, Arc<Vec<TokenScore>>),
+    Read(Prompt<B>, Arc<Vec<TokenScore>>),
 }
 
 /// A text in progress.
@@ -109,42 +109,39 @@ pub fn work<B: Backend>(generator: &Generator<'_, B>, jobs: &Receiver<Job>, toge
             }
         }
         running.retain(|text| !text.job.reply.is_closed());
-        if running.is_empty() {
-            continue;
+        if !running.is_empty() {
+            step(generator, &mut running);
         }
-        let mut sequences: Vec<_> = running.iter_mut().map(|text| &mut text.sequence).collect();
-        match generator.step(&mut sequences) {
-            Ok(steps) => {
-                for (text, step) in running.iter().zip(steps) {
-                    let made = text.sequence.made();
-                    send(
-                        &text.job,
-                        Event::Step {
-                            choice: text.choice,
-                            step,
-                            made,
-                        },
-                    );
-                }
-                running.retain(|text| text.sequence.finish().is_none());
+    }
+}
+
+/// Adds a token to every text in progress, and lets go of those that end with it.
+fn step<B: Backend>(generator: &Generator<'_, B>, running: &mut Vec<Running<B>>) {
+    let mut sequences: Vec<_> = running.iter_mut().map(|text| &mut text.sequence).collect();
+    match generator.step(&mut sequences) {
+        Ok(pieces) => {
+            for (text, piece) in running.iter().zip(pieces) {
+                let (choice, made) = (text.choice, text.sequence.made());
+                send(&text.job, JobEvent::Piece { choice, piece, made });
             }
-            Err(error) => {
-                for text in running.drain(..) {
-                    fail(&text.job, error.to_string());
-                }
+            running.retain(|text| text.sequence.finish().is_none());
+        }
+        Err(error) => {
+            for text in running.drain(..) {
+                fail(&text.job, error.to_string());
             }
         }
     }
 }
 
-fn prompts_of<B: Backend>(job: Job) -> Vec<Waiting<B>> {
-    let mut job = job;
+/// The prompts of a job, each with the texts that are to follow it.
+fn prompts_of<B: Backend>(mut job: Job) -> Vec<Waiting<B>> {
     let prompts = std::mem::take(&mut job.prompts);
     let (n, job) = (job.n, Arc::new(job));
     let waiting = prompts.into_iter().enumerate();
     waiting
         .map(|(index, ids)| Waiting {
-            prompt: Stage::Asked(ids),
+            prompt: Stage::Unread(ids),
             choices: index * n..(index + 1) * n,
             job: job.clone(),
         })
@@ -164,38 +161,38 @@ fn begin<B: Backend>(
         job,
     } = waiting;
     let (prompt, scores) = match prompt {
-        Stage::Through(prompt, scores) => (prompt, scores),
-        Stage::Asked(ids) if job.score_prompts => {
-            let (prompt, scores) = generator.scored_prompt(ids, job.request.alternatives.unwrap_or(0))?;
+        Stage::Read(prompt, scores) => (prompt, scores),
+        Stage::Unread(ids) if job.score_prompts => {
+            let (prompt, scores) = generator.scored_prompt(ids, job.options.alternatives.unwrap_or(0))?;
             (prompt, Arc::new(scores))
         }
-        Stage::Asked(ids) => (generator.prompt(ids)?, Arc::default()),
+        Stage::Unread(ids) => (generator.prompt(ids)?, Arc::default()),
     };
     for choice in choices.by_ref().take(room) {
         let scores = scores.clone();
-        send(&job, Event::Prompt { choice, scores });
-        let request = Request {
-            seed: job.request.seed.wrapping_add((choice % job.n) as u64),
-            ..job.request.clone()
+        send(&job, JobEvent::Prompt { choice, scores });
+        let options = GenerationOptions {
+            seed: job.options.seed.wrapping_add((choice % job.n) as u64),
+            ..job.options.clone()
         };
         running.push(Running {
-            sequence: generator.sequence(prompt.clone(), request)?,
+            sequence: generator.sequence(prompt.clone(), options)?,
             choice,
             job: job.clone(),
         });
     }
     Ok((!choices.is_empty()).then_some(Waiting {
-        prompt: Stage::Through(prompt, scores),
+        prompt: Stage::Read(prompt, scores),
         choices,
         job,
     }))
 }
 
-/// To a client that may have gone.
-fn send(job: &Job, event: Event) {
+/// Reports to the client, which may have gone: then the job ends before the next step.
+fn send(job: &Job, event: JobEvent) {
     let _ = job.reply.send(event);
 }
 
 fn fail(job: &Job, message: String) {
-    send(job, Event::Failed(message));
+    send(job, JobEvent::Failed(message));
 }

@@ -2,35 +2,48 @@
 //!
 //! With `g = ∂L/∂y · w·f`: `∂L/∂x = r·(g − x·r²·mean(g·x))` and `∂L/∂w = f·Σ_rows ∂L/∂y · x·r`.
 
-use std::sync::Arc;
-
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use rayon::prelude::*;
 
-use super::matrix::Into;
-use super::memory::{Blank, assume_written, written};
-use super::vector::{dot, dot3, vectorised};
-use super::{Gradient, Operation, Output, View, Wanted};
+use crate::matrix::Store;
+use crate::memory::{Blank, assume_written, written};
+use crate::operation::{Gradient, Kept, Operation, Output, View, Wanted};
+use crate::table::{apply, input};
+use crate::vector::{dot, dot3, vectorised};
 
 /// Rows of one task, at most. The gradient of the weight is summed within a task, then over a sequence's tasks, then over the sequences.
 const ROWS: usize = 64;
 
-/// RMSNorm over the last dimension.
+/// RMSNorm over the last dimension, with ε and the fixed factor f on the output.
+///
+/// # Shapes
+/// - x and output: `[…, hidden]`
+/// - weight: `[hidden]`
+pub fn norm<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 1>,
+    epsilon: f64,
+    factor: f64,
+) -> Option<Tensor<B, D>> {
+    let (epsilon, factor) = (epsilon as f32, factor as f32);
+    apply(Norm { epsilon, factor }, [input(x)?, input(weight)?])
+}
+
 #[derive(Debug)]
-pub(crate) struct Norm {
-    /// ε.
-    pub(crate) epsilon: f32,
-    /// f, the fixed factor on the output.
-    pub(crate) factor: f32,
+struct Norm {
+    epsilon: f32,
+    factor: f32,
 }
 
 impl Operation<2> for Norm {
-    /// r of each row.
-    type Kept = Arc<Vec<f32>>;
+    /// The stream's gradient is summed too: it adds to the part that has come back along the residual.
+    fn first_summed(&self) -> usize {
+        0
+    }
 
-    /// The stream too: what it has led to besides has come back before.
-    const FIRST_SUMMED: usize = 0;
-
-    fn forward(&self, [x, weight]: [View<'_>; 2]) -> Output<Self::Kept> {
+    /// Keeps r of each row.
+    fn forward(&self, [x, weight]: [View<'_>; 2]) -> Output {
         let width = weight.width();
         let weight: Vec<f32> = weight.values.iter().map(|weight| weight * self.factor).collect();
         let mut scales = vec![0.0; x.values.len() / width];
@@ -45,14 +58,14 @@ impl Operation<2> for Norm {
         Output {
             values: y,
             shape: x.shape,
-            kept: Arc::new(scales),
+            kept: Kept::new(scales),
         }
     }
 
     fn backward(
         &self,
         [x, weight]: [View<'_>; 2],
-        scales: &Self::Kept,
+        scales: &[f32],
         upstream: &[f32],
         [of_x, of_weight]: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
@@ -61,7 +74,7 @@ impl Operation<2> for Norm {
         let sequence = x.sequence();
         let tasks = sequence.div_ceil(ROWS * width);
         let mut parts = vec![0.0; x.values.len() / sequence * tasks * width];
-        let write = |of_x: &mut Blank, into: Into| {
+        let write = |of_x: &mut Blank, store: Store| {
             let sequences = x.values.par_chunks(sequence).zip(upstream.par_chunks(sequence));
             let sequences = sequences.zip(scales.par_chunks((sequence / width).max(1)));
             let results = of_x.par_chunks_mut(sequence).zip(parts.par_chunks_mut(tasks * width));
@@ -72,7 +85,7 @@ impl Operation<2> for Norm {
                     let tasks = tasks.zip(scales.par_chunks(ROWS));
                     let results = of_x.par_chunks_mut(ROWS * width).zip(parts.par_chunks_mut(width));
                     tasks.zip(results).for_each(|(((x, upstream), scales), (of_x, part))| {
-                        pull_back(x, &weight, upstream, scales, of_x, into, part)
+                        pull_back(x, &weight, upstream, scales, of_x, store, part)
                     });
                 });
         };
@@ -109,7 +122,7 @@ vectorised! {
         upstream: &'a [f32],
         scales: &'a [f32],
         of_x: &'a mut Blank,
-        into: Into,
+        store: Store,
         of_weight: &'a mut [f32],
     ) -> () {
         let width = weight.len();
@@ -119,13 +132,13 @@ vectorised! {
                 of_weight[i] += upstream[i] * x[i] * *scale;
             }
             let mean = dot3(upstream, weight, x) / width as f32 * *scale * *scale;
-            match into {
-                Into::Empty => {
+            match store {
+                Store::Overwrite => {
                     for i in 0..width {
                         of_x[i].write((upstream[i] * weight[i] - x[i] * mean) * *scale);
                     }
                 }
-                Into::Sum => {
+                Store::Add => {
                     // SAFETY: what is added to has been written.
                     let of_x = unsafe { assume_written(of_x) };
                     for i in 0..width {

@@ -1,45 +1,63 @@
 //! The rows of a table by their numbers; back, each row of the gradient is added to the one that it came from.
 
-use burn::tensor::Shape;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::matrix::Into;
-use super::memory::{Blank, assume_written};
-use super::{Gradient, Operation, Output, View, Wanted};
+use crate::matrix::Store;
+use crate::memory::{Blank, assume_written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::table::{apply, input};
 
 /// Rows of the table in one task.
 const ROWS: usize = 512;
 
-/// Rows of a table `[vocab, hidden]`.
+/// The rows of a table that ids name.
+///
+/// # Shapes
+/// - table: `[vocab, hidden]`
+/// - ids: `[batch, seq]`
+/// - output: `[batch, seq, hidden]`
+///
+/// # Panics
+/// If an id is not a row of the table.
+pub fn embed<B: Backend>(table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>> {
+    let (table, shape) = (input(table)?, ids.dims());
+    let ids = ids.to_data().iter::<i64>().map(|id| id as usize).collect();
+    apply(Embed { ids, shape }, [table])
+}
+
 #[derive(Debug)]
-pub(crate) struct Embed {
-    /// Which, `[batch, seq]`.
-    pub(crate) ids: Vec<usize>,
-    pub(crate) shape: [usize; 2],
+struct Embed {
+    ids: Vec<usize>,
+    /// `[batch, seq]`.
+    shape: [usize; 2],
 }
 
 impl Operation<1> for Embed {
-    type Kept = ();
+    fn first_summed(&self) -> usize {
+        0
+    }
 
-    const FIRST_SUMMED: usize = 0;
-
-    fn forward(&self, [table]: [View<'_>; 1]) -> Output<()> {
+    fn forward(&self, [table]: [View<'_>; 1]) -> Output {
         let width = table.width();
         let mut rows = Vec::with_capacity(self.ids.len() * width);
         for id in &self.ids {
             rows.extend_from_slice(&table.values[id * width..(id + 1) * width]);
         }
-        Output {
-            values: rows,
-            shape: Shape::from([self.shape[0], self.shape[1], width]),
-            kept: (),
-        }
+        Output::new(rows, Shape::from([self.shape[0], self.shape[1], width]))
     }
 
-    fn backward(&self, [table]: [View<'_>; 1], (): &(), upstream: &[f32], [wanted]: [Wanted<'_>; 1]) -> [Gradient; 1] {
+    fn backward(
+        &self,
+        [table]: [View<'_>; 1],
+        _kept: &[f32],
+        upstream: &[f32],
+        [wanted]: [Wanted<'_>; 1],
+    ) -> [Gradient; 1] {
         let width = table.width();
-        let part = |(task, out): (usize, &mut Blank), into| {
-            if into == Into::Empty {
+        let part = |(task, out): (usize, &mut Blank), store| {
+            if store == Store::Overwrite {
                 out.fill(std::mem::MaybeUninit::new(0.0));
             }
             // SAFETY: filled above, or a sum.
@@ -55,9 +73,9 @@ impl Operation<1> for Embed {
                 }
             }
         };
-        let write = |out: &mut Blank, into| {
+        let write = |out: &mut Blank, store| {
             let tasks = out.par_chunks_mut(ROWS * width).enumerate();
-            tasks.for_each(|task| part(task, into));
+            tasks.for_each(|task| part(task, store));
         };
         // SAFETY: the tasks are all the rows.
         [unsafe { wanted.write(table.values.len(), write) }]

@@ -6,20 +6,72 @@
 //!
 //! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place.
 
-use burn::tensor::Shape;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
-use super::few::multiply_few;
-use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_in_pieces, threads_for};
-use super::memory::{Blank, written};
-use super::{Gradient, Operation, Output, View, Wanted};
+use crate::autodiff::tensor;
+use crate::matrix::{Matrix, MatrixMut, Store};
+use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::product::{multiply, multiply_few, multiply_in_pieces, threads_for};
+use crate::table::{apply, float, input, memory, primitive};
+
+/// `[x · W₁ | x · W₂ | …]` of one to three weights; `x` holds `seq` rows of each sequence. If that is one, as in generation, a row's result
+/// does not depend on the other rows.
+///
+/// # Shapes
+/// - x: `[tokens, inputs]`
+/// - weights: `[inputs, outputsᵢ]`
+/// - output: `[tokens, outputs₁ + outputs₂ + …]`
+pub fn linear<B: Backend, const N: usize>(
+    x: &Tensor<B, 2>,
+    weights: &[Tensor<B, 2>; N],
+    seq: usize,
+) -> Option<Tensor<B, 2>> {
+    let (x, linear) = (input(x)?, Linear { seq });
+    // The number of inputs is part of an operation's type.
+    match weights.as_slice() {
+        [a] => apply(linear, [x, input(a)?]),
+        [a, b] => apply(linear, [x, input(a)?, input(b)?]),
+        [a, b, c] => apply(linear, [x, input(a)?, input(b)?, input(c)?]),
+        _ => None,
+    }
+}
+
+/// `a·b`, as a step multiplies matrices.
+///
+/// # Shapes
+/// - a: `[rows, inner]`
+/// - b: `[inner, columns]`
+pub fn product<B: Backend>(a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    let seq = a.dims()[0];
+    apply(Linear { seq }, [input(a)?, input(b)?])
+}
+
+/// `x·W` of few rows, each of which is summed by itself, from a weight that lies in either order; none under autodiff.
+///
+/// # Shapes
+/// - x: `[tokens, inputs]`
+/// - weight: `[inputs, outputs]`
+pub fn few_rows<B: Backend>(x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    let memory = memory::<B>()?;
+    let device = x.device();
+    let (x, weight) = (primitive(x.clone()), primitive(weight.clone()));
+    let (x, weight) = ((memory.matrix)(&x)?, (memory.matrix)(&weight)?);
+    if !x.is_by_rows() {
+        return None;
+    }
+    let (shape, values) = ([x.rows(), weight.columns()], multiply_few(x, &[weight]));
+    Some(float(tensor::<B>(values, shape.into(), &device)))
+}
 
 /// `[tokens, inputs]` times each of the weights `[inputs, outputsᵢ]`.
 #[derive(Debug)]
-pub(crate) struct Linear {
+struct Linear {
     /// Tokens of a sequence. One new token of each, as in generation, makes a product of few rows, whose results do not depend on each
     /// other.
-    pub(crate) seq: usize,
+    seq: usize,
 }
 
 fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
@@ -27,11 +79,11 @@ fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
 }
 
 impl<const N: usize> Operation<N> for Linear {
-    type Kept = ();
+    fn first_summed(&self) -> usize {
+        1
+    }
 
-    const FIRST_SUMMED: usize = 1;
-
-    fn forward(&self, inputs: [View<'_>; N]) -> Output<()> {
+    fn forward(&self, inputs: [View<'_>; N]) -> Output {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
         let outputs: usize = weights.iter().map(View::width).sum();
         let values = if self.seq == 1 {
@@ -41,14 +93,16 @@ impl<const N: usize> Operation<N> for Linear {
             let parts: Vec<_> = weights.iter().map(|weight| (x, matrix(weight))).collect();
             side_by_side(x.rows(), outputs, &parts)
         };
-        Output {
-            values,
-            shape: Shape::from([x.rows(), outputs]),
-            kept: (),
-        }
+        Output::new(values, Shape::from([x.rows(), outputs]))
     }
 
-    fn backward(&self, inputs: [View<'_>; N], (): &(), upstream: &[f32], wanted: [Wanted<'_>; N]) -> [Gradient; N] {
+    fn backward(
+        &self,
+        inputs: [View<'_>; N],
+        _kept: &[f32],
+        upstream: &[f32],
+        wanted: [Wanted<'_>; N],
+    ) -> [Gradient; N] {
         let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
         let outputs: usize = weights.iter().map(View::width).sum();
         let upstream = Matrix::new(upstream, x.rows(), outputs);
@@ -72,7 +126,8 @@ impl<const N: usize> Operation<N> for Linear {
     }
 }
 
-/// Rows of a thread. No strip has one row, unless there are no more: the vector units have another way for that, which may round otherwise.
+/// Rows of a thread. A strip has a single row only where there are no more: `gemm` multiplies a single row in another way, which may round
+/// differently.
 fn strip(rows: usize, threads: usize) -> usize {
     let mut strip = rows.div_ceil(threads);
     while strip < rows && (strip == 1 || rows % strip == 1) {
@@ -90,12 +145,13 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
     let strip = strip(rows, threads_for(rows * columns * inner));
     let one = |(index, out): (usize, &mut Blank)| {
         let range = index * strip..(index * strip + out.len() / columns);
-        let mut out = MatrixMut::blank(out, range.len(), columns);
+        // SAFETY: products that overwrite write all of its columns.
+        let mut out = unsafe { MatrixMut::blank(out, range.len(), columns) };
         let mut start = 0;
         for (a, b) in parts {
             let mut out = out.column_range(start..start + b.columns());
             start += b.columns();
-            multiply(&mut out, Into::Empty, a.row_range(range.clone()), *b);
+            multiply(&mut out, Store::Overwrite, a.row_range(range.clone()), *b);
         }
     };
     // SAFETY: the strips are all the rows, the parts all the columns, and a product writes all of its entries.
@@ -122,8 +178,9 @@ fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'
     while width < side && side % width == 1 {
         width += 32;
     }
-    let write = |out: &mut Blank, into| {
-        let out = MatrixMut::blank(out, rows, columns);
+    let write = |out: &mut Blank, store| {
+        // SAFETY: products write all of its blocks; they add to what is there only where it is a sum.
+        let out = unsafe { MatrixMut::blank(out, rows, columns) };
         let blocks = if is_tall {
             out.row_blocks(width)
         } else {
@@ -136,7 +193,7 @@ fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'
             } else {
                 (a, b.column_range(range))
             };
-            multiply_in_pieces(&mut out, into, a, b, seq);
+            multiply_in_pieces(&mut out, store, a, b, seq);
         });
     };
     // SAFETY: the blocks are all of it, and a product writes all of its entries.
@@ -153,12 +210,13 @@ fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
     let strip = strip(rows, threads_for(rows * columns * outputs));
     let one = |(index, out): (usize, &mut Blank)| {
         let range = index * strip..(index * strip + out.len() / columns);
-        let mut out = MatrixMut::blank(out, range.len(), columns);
+        // SAFETY: the first product overwrites all of it.
+        let mut out = unsafe { MatrixMut::blank(out, range.len(), columns) };
         for (part, (upstream, weight)) in upstream.iter().zip(weights).enumerate() {
-            let into = if part == 0 { Into::Empty } else { Into::Sum };
+            let store = if part == 0 { Store::Overwrite } else { Store::Add };
             multiply(
                 &mut out,
-                into,
+                store,
                 upstream.row_range(range.clone()),
                 matrix(weight).transposed(),
             );
@@ -175,6 +233,8 @@ fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Distribution;
+    use burn_flex::{Flex, FlexDevice};
 
     #[test]
     fn no_strip_has_one_row() {
@@ -185,6 +245,25 @@ mod tests {
                     (2..=rows).contains(&strip) && rows % strip != 1,
                     "{rows} rows, {threads} threads"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn few_rows_are_a_product() {
+        let normal = Distribution::Normal(0.0, 1.0);
+        for (rows, inputs, outputs) in [(1, 1, 1), (1, 7, 33), (3, 130, 2100), (40, 64, 1300), (2, 30, 9000)] {
+            let x = Tensor::<Flex, 2>::random([rows, inputs], normal, &FlexDevice);
+            let weight = Tensor::<Flex, 2>::random([inputs, outputs], normal, &FlexDevice);
+            let turned = Tensor::from_data(weight.clone().transpose().into_data(), &FlexDevice).transpose();
+            let expected = x.clone().matmul(weight.clone()).into_data().into_vec::<f32>().unwrap();
+            for weight in [weight, turned] {
+                let found = few_rows(&x, &weight).unwrap().into_data().into_vec::<f32>().unwrap();
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.iter().zip(&expected) {
+                    let is_close = (found - expected).abs() < 1e-4;
+                    assert!(is_close, "{rows} × {inputs} × {outputs}: {found} for {expected}");
+                }
             }
         }
     }
@@ -210,7 +289,7 @@ mod tests {
                     let linear = Linear { seq };
                     let forward = linear.forward(inputs()).values;
                     let wanted = [Wanted::Gradient, Wanted::Gradient];
-                    let gradients = Operation::<2>::backward(&linear, inputs(), &(), &upstream, wanted);
+                    let gradients = Operation::<2>::backward(&linear, inputs(), &[], &upstream, wanted);
                     let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
                         panic!("both were wanted");
                     };

@@ -1,26 +1,86 @@
 //! GPAS: one scaled copy forward, `y = (1 − act(α))·x`; back, the identity, and `∂L/∂α = −act'(α)·Σ ∂L/∂y·x`.
 
-use burn::tensor::Shape;
+use std::fmt::Debug;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
-use super::memory::{Blank, written};
-use super::vector::{CHUNK, vectorised};
-use super::{Gradient, Operation, Output, View, Wanted};
-use crate::gpas::GateActivation;
+use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::table::{apply, input};
+use crate::vector::{CHUNK, vectorised};
 
-/// GPAS of a stream and its gate `[1]`.
+/// GPAS of a stream. `act` gives act(α) and act'(α); with `stop_gradient` the scaling is hidden from the gradient.
+///
+/// # Shapes
+/// - x and output: any
+/// - gate: `[1]`
+pub fn gate<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    gate: &Tensor<B, 1>,
+    act: impl Fn(f64) -> [f64; 2] + Send + 'static,
+    stop_gradient: bool,
+) -> Option<Tensor<B, D>> {
+    let inputs = [input(x)?, input(gate)?];
+    let act = Activation(Box::new(act));
+    apply(Gate { act, stop_gradient }, inputs)
+}
+
+/// GPAS, whose scaling is hidden from the gradient, of the sum of a residual and a branch, in one walk over memory.
+///
+/// # Shapes
+/// - x, branch and output: any, the same
+/// - gate: `[1]`
+pub fn gated_sum<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    branch: &Tensor<B, D>,
+    gate: &Tensor<B, 1>,
+    act: impl Fn(f64) -> [f64; 2] + Send + 'static,
+) -> Option<Tensor<B, D>> {
+    let inputs = [input(x)?, input(branch)?, input(gate)?];
+    let act = Activation(Box::new(act));
+    apply(GatedSum { act }, inputs)
+}
+
+/// The sum of a residual and a branch.
+///
+/// # Shapes
+/// - inputs and output: any, the same
+pub fn sum<B: Backend, const D: usize>(x: &Tensor<B, D>, branch: &Tensor<B, D>) -> Option<Tensor<B, D>> {
+    apply(Sum, [input(x)?, input(branch)?])
+}
+
+/// act(α) and act'(α) of a gate α.
+struct Activation(Box<dyn Fn(f64) -> [f64; 2] + Send>);
+
+impl Activation {
+    /// What the stream is scaled by, `1 − act(α)`.
+    fn scale(&self, gate: &View<'_>) -> f32 {
+        let [value, _] = self.0(f64::from(gate.values[0]));
+        1.0 - value as f32
+    }
+
+    /// `act'(α)`.
+    fn slope(&self, gate: &View<'_>) -> f64 {
+        let [_, slope] = self.0(f64::from(gate.values[0]));
+        slope
+    }
+}
+
+impl Debug for Activation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Activation")
+    }
+}
+
 #[derive(Debug)]
-pub(crate) struct Gate {
-    pub(crate) act: GateActivation,
-    /// Whether the scaling is hidden from the gradient.
-    pub(crate) stop_gradient: bool,
+struct Gate {
+    act: Activation,
+    stop_gradient: bool,
 }
 
 impl Gate {
-    fn scale(&self, gate: &View<'_>) -> f32 {
-        1.0 - self.act.value(f64::from(gate.values[0])) as f32
-    }
-
     fn scaled(values: &[f32], scale: f32) -> Vec<f32> {
         let write = |y: &mut Blank| {
             let tasks = values.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK));
@@ -32,21 +92,24 @@ impl Gate {
 }
 
 impl Operation<2> for Gate {
-    type Kept = ();
-
-    const FIRST_SUMMED: usize = 1;
-
-    fn forward(&self, [x, gate]: [View<'_>; 2]) -> Output<()> {
-        Output {
-            values: Self::scaled(x.values, self.scale(&gate)),
-            shape: Shape::clone(&x.shape),
-            kept: (),
-        }
+    fn first_summed(&self) -> usize {
+        1
     }
 
-    fn backward(&self, [x, gate]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
+    fn forward(&self, [x, gate]: [View<'_>; 2]) -> Output {
+        let values = Self::scaled(x.values, self.act.scale(&gate));
+        Output::new(values, Shape::clone(&x.shape))
+    }
+
+    fn backward(
+        &self,
+        [x, gate]: [View<'_>; 2],
+        _kept: &[f32],
+        upstream: &[f32],
+        wanted: [Wanted<'_>; 2],
+    ) -> [Gradient; 2] {
         let of_x = if !self.stop_gradient {
-            Gradient::Values(Self::scaled(upstream, self.scale(&gate)))
+            Gradient::Values(Self::scaled(upstream, self.act.scale(&gate)))
         } else {
             Gradient::Upstream
         };
@@ -54,7 +117,7 @@ impl Operation<2> for Gate {
         if !wanted.is_wanted() {
             return [of_x, Gradient::None];
         }
-        let slope = self.act.derivative(f64::from(gate.values[0]));
+        let slope = self.act.slope(&gate);
         // The terms nearly cancel, hence f64.
         let parts = x.sums_of_sequences(CHUNK, |range| {
             vec![-slope * wide_dot(&x.values[range.clone()], &upstream[range])]
@@ -63,52 +126,48 @@ impl Operation<2> for Gate {
     }
 }
 
-/// The sum of the residual and the branch of a sub-layer.
 #[derive(Debug)]
-pub(crate) struct Sum;
+struct Sum;
 
 impl Operation<2> for Sum {
-    type Kept = ();
-
-    const FIRST_SUMMED: usize = 2;
-
-    fn forward(&self, [x, branch]: [View<'_>; 2]) -> Output<()> {
-        Output {
-            values: scaled_sum(x.values, branch.values, 1.0),
-            shape: x.shape,
-            kept: (),
-        }
+    fn first_summed(&self) -> usize {
+        2
     }
 
-    fn backward(&self, _inputs: [View<'_>; 2], (): &(), _upstream: &[f32], _wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
+    fn forward(&self, [x, branch]: [View<'_>; 2]) -> Output {
+        Output::new(scaled_sum(x.values, branch.values, 1.0), x.shape)
+    }
+
+    fn backward(
+        &self,
+        _inputs: [View<'_>; 2],
+        _kept: &[f32],
+        _upstream: &[f32],
+        _wanted: [Wanted<'_>; 2],
+    ) -> [Gradient; 2] {
         [Gradient::Upstream, Gradient::Upstream]
     }
 }
 
-/// GPAS of that sum, in one walk over memory: the residual, the branch and the gate `[1]`. The stop-gradient hides the scaling.
 #[derive(Debug)]
-pub(crate) struct GatedSum {
-    pub(crate) act: GateActivation,
+struct GatedSum {
+    act: Activation,
 }
 
 impl Operation<3> for GatedSum {
-    type Kept = ();
+    fn first_summed(&self) -> usize {
+        2
+    }
 
-    const FIRST_SUMMED: usize = 2;
-
-    fn forward(&self, [x, branch, gate]: [View<'_>; 3]) -> Output<()> {
-        let scale = 1.0 - self.act.value(f64::from(gate.values[0])) as f32;
-        Output {
-            values: scaled_sum(x.values, branch.values, scale),
-            shape: x.shape,
-            kept: (),
-        }
+    fn forward(&self, [x, branch, gate]: [View<'_>; 3]) -> Output {
+        let scale = self.act.scale(&gate);
+        Output::new(scaled_sum(x.values, branch.values, scale), x.shape)
     }
 
     fn backward(
         &self,
         [x, branch, gate]: [View<'_>; 3],
-        (): &(),
+        _kept: &[f32],
         upstream: &[f32],
         wanted: [Wanted<'_>; 3],
     ) -> [Gradient; 3] {
@@ -116,7 +175,7 @@ impl Operation<3> for GatedSum {
         if !wanted.is_wanted() {
             return [Gradient::Upstream, Gradient::Upstream, Gradient::None];
         }
-        let slope = self.act.derivative(f64::from(gate.values[0]));
+        let slope = self.act.slope(&gate);
         let parts = x.sums_of_sequences(CHUNK, |range| {
             let (x, branch) = (&x.values[range.clone()], &branch.values[range.clone()]);
             vec![-slope * wide_dot_of_sum(x, branch, &upstream[range])]

@@ -21,8 +21,8 @@ use std::marker::PhantomData;
 use std::mem::{MaybeUninit, transmute};
 use std::sync::OnceLock;
 
-use super::matrix::{Into, Matrix, MatrixMut};
-use super::memory::{Blank, assume_written};
+use crate::matrix::{Matrix, MatrixMut, Store};
+use crate::memory::{Blank, assume_written};
 
 /// Rows of a tile, and f32 in one of them.
 const SIDE: usize = 16;
@@ -76,7 +76,7 @@ fn is_permitted() -> bool {
 
 /// Whether [`multiply`] multiplies them: there are units, the rows or the columns of either matrix lie number beside number, and none has a side
 /// of 0. It depends on no number of rows or columns but 0.
-pub(super) fn multiplies(a: Matrix<'_>, b: Matrix<'_>) -> bool {
+pub(crate) fn multiplies(a: Matrix<'_>, b: Matrix<'_>) -> bool {
     let reads = |matrix: Matrix<'_>| matrix.is_by_rows() || matrix.transposed().is_by_rows();
     is_available() && reads(a) && reads(b) && [a.rows(), b.rows(), b.columns()].iter().all(|side| *side > 0)
 }
@@ -86,11 +86,11 @@ pub(super) fn multiplies(a: Matrix<'_>, b: Matrix<'_>) -> bool {
 ///
 /// # Panics
 /// Unless the shapes fit and [`multiplies`] says yes.
-pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
+pub(crate) fn multiply(out: &mut MatrixMut<'_>, store: Store, a: Matrix<'_>, b: Matrix<'_>) {
     assert!(multiplies(a, b));
     if !out.is_by_rows() {
         let mut turned = out.block(0..a.rows(), 0..b.columns()).transposed();
-        return multiply(&mut turned, into, b.transposed(), a.transposed());
+        return multiply(&mut turned, store, b.transposed(), a.transposed());
     }
     let terms = a.columns();
     let section = terms.div_ceil(terms.div_ceil(SECTION)).next_multiple_of(STEP);
@@ -108,13 +108,13 @@ pub(super) fn multiply(out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Ma
     let units = unsafe { Units::configure() };
     for start in (0..terms).step_by(section) {
         let range = start..(start + section).min(terms);
-        let into = if start == 0 { into } else { Into::Sum };
+        let store = if start == 0 { store } else { Store::Add };
         let (a, b) = (a.column_range(range.clone()), b.row_range(range));
         for first in (0..b.columns()).step_by(together * BLOCK) {
             let range = first..(first + together * BLOCK).min(b.columns());
             let mut out = out.block(0..a.rows(), range.clone());
             // SAFETY: the processor has the vectors, too.
-            unsafe { multiply_section(&units, &mut room, &mut out, into, a, b.column_range(range)) };
+            unsafe { multiply_section(&units, &mut room, &mut out, store, a, b.column_range(range)) };
         }
     }
 }
@@ -138,7 +138,14 @@ struct Room {
 
 /// [`multiply`] of at most [`SECTION`] terms and as many columns as there is room for.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, into: Into, a: Matrix<'_>, b: Matrix<'_>) {
+fn multiply_section(
+    units: &Units,
+    room: &mut Room,
+    out: &mut MatrixMut<'_>,
+    store: Store,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+) {
     let steps = a.columns().div_ceil(STEP);
     let tiles = steps * STEP_ROWS;
     let blocks = b.columns().div_ceil(BLOCK);
@@ -172,9 +179,9 @@ fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, int
             let columns = index * BLOCK..((index + 1) * BLOCK).min(b.columns());
             for (row, sums) in (first_row..a.rows()).zip(sums.chunks_exact(BLOCK)) {
                 let sums = &sums[..columns.len()];
-                match into {
-                    Into::Empty => out.put(row, columns.start, sums),
-                    Into::Sum => out.row(row)[columns.clone()]
+                match store {
+                    Store::Overwrite => out.put(row, columns.start, sums),
+                    Store::Add => out.row(row)[columns.clone()]
                         .iter_mut()
                         .zip(sums)
                         .for_each(|(out, sum)| *out += sum),
@@ -184,7 +191,7 @@ fn multiply_section(units: &Units, room: &mut Room, out: &mut MatrixMut<'_>, int
     }
 }
 
-/// What the units are told of their eight registers (`LDTILECFG` in Intel's manual).
+/// The shapes of the eight registers (`LDTILECFG` in Intel's manual).
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -197,7 +204,7 @@ struct Configuration {
 /// The units of this thread, with eight registers of 16 rows of 64 bytes. Dropped, it gives the registers back, so that the system need not
 /// keep them when another thread runs.
 struct Units {
-    /// Of this thread only.
+    /// The registers belong to one thread, so this stays on it.
     thread: PhantomData<*const ()>,
 }
 
@@ -439,19 +446,19 @@ fn transpose(rows: Square) -> Square {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::multiply_in_vectors;
+    use super::super::vectors::multiply_in_vectors;
     use super::*;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    type Multiply = fn(&mut MatrixMut<'_>, Into, Matrix<'_>, Matrix<'_>);
+    type Multiply = fn(&mut MatrixMut<'_>, Store, Matrix<'_>, Matrix<'_>);
 
     /// `[rows, inner]` times `[inner, columns]`, added to `out`.
     fn add(multiply: Multiply, a: &[f32], b: &[f32], [rows, inner, columns]: [usize; 3], out: &mut [f32]) {
         let mut out = MatrixMut::new(out, rows, columns);
         multiply(
             &mut out,
-            Into::Sum,
+            Store::Add,
             Matrix::new(a, rows, inner),
             Matrix::new(b, inner, columns),
         );
@@ -472,7 +479,7 @@ mod tests {
         (0..count).map(|_| one()).collect()
     }
 
-    /// Of each entry, the sum of its terms and that of their sizes.
+    /// The sum of the terms of each entry, and the sum of their sizes.
     fn exact(a: &[f32], b: &[f32], [rows, inner, columns]: [usize; 3]) -> Vec<(f64, f64)> {
         let entry = |at: usize| {
             let (row, column) = (at / columns, at % columns);
@@ -486,7 +493,7 @@ mod tests {
     #[test]
     fn products_are_as_exact_as_those_of_f32() {
         if !is_available() {
-            return println!("skipped: this processor has no such units");
+            return println!("skipped: this processor has no AMX units");
         }
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let shapes = [
@@ -520,7 +527,7 @@ mod tests {
     #[test]
     fn sums_that_grow_are_as_exact_as_those_of_f32() {
         if !is_available() {
-            return println!("skipped: this processor has no such units");
+            return println!("skipped: this processor has no AMX units");
         }
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let shape @ [rows, inner, columns] = [40, 512, 40];
@@ -547,7 +554,7 @@ mod tests {
     #[test]
     fn an_entry_does_not_depend_on_the_others() {
         if !is_available() {
-            return println!("skipped: this processor has no such units");
+            return println!("skipped: this processor has no AMX units");
         }
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let [rows, inner, columns] = [70, 600, 700];
@@ -561,7 +568,7 @@ mod tests {
             let mut out = vec![f32::NAN; rows.len() * columns.len()];
             multiply(
                 &mut MatrixMut::new(&mut out, rows.len(), columns.len()),
-                Into::Empty,
+                Store::Overwrite,
                 a,
                 b,
             );
@@ -585,7 +592,7 @@ mod tests {
     #[test]
     fn what_f32_holds_is_exact() {
         if !is_available() {
-            return println!("skipped: this processor has no such units");
+            return println!("skipped: this processor has no AMX units");
         }
         let product = |x: f32, y: f32| {
             let mut out = [0.0];

@@ -26,18 +26,18 @@ macro_rules! vectorised {
         }
     )*};
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;
 
 /// Numbers that a loop handles at once: two vectors of AVX-512, or four of AVX2.
-pub(super) const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 /// Numbers that one task handles of a long slice.
-pub(super) const CHUNK: usize = 1 << 15;
+pub(crate) const CHUNK: usize = 1 << 15;
 
 /// `eˣ` to a relative error of 2e-7 (Cephes' polynomial): 1.2e-38 below −87.3, NaN of NaN.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
-    // Adding it rounds to an integer, which then stands in the lowest bits.
+pub(crate) fn exp(x: f32) -> f32 {
+    // Adding this number rounds to an integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, of which the first times a small integer is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -60,13 +60,13 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `1 / (1 + e⁻ˣ)`.
 #[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// The largest of some numbers; −∞ of none. NaN counts as smallest.
 #[inline(always)]
-pub(super) fn max(values: &[f32]) -> f32 {
+pub(crate) fn max(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = values.as_chunks::<LANES>();
     for block in blocks {
@@ -86,7 +86,7 @@ pub(super) fn max(values: &[f32]) -> f32 {
 
 /// Adds up lanes, pair by pair.
 #[inline(always)]
-pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
@@ -99,7 +99,7 @@ pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
 
 /// Puts `exp(x − shift)` in the place of each number, and returns their sum.
 #[inline(always)]
-pub(super) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
+pub(crate) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = values.as_chunks_mut::<LANES>();
     for block in blocks {
@@ -118,7 +118,7 @@ pub(super) fn exp_and_sum(values: &mut [f32], shift: f32) -> f32 {
 
 /// `Σ a·b`.
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
     let (b_blocks, b_rest) = b.as_chunks::<LANES>();
@@ -136,7 +136,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// `Σ a·b·c`.
 #[inline(always)]
-pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
     let (b_blocks, b_rest) = b.as_chunks::<LANES>();
@@ -151,6 +151,31 @@ pub(super) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
         sum += a * b * c;
     }
     sum_lanes(lanes) + sum
+}
+
+/// `out += (f₀·r₀ + f₁·r₁) + (f₂·r₂ + f₃·r₃)`.
+#[inline(always)]
+pub(crate) fn add_four(out: &mut [f32], factors: [f32; 4], rows: [&[f32]; 4]) {
+    let [f0, f1, f2, f3] = factors;
+    let (out_blocks, out_rest) = out.as_chunks_mut::<LANES>();
+    let done = out_blocks.len() * LANES;
+    let [(b0, _), (b1, _), (b2, _), (b3, _)] = rows.map(|row| row.as_chunks::<LANES>());
+    for ((((out, r0), r1), r2), r3) in out_blocks.iter_mut().zip(b0).zip(b1).zip(b2).zip(b3) {
+        for i in 0..LANES {
+            out[i] += (f0 * r0[i] + f1 * r1[i]) + (f2 * r2[i] + f3 * r3[i]);
+        }
+    }
+    for (i, out) in (done..).zip(out_rest) {
+        *out += (f0 * rows[0][i] + f1 * rows[1][i]) + (f2 * rows[2][i] + f3 * rows[3][i]);
+    }
+}
+
+/// `out += f·r`.
+#[inline(always)]
+pub(crate) fn add(out: &mut [f32], factor: f32, row: &[f32]) {
+    for (out, value) in out.iter_mut().zip(row) {
+        *out += factor * value;
+    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
 //! Adam's update, and the sums of squares that clipping needs, each in one walk over memory.
 
-use burn::tensor::{Tensor, TensorPrimitive, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use rayon::prelude::*;
 
-use super::vector::{CHUNK, LANES, sum_lanes, vectorised};
-use super::{floats_mut, host_floats, primitive, runs};
+use crate::table::{float, memory, primitive};
+use crate::vector::{CHUNK, LANES, sum_lanes, vectorised};
 
 /// One update: `g ← factor·g + decay·w`, `m ← β₁·m + (1 − β₁)·g`, `v ← β₂·v + (1 − β₂)·g²`, `w ← keep·w − step_size·m / (√v + ε)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
-    /// What clips the gradient.
+    /// The factor that clips the gradient.
     pub factor: f32,
-    /// Decay as part of the gradient; 0 for none.
+    /// Weight decay as a part of the gradient; 0 for none.
     pub decay: f32,
-    /// What decay apart from the gradient leaves of a weight; 1 for none.
+    /// The factor of decoupled weight decay on a weight; 1 for none.
     pub keep: f32,
     /// β₁ and β₂.
     pub betas: [f32; 2],
@@ -26,37 +26,37 @@ pub struct AdamStep {
 }
 
 impl AdamStep {
-    /// The next weight, m and v, in the place of those that are given.
+    /// The next weight, m and v, written in the place of those that are given.
     ///
     /// # Errors
-    /// The tensors as they were, where they are not f32 in the memory of this process.
+    /// The tensors as they were, where one of them is not f32, row by row, in the memory of this process.
     #[allow(clippy::type_complexity, reason = "weight, m and v")]
     pub fn apply<B: Backend>(
         &self,
         tensors: [Tensor<B, 1>; 3],
         gradient: &Tensor<B, 1>,
     ) -> Result<[Tensor<B, 1>; 3], [Tensor<B, 1>; 3]> {
-        let gradient = primitive(gradient.clone());
-        let (true, Some(gradient)) = (tensors.iter().all(runs), host_floats::<B>(&gradient)) else {
+        let Some(memory) = memory::<B>() else {
             return Err(tensors);
         };
+        let gradient = primitive(gradient.clone());
         let mut places = tensors.map(primitive);
-        let [weight, first, second] = &mut places;
-        let slices = (floats_mut::<B>(weight), floats_mut::<B>(first), floats_mut::<B>(second));
-        if let (Some(weight), Some(first), Some(second)) = slices {
-            let tasks = weight.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-            let tasks = tasks.zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)));
-            tasks.for_each(|((weight, gradient), (first, second))| update(*self, weight, gradient, first, second));
-            return Ok(places.map(|place| Tensor::from_primitive(TensorPrimitive::Float(place))));
-        }
-        Err(places.map(|place| Tensor::from_primitive(TensorPrimitive::Float(place))))
+        let slices = places.each_mut().map(memory.floats_mut);
+        let (Some(gradient), [Some(weight), Some(first), Some(second)]) = ((memory.floats)(&gradient), slices) else {
+            return Err(places.map(float));
+        };
+        let tasks = weight.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+        let tasks = tasks.zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)));
+        tasks.for_each(|((weight, gradient), (first, second))| update(*self, weight, gradient, first, second));
+        Ok(places.map(float))
     }
 }
 
-/// The sum of all squares; none where the tensor is not f32 in the memory of this process.
+/// The sum of all squares; none where the tensor is not f32, row by row, in the memory of this process.
 pub fn sum_of_squares<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<f64> {
+    let floats = memory::<B>()?.floats;
     let tensor = primitive(tensor.clone());
-    let parts: Vec<f64> = host_floats::<B>(&tensor)?.par_chunks(CHUNK).map(squares).collect();
+    let parts: Vec<f64> = floats(&tensor)?.par_chunks(CHUNK).map(squares).collect();
     Some(parts.into_iter().sum())
 }
 

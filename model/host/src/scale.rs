@@ -2,19 +2,29 @@
 //!
 //! `∂L/∂x = λ ⊙ ∂L/∂y` and `∂L/∂λ = Σ_rows ∂L/∂y ⊙ x`, whose entries sum up to `∂L/∂a`.
 
-use burn::tensor::Shape;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
-use super::memory::{Blank, written};
-use super::vector::vectorised;
-use super::{Gradient, Operation, Output, View, Wanted};
+use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::table::{apply, input};
+use crate::vector::vectorised;
 
 /// Rows of one task, at most.
 const ROWS: usize = 64;
 
-/// A branch and its scale, `[hidden]` or `[1]`.
+/// A branch times its scale.
+///
+/// # Shapes
+/// - branch and output: `[…, hidden]`
+/// - scale: `[hidden]` or `[1]`
+pub fn scale<B: Backend, const D: usize>(branch: &Tensor<B, D>, scale: &Tensor<B, 1>) -> Option<Tensor<B, D>> {
+    apply(Scale, [input(branch)?, input(scale)?])
+}
+
 #[derive(Debug)]
-pub(crate) struct Scale;
+struct Scale;
 
 impl Scale {
     /// λ; a for every channel.
@@ -37,19 +47,22 @@ impl Scale {
 }
 
 impl Operation<2> for Scale {
-    type Kept = ();
-
-    const FIRST_SUMMED: usize = 1;
-
-    fn forward(&self, [x, scale]: [View<'_>; 2]) -> Output<()> {
-        Output {
-            values: Self::scaled(x.values, &Self::channels(&scale, x.width())),
-            shape: Shape::clone(&x.shape),
-            kept: (),
-        }
+    fn first_summed(&self) -> usize {
+        1
     }
 
-    fn backward(&self, [x, scale]: [View<'_>; 2], (): &(), upstream: &[f32], wanted: [Wanted<'_>; 2]) -> [Gradient; 2] {
+    fn forward(&self, [x, scale]: [View<'_>; 2]) -> Output {
+        let values = Self::scaled(x.values, &Self::channels(&scale, x.width()));
+        Output::new(values, Shape::clone(&x.shape))
+    }
+
+    fn backward(
+        &self,
+        [x, scale]: [View<'_>; 2],
+        _kept: &[f32],
+        upstream: &[f32],
+        wanted: [Wanted<'_>; 2],
+    ) -> [Gradient; 2] {
         let width = x.width();
         let [wanted_x, wanted_scale] = wanted;
         let of_x = if wanted_x.is_wanted() {

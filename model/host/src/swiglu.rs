@@ -3,26 +3,36 @@
 
 use std::mem::MaybeUninit;
 
-use burn::tensor::Shape;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
-use super::memory::{Blank, written};
-use super::vector::{sigmoid, vectorised};
-use super::{Gradient, Operation, Output, View, Wanted};
+use crate::memory::{Blank, written};
+use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::table::{apply, input};
+use crate::vector::{sigmoid, vectorised};
 
 /// Rows of one task.
 const ROWS: usize = 16;
 
-/// `[tokens, 2 · width]` to `[tokens, width]`.
+/// `silu(a) ⊙ b` of the halves of each row.
+///
+/// # Shapes
+/// - both: `[tokens, 2 · width]`
+/// - output: `[tokens, width]`
+pub fn swiglu<B: Backend>(both: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+    apply(SwiGlu, [input(both)?])
+}
+
 #[derive(Debug)]
-pub(crate) struct SwiGlu;
+struct SwiGlu;
 
 impl Operation<1> for SwiGlu {
-    type Kept = ();
+    fn first_summed(&self) -> usize {
+        1
+    }
 
-    const FIRST_SUMMED: usize = 1;
-
-    fn forward(&self, [x]: [View<'_>; 1]) -> Output<()> {
+    fn forward(&self, [x]: [View<'_>; 1]) -> Output {
         let (tokens, width) = (x.shape[0], x.width() / 2);
         let write = |y: &mut Blank| {
             let tasks = x
@@ -31,15 +41,11 @@ impl Operation<1> for SwiGlu {
                 .zip(y.par_chunks_mut(ROWS * width));
             tasks.for_each(|(x, y)| gated(x, width, y));
         };
-        Output {
-            // SAFETY: the tasks are all the rows.
-            values: unsafe { written(tokens * width, write) },
-            shape: Shape::from([tokens, width]),
-            kept: (),
-        }
+        // SAFETY: the tasks are all the rows.
+        Output::new(unsafe { written(tokens * width, write) }, Shape::from([tokens, width]))
     }
 
-    fn backward(&self, [x]: [View<'_>; 1], (): &(), upstream: &[f32], _wanted: [Wanted<'_>; 1]) -> [Gradient; 1] {
+    fn backward(&self, [x]: [View<'_>; 1], _kept: &[f32], upstream: &[f32], _wanted: [Wanted<'_>; 1]) -> [Gradient; 1] {
         let width = x.width() / 2;
         let write = |of_x: &mut Blank| {
             let tasks = x
@@ -55,8 +61,8 @@ impl Operation<1> for SwiGlu {
     }
 }
 
-/// Numbers that are handled at once. Blocks of their own need no check that the halves of a row do not overlap, without which there is one
-/// number at a time.
+/// Numbers that are handled at once. Results in an array of their own cannot overlap the halves of a row, which the compiler would else have
+/// to check for, and would then handle one number at a time.
 const BLOCK: usize = 16;
 
 vectorised! {

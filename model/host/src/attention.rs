@@ -7,32 +7,54 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::Arc;
 
-use burn::tensor::Shape;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, multiply_in_vectors};
-use super::memory::{Blank, scratch, written};
-use super::vector::{dot, exp, exp_and_sum, max, vectorised};
-use super::{Gradient, Operation, Output, View, Wanted};
+use crate::matrix::{Matrix, MatrixMut, Store};
+use crate::memory::{Blank, scratch, written};
+use crate::operation::{Gradient, Kept, Operation, Output, View, Wanted};
+use crate::product::multiply_in_vectors;
+use crate::table::{apply, input};
+use crate::vector::{dot, exp, exp_and_sum, max, vectorised};
 
 /// Rows of a block.
 const ROWS: usize = 64;
 
-/// Attention over the inputs `[batch · seq, (heads + 2 · kv_heads) · d]`, the queries, keys and values of each token side by side, and the
-/// tables of cosines and of sines of [`Rotary`](crate::Rotary), `[seq, d]`.
+/// Causal attention within sequences of one length. The queries, keys and values of a token stand side by side in its row; `tables` are the
+/// cosines and the sines of the rotation, which turns the first half of a head against the second.
+///
+/// # Shapes
+/// - projected: `[batch · seq, (heads + 2 · kv_heads) · d]`
+/// - tables: `[seq, d]`
+/// - output: `[batch · seq, heads · d]`
+pub fn causal_attention<B: Backend>(
+    projected: &Tensor<B, 2>,
+    tables: &[Tensor<B, 2>; 2],
+    heads: usize,
+    kv_heads: usize,
+) -> Option<Tensor<B, 2>> {
+    let [cos, sin] = tables;
+    let attention = CausalAttention {
+        seq: cos.dims()[0],
+        heads,
+        kv_heads,
+    };
+    apply(attention, [input(projected)?, input(cos)?, input(sin)?])
+}
+
 #[derive(Debug)]
-pub(crate) struct CausalAttention {
-    pub(crate) seq: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
+struct CausalAttention {
+    seq: usize,
+    heads: usize,
+    kv_heads: usize,
 }
 
 /// Numbers of one head of one sequence in the rows of its tokens.
 #[derive(Clone, Copy)]
 struct Head<'a> {
-    /// Of the whole sequence, with all heads.
+    /// The rows of the whole sequence, with all heads.
     values: &'a [f32],
     width: usize,
     columns: (usize, usize),
@@ -76,13 +98,13 @@ impl Turn<'_> {
         );
     }
 
-    /// The other way round, into the rows of a gradient.
+    /// The gradient of [`forward`](Self::forward), into the rows of a head.
     fn backward(&self, values: &[f32], scale: f32, out: MatrixMut<'_>) {
         turn_back(values, self.cos, self.sin, self.head_dim, scale, out);
     }
 }
 
-/// What a thread works in, all of it of one head.
+/// The buffers of a thread, each for one head.
 struct Scratch {
     /// Turned and scaled queries, `[seq, d]`.
     q: Vec<f32>,
@@ -90,7 +112,7 @@ struct Scratch {
     k: Vec<f32>,
     /// Room for the transpose of the keys.
     turned_k: Vec<MaybeUninit<f32>>,
-    /// Room for that of the values.
+    /// Room for the transpose of the values.
     turned_v: Vec<MaybeUninit<f32>>,
     of_q: Vec<f32>,
     of_k: Vec<f32>,
@@ -125,17 +147,17 @@ impl CausalAttention {
     fn scores(&self, out: &mut [f32], q: &[f32], turned_k: Matrix<'_>, rows: Range<usize>) {
         let q = Matrix::new(q, self.seq, turned_k.rows()).row_range(rows.clone());
         let k = turned_k.column_range(0..rows.end);
-        multiply_in_vectors(&mut MatrixMut::new(out, rows.len(), rows.end), Into::Empty, q, k);
+        multiply_in_vectors(&mut MatrixMut::new(out, rows.len(), rows.end), Store::Overwrite, q, k);
     }
 }
 
 impl Operation<3> for CausalAttention {
-    /// `ln Σ exp` of each row of scores, `[batch, heads, seq]`.
-    type Kept = Arc<Vec<f32>>;
+    fn first_summed(&self) -> usize {
+        3
+    }
 
-    const FIRST_SUMMED: usize = 3;
-
-    fn forward(&self, [x, cos, sin]: [View<'_>; 3]) -> Output<Self::Kept> {
+    /// Keeps `ln Σ exp` of each row of scores, `[batch, heads, seq]`.
+    fn forward(&self, [x, cos, sin]: [View<'_>; 3]) -> Output {
         let (seq, heads, kv_heads) = (self.seq, self.heads, self.kv_heads);
         let (tokens, width, head_dim) = (x.shape[0], x.width(), cos.width());
         let turn = Turn {
@@ -149,7 +171,11 @@ impl Operation<3> for CausalAttention {
             // One task for each head of each sequence; their results are columns of the sequence's rows.
             let outs: Vec<MatrixMut<'_>> = mixed
                 .chunks_exact_mut(seq * heads * head_dim)
-                .flat_map(|sequence| MatrixMut::blank(sequence, seq, heads * head_dim).column_blocks(head_dim))
+                .flat_map(|sequence| {
+                    // SAFETY: a task writes each block of its rows by a product that overwrites, and reads none.
+                    let sequence = unsafe { MatrixMut::blank(sequence, seq, heads * head_dim) };
+                    sequence.column_blocks(head_dim)
+                })
                 .collect();
             let tasks = outs.into_par_iter().zip(log_sums.par_chunks_exact_mut(seq));
             tasks.enumerate().for_each_init(
@@ -168,7 +194,12 @@ impl Operation<3> for CausalAttention {
                         self.scores(weights, &room.q, turned_k, rows.clone());
                         softmax(weights, rows.start, &mut log_sums[rows.clone()]);
                         let weights = Matrix::new(weights, rows.len(), seen);
-                        multiply_in_vectors(&mut out.row_range(rows), Into::Empty, weights, value.row_range(0..seen));
+                        multiply_in_vectors(
+                            &mut out.row_range(rows),
+                            Store::Overwrite,
+                            weights,
+                            value.row_range(0..seen),
+                        );
                     }
                 },
             );
@@ -178,14 +209,14 @@ impl Operation<3> for CausalAttention {
         Output {
             values: mixed,
             shape: Shape::from([tokens, heads * head_dim]),
-            kept: Arc::new(log_sums),
+            kept: Kept::new(log_sums),
         }
     }
 
     fn backward(
         &self,
         [x, cos, sin]: [View<'_>; 3],
-        log_sums: &Self::Kept,
+        log_sums: &[f32],
         upstream: &[f32],
         _wanted: [Wanted<'_>; 3],
     ) -> [Gradient; 3] {
@@ -202,7 +233,8 @@ impl Operation<3> for CausalAttention {
             // then the value's.
             let mut outs = Vec::new();
             for sequence in of_x.chunks_exact_mut(seq * width) {
-                let mut columns = MatrixMut::blank(sequence, seq, width).column_blocks(head_dim);
+                // SAFETY: a task fills each of its columns with zeros before it adds to them.
+                let mut columns = unsafe { MatrixMut::blank(sequence, seq, width) }.column_blocks(head_dim);
                 let mut of_values = columns.split_off(heads + kv_heads).into_iter();
                 let mut of_keys = columns.split_off(heads).into_iter();
                 let mut of_queries = columns.into_iter();
@@ -236,27 +268,27 @@ impl Operation<3> for CausalAttention {
                             let upstream = upstream.row_range(rows.clone());
                             self.scores(weights, &room.q, turned_k, rows.clone());
                             let mut block = MatrixMut::new(of_weights, rows.len(), seen);
-                            multiply_in_vectors(&mut block, Into::Empty, upstream, turned_v.column_range(0..seen));
+                            multiply_in_vectors(&mut block, Store::Overwrite, upstream, turned_v.column_range(0..seen));
                             softmax_backward(weights, of_weights, rows.start, &log_sums[rows.clone()]);
 
                             let weights = Matrix::new(weights, rows.len(), seen);
                             let of_scores = Matrix::new(of_weights, rows.len(), seen);
                             multiply_in_vectors(
                                 &mut of_value.row_range(0..seen),
-                                Into::Sum,
+                                Store::Add,
                                 weights.transposed(),
                                 upstream,
                             );
                             let mut of_q = MatrixMut::new(&mut room.of_q, seq, head_dim);
                             let k = Matrix::new(&room.k, seq, head_dim).row_range(0..seen);
-                            multiply_in_vectors(&mut of_q.row_range(rows.clone()), Into::Empty, of_scores, k);
+                            multiply_in_vectors(&mut of_q.row_range(rows.clone()), Store::Overwrite, of_scores, k);
                             let mut of_k = MatrixMut::new(&mut room.of_k, seq, head_dim);
                             let q = Matrix::new(&room.q, seq, head_dim).row_range(rows);
-                            multiply_in_vectors(&mut of_k.row_range(0..seen), Into::Sum, of_scores.transposed(), q);
+                            multiply_in_vectors(&mut of_k.row_range(0..seen), Store::Add, of_scores.transposed(), q);
                         }
                         turn.backward(&room.of_q, scale, of_query);
                     }
-                    // The queries were scaled already.
+                    // The queries were scaled before they met the keys.
                     turn.backward(&room.of_k, 1.0, of_key);
                 },
             );
@@ -272,7 +304,7 @@ vectorised! {
     fn softmax(scores: &'a mut [f32], first: usize, log_sums: &'a mut [f32]) -> () {
         let columns = scores.len() / log_sums.len();
         for (seen, (row, log_sum)) in (first + 1..).zip(scores.chunks_exact_mut(columns).zip(log_sums)) {
-            // The whole row, so that it is whole vectors: what comes later adds nothing.
+            // All columns, so that the loops run over whole vectors: exp(−∞) adds nothing to the sum.
             row[seen..].fill(f32::NEG_INFINITY);
             let largest = max(row);
             let sum = exp_and_sum(row, largest);
@@ -304,7 +336,7 @@ vectorised! {
 
     /// `(x · cos + swapped(x) · sin) · scale` of each row, where the halves of `swapped(x)` have changed places. The rows of `x` are `width`
     /// apart.
-    pub(super) fn turn(x: &'a [f32], width: usize, cos: &'a [f32], sin: &'a [f32], head_dim: usize, scale: f32, out: &'a mut [f32]) -> () {
+    pub(crate) fn turn(x: &'a [f32], width: usize, cos: &'a [f32], sin: &'a [f32], head_dim: usize, scale: f32, out: &'a mut [f32]) -> () {
         let half = head_dim / 2;
         let tables = cos.chunks_exact(head_dim).zip(sin.chunks_exact(head_dim));
         for ((x, (cos, sin)), out) in x.chunks(width).zip(tables).zip(out.chunks_exact_mut(head_dim)) {

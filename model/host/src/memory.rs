@@ -3,13 +3,13 @@
 use std::mem::MaybeUninit;
 
 /// Numbers that are yet to be written.
-pub(super) type Blank = [MaybeUninit<f32>];
+pub(crate) type Blank = [MaybeUninit<f32>];
 
 /// A buffer of `length` numbers, each of which `write` must write.
 ///
 /// # Safety
 /// `write` leaves no number unwritten.
-pub(super) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> Vec<f32> {
+pub(crate) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> Vec<f32> {
     let mut values: Vec<f32> = Vec::with_capacity(length);
     prefer_large_pages(values.spare_capacity_mut());
     write(&mut values.spare_capacity_mut()[..length]);
@@ -21,26 +21,30 @@ pub(super) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> V
 /// The numbers of a buffer, all of which have been written.
 ///
 /// # Safety
-/// They have.
-pub(super) unsafe fn assume_written(blank: &mut Blank) -> &mut [f32] {
+/// Every number has been written.
+pub(crate) unsafe fn assume_written(blank: &mut Blank) -> &mut [f32] {
     // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and every one has been written, as the caller promises.
     unsafe { &mut *(std::ptr::from_mut(blank) as *mut [f32]) }
 }
 
-/// Numbers as a place for others; whoever gets it writes numbers only.
-pub(super) fn as_blank(values: &mut [f32]) -> &mut Blank {
-    // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and what is written there are numbers.
+/// Numbers as a place for others.
+///
+/// # Safety
+/// Nothing is written there but numbers: `MaybeUninit::uninit()` would leave the slice without a value.
+pub(crate) unsafe fn as_blank(values: &mut [f32]) -> &mut Blank {
+    // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and only numbers are written there, as the caller promises.
     unsafe { &mut *(std::ptr::from_mut(values) as *mut Blank) }
 }
 
 /// A buffer of `length` numbers to write into and read from again and again.
-pub(super) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
+pub(crate) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
     let mut values = vec![MaybeUninit::uninit(); length];
     prefer_large_pages(&mut values);
     values
 }
 
-/// Asks the system for pages of 2 MiB behind a large buffer: fewer are to be found for it, and fewer places to be looked up in every product.
+/// Asks the system for pages of 2 MiB behind a large buffer: fewer have to be found for it, and fewer addresses
+/// translated in every product.
 fn prefer_large_pages(values: &mut Blank) {
     #[cfg(target_os = "linux")]
     {
@@ -80,5 +84,10 @@ mod tests {
         scratch.fill(MaybeUninit::new(2.0));
         // SAFETY: filled above.
         assert_eq!(unsafe { assume_written(&mut scratch) }, [2.0; 3]);
+        let mut numbers = [1.0, 2.0];
+        // SAFETY: a number is written.
+        let blank = unsafe { as_blank(&mut numbers) };
+        blank[1].write(3.0);
+        assert_eq!(numbers, [1.0, 3.0]);
     }
 }

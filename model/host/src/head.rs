@@ -1,4 +1,7 @@
-//! Head and cross-entropy at once, as [`crate::loss`] says, a chunk of rows and a block of the vocabulary at a time.
+//! Head and next-token cross-entropy at once, a chunk of rows and a block of the vocabulary at a time.
+//!
+//! With logits `z = h·W` and `p = softmax(z)`, the loss of a scored row is `ln Σ exp z − z_target`; what it sends back to the logits is
+//! `p − onehot(target)`.
 //!
 //! 1. Each block of a chunk's logits is computed, and while it is in the cache turned into `exp(z − m)` with the block's own maximum `m` of
 //!    each row, and summed.
@@ -6,20 +9,22 @@
 //! 3. Each block is scaled into `p − onehot(target)`, and while it is in the cache sent back to the hidden states and to the head.
 //!
 //! A logit is written once and read once; the gradient of the head is written in place, the sum of those of the sequences in their order
-//! (see [`super::linear`]).
+//! (see [`linear`](crate::linear)).
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::matrix::{Into, Matrix, MatrixMut, multiply, multiply_in_pieces};
-use super::memory::{Blank, assume_written, scratch};
-use super::vector::{exp, exp_and_sum, max, vectorised};
-use super::{Gradient, Wanted, floats_mut, matrix, primitive, tensor};
-use crate::loss::{IGNORE_INDEX, LossGradients};
+use crate::autodiff::tensor;
+use crate::matrix::{Matrix, MatrixMut, Store};
+use crate::memory::{Blank, assume_written, scratch};
+use crate::operation::{Gradient, Wanted};
+use crate::product::{multiply, multiply_in_pieces};
+use crate::table::{float, memory, primitive};
+use crate::vector::{exp, exp_and_sum, max, vectorised};
 
 /// Columns of a block, so many that a chunk's block of logits stays in a core's cache.
 const BLOCK: usize = 256;
@@ -30,62 +35,101 @@ const NUMBERS: usize = 1 << 25;
 /// Tasks that a chunk's blocks are sent back in; each has a sum of its own of the hidden states' gradient.
 const TASKS: usize = 16;
 
-/// [`loss_with_gradients`](crate::loss::loss_with_gradients) in f32, the gradient of the weight added to `sum`; `sum` as it was where the
-/// tensors are not in the memory of this process.
-pub(crate) fn loss_with_gradients<B: Backend>(
+/// The loss and what it sends back to the hidden states and to the head.
+#[derive(Debug)]
+pub struct HeadGradients<B: Backend> {
+    /// The sum of the scored rows' losses, divided by `scored`; `[1]`.
+    pub loss: Tensor<B, 1>,
+    /// Gradient of the hidden states, `[tokens, hidden]`.
+    pub hidden: Tensor<B, 2>,
+    /// Gradient of the head and what it was added to, `[hidden, vocab]`.
+    pub weight: Tensor<B, 2>,
+}
+
+/// Loss and gradients at once. The losses are divided by `scored`, a row whose target is `ignored` has none, and the gradient of the head is
+/// added to `sum`, sequence after sequence of `seq` rows.
+///
+/// # Shapes
+/// - hidden: `[tokens, hidden]`
+/// - weight, sum: `[hidden, vocab]`
+/// - targets: `[tokens]`
+///
+/// # Errors
+/// `sum` as it was, where the tensors are not f32 in the memory of this process, or are under autodiff.
+pub fn loss_with_gradients<B: Backend>(
     hidden: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
+    ignored: i64,
     scored: usize,
     seq: usize,
     sum: Option<Tensor<B, 2>>,
-) -> Result<LossGradients<B>, Option<Tensor<B, 2>>> {
+) -> Result<HeadGradients<B>, Option<Tensor<B, 2>>> {
+    let Some(memory) = memory::<B>() else {
+        return Err(sum);
+    };
+    let device = hidden.device();
     let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
-    let (Some(hidden), Some(weight)) = (matrix::<B>(&hidden), matrix::<B>(&weight)) else {
+    let (Some(hidden), Some(weight)) = ((memory.matrix)(&hidden), (memory.matrix)(&weight)) else {
         return Err(sum);
     };
     // In the order of the weight.
     let mut sum = sum.map(|sum| primitive(if weight.is_by_rows() { sum } else { sum.transpose() }));
     let wanted = sum
         .as_mut()
-        .and_then(floats_mut::<B>)
+        .and_then(memory.floats_mut)
         .map_or(Wanted::Gradient, Wanted::Sum);
-    let result = Head { hidden, weight }.backward(&read(targets), 1.0 / scored.max(1) as f32, seq, wanted);
-    let float =
-        |values, shape: [usize; 2]| Tensor::from_primitive(TensorPrimitive::Float(tensor::<B>(values, shape.into())));
+    let head = Head {
+        hidden,
+        weight,
+        ignored,
+    };
+    let result = head.backward(&read(targets), 1.0 / scored.max(1) as f32, seq, wanted);
+    let matrix = |values, shape: [usize; 2]| float(tensor::<B>(values, shape.into(), &device));
     let shape = match weight.is_by_rows() {
         true => [weight.rows(), weight.columns()],
         false => [weight.columns(), weight.rows()],
     };
-    let sum = sum.map(|sum| Tensor::from_primitive(TensorPrimitive::Float(sum)));
-    let of_weight = match (result.of_weight, sum) {
-        (Gradient::Values(values), None) => float(values, shape),
-        (Gradient::Values(values), Some(sum)) => sum + float(values, shape),
+    let of_weight: Tensor<B, 2> = match (result.of_weight, sum.map(float)) {
+        (Gradient::Values(values), None) => matrix(values, shape),
+        (Gradient::Values(values), Some(sum)) => sum + matrix(values, shape),
         (_, sum) => sum.unwrap_or_else(|| unreachable!("what was added was added to it")),
     };
-    let of_weight = if weight.is_by_rows() {
-        of_weight
-    } else {
-        of_weight.transpose()
-    };
-    Ok(LossGradients {
-        loss: Tensor::from_data(TensorData::from([result.loss as f32]), &Default::default()),
-        hidden: float(result.of_hidden, [hidden.rows(), hidden.columns()]),
-        weight: of_weight,
+    Ok(HeadGradients {
+        loss: Tensor::from_data(TensorData::from([result.loss as f32]), &device),
+        hidden: matrix(result.of_hidden, [hidden.rows(), hidden.columns()]),
+        weight: if weight.is_by_rows() {
+            of_weight
+        } else {
+            of_weight.transpose()
+        },
     })
 }
 
-/// [`token_losses`](crate::loss::token_losses) in f32; none where the tensors are not in the memory of this process.
-pub(crate) fn token_losses<B: Backend>(
+/// Loss of every row, 0 where the target is `ignored`; none where the tensors are not f32 in the memory of this process, or are under
+/// autodiff.
+///
+/// # Shapes
+/// - hidden: `[tokens, hidden]`
+/// - weight: `[hidden, vocab]`
+/// - targets and output: `[tokens]`
+pub fn token_losses<B: Backend>(
     hidden: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
+    ignored: i64,
 ) -> Option<Tensor<B, 1>> {
+    let memory = memory::<B>()?;
+    let device = hidden.device();
     let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
-    let (hidden, weight) = (matrix::<B>(&hidden)?, matrix::<B>(&weight)?);
-    let losses = Head { hidden, weight }.losses(&read(targets));
+    let head = Head {
+        hidden: (memory.matrix)(&hidden)?,
+        weight: (memory.matrix)(&weight)?,
+        ignored,
+    };
+    let losses = head.losses(&read(targets));
     let count = losses.len();
-    Some(Tensor::from_data(TensorData::new(losses, [count]), &Default::default()))
+    Some(Tensor::from_data(TensorData::new(losses, [count]), &device))
 }
 
 fn read<B: Backend>(targets: &Tensor<B, 1, Int>) -> Vec<i64> {
@@ -105,6 +149,8 @@ struct Sent {
 struct Head<'a> {
     hidden: Matrix<'a>,
     weight: Matrix<'a>,
+    /// The target of a row that is not scored.
+    ignored: i64,
 }
 
 /// Some rows with their targets; each scored row has the same share of the loss.
@@ -116,7 +162,7 @@ struct Chunk<'a> {
     seq: usize,
 }
 
-/// Of one row and one block of logits.
+/// The maximum and the sum of one row within one block of logits.
 #[derive(Clone, Copy, Default)]
 struct Part {
     max: f32,
@@ -160,8 +206,9 @@ impl Head<'_> {
         let width = out.len() / hidden.rows();
         let weight = self.weight.column_range(start..start + width);
         multiply(
-            &mut MatrixMut::blank(out, hidden.rows(), width),
-            Into::Empty,
+            // SAFETY: the product overwrites all of it.
+            &mut unsafe { MatrixMut::blank(out, hidden.rows(), width) },
+            Store::Overwrite,
             hidden,
             weight,
         );
@@ -203,7 +250,7 @@ impl Head<'_> {
                     })
                     .collect();
                 for (row, loss) in losses.iter_mut().enumerate() {
-                    if targets[row] != IGNORE_INDEX {
+                    if targets[row] != self.ignored {
                         let whole = whole_row(&blocks, row);
                         *loss = whole.max - of_targets[row] + whole.sum.ln();
                     }
@@ -217,10 +264,10 @@ impl Head<'_> {
         let (tokens, width, vocab) = (self.hidden.rows(), self.hidden.columns(), self.weight.columns());
         let mut of_hidden = vec![0.0; tokens * width];
         let mut loss = 0.0;
-        let write = |of_weight: &mut Blank, into| {
+        let write = |of_weight: &mut Blank, store| {
             let chunks = self.chunks(seq);
             let Some(rows) = chunks.iter().map(Range::len).max() else {
-                if into == Into::Empty {
+                if store == Store::Overwrite {
                     of_weight.fill(MaybeUninit::new(0.0));
                 }
                 return;
@@ -234,14 +281,17 @@ impl Head<'_> {
                     share,
                     seq,
                 };
-                let of_weight = if self.weight.is_by_rows() {
-                    MatrixMut::blank(of_weight, width, vocab)
-                } else {
-                    MatrixMut::blank(of_weight, vocab, width).transposed()
+                // SAFETY: the products of the first chunk overwrite all of it, unless it is a sum.
+                let of_weight = unsafe {
+                    if self.weight.is_by_rows() {
+                        MatrixMut::blank(of_weight, width, vocab)
+                    } else {
+                        MatrixMut::blank(of_weight, vocab, width).transposed()
+                    }
                 };
-                let into = if range.start == 0 { into } else { Into::Sum };
+                let store = if range.start == 0 { store } else { Store::Add };
                 let of_hidden = &mut of_hidden[range.start * width..range.end * width];
-                loss += self.chunk(&chunk, &mut logits, &mut sums, of_hidden, of_weight, into);
+                loss += self.chunk(&chunk, &mut logits, &mut sums, of_hidden, of_weight, store);
             }
         };
         // SAFETY: the blocks of a chunk are all columns, and the first chunk writes into every entry of theirs.
@@ -253,7 +303,7 @@ impl Head<'_> {
         }
     }
 
-    /// The loss of a chunk, whose gradients go to `of_hidden` and, [`Into`] what is there, to `of_weight`.
+    /// The loss of a chunk, whose gradients go to `of_hidden` and, as `store` says, to `of_weight`.
     fn chunk(
         &self,
         chunk: &Chunk<'_>,
@@ -261,7 +311,7 @@ impl Head<'_> {
         sums: &mut Blank,
         of_hidden: &mut [f32],
         of_weight: MatrixMut<'_>,
-        into: Into,
+        store: Store,
     ) -> f64 {
         let Chunk {
             hidden,
@@ -288,7 +338,7 @@ impl Head<'_> {
             .map(|row| {
                 let whole = whole_row(&parts, row);
                 let target = targets[row];
-                if target == IGNORE_INDEX {
+                if target == self.ignored {
                     return Part {
                         max: whole.max,
                         sum: 0.0,
@@ -327,14 +377,15 @@ impl Head<'_> {
                 }
                 let of_logits = Matrix::new(block, count, columns);
                 let weight = self.weight.column_range(**start..**start + columns);
-                let before = if index == 0 { Into::Empty } else { Into::Sum };
+                let before = if index == 0 { Store::Overwrite } else { Store::Add };
                 multiply(
-                    &mut MatrixMut::blank(sum, count, width),
+                    // SAFETY: the product of the first block overwrites all of it.
+                    &mut unsafe { MatrixMut::blank(sum, count, width) },
                     before,
                     of_logits,
                     weight.transposed(),
                 );
-                multiply_in_pieces(out, into, by_columns, of_logits, seq);
+                multiply_in_pieces(out, store, by_columns, of_logits, seq);
             }
         });
         // SAFETY: so many tasks there were, and each wrote its sum.

@@ -1,0 +1,154 @@
+//! The paths of the server: what each answers, and how a request is refused.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::TrySendError;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::unbounded_channel;
+use tower_http::limit::RequestBodyLimitLayer;
+
+use super::answer::Answer;
+use super::completions::{Completion, PromptInput};
+use super::refusal::Refusal;
+use super::served::{Limits, ServedModel};
+use super::worker::Job;
+use crate::generate::encode;
+use crate::inference::check_ids;
+
+/// Everything that the server answers.
+pub(super) fn router(model: Arc<ServedModel>) -> Router {
+    let limits = model.limits;
+    let wrong_method = |allowed: &'static str| {
+        move |uri: Uri| async move {
+            let message = format!("{} is for {allowed}", uri.path());
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message)
+        }
+    };
+    // tower-http refuses a body that says that it is far too large, but in plain text.
+    let in_our_words = move |response: Response| async move {
+        match response.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(limits).into_response(),
+            _ => response,
+        }
+    };
+    let completions = post(completion)
+        .layer(RequestBodyLimitLayer::new(2 * limits.body))
+        .layer(map_response(in_our_words))
+        .fallback(wrong_method("POST"));
+    Router::new()
+        .route("/v1/completions", completions)
+        .route("/v1/models", get(models).fallback(wrong_method("GET")))
+        .route("/health", get(health).fallback(wrong_method("GET")))
+        .fallback(unknown)
+        .with_state(model)
+}
+
+async fn unknown(uri: Uri) -> Refusal {
+    let path = uri.path();
+    let message = format!("there is no {path}; there are POST /v1/completions, GET /v1/models and GET /health");
+    Refusal::new(StatusCode::NOT_FOUND, message)
+}
+
+async fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+async fn models(State(model): State<Arc<ServedModel>>) -> Json<Value> {
+    let served = json!({
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "gpas",
+        "max_model_len": model.context,
+    });
+    Json(json!({"object": "list", "data": [served]}))
+}
+
+async fn completion(State(model): State<Arc<ServedModel>>, body: Body) -> Result<Response, Refusal> {
+    let body = read_body(model.limits, body).await?;
+    // Parsing and tokenizing a large body takes a while, in which the other connections go on.
+    let parser = model.clone();
+    let parsed = tokio::task::spawn_blocking(move || parse(&parser, &body)).await;
+    let (completion, prompts) = parsed.map_err(|_| Refusal::internal("the request could not be read"))??;
+    let (reply, events) = unbounded_channel();
+    let job = Job {
+        prompts: prompts.clone(),
+        n: completion.n,
+        options: completion.options.clone(),
+        score_prompts: completion.echo && completion.options.alternatives.is_some(),
+        reply,
+    };
+    model.jobs.try_send(job).map_err(|error| Refusal {
+        code: Some("overloaded"),
+        ..match error {
+            TrySendError::Full(_) => Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many requests are waiting; try again later",
+            ),
+            TrySendError::Disconnected(_) => Refusal::shutting_down(),
+        }
+    })?;
+    let number = model.answers.fetch_add(1, Ordering::Relaxed);
+    let stream = completion.stream;
+    let answer = Answer::new(completion, prompts, events, number, &model);
+    if stream {
+        return Ok(answer.in_pieces().into_response());
+    }
+    Ok(Json(answer.whole().await?).into_response())
+}
+
+fn too_large(limits: Limits) -> Refusal {
+    let message = format!("the body is larger than {} bytes", limits.body);
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+}
+
+/// The body of a request, of bounded size and in bounded time.
+async fn read_body(limits: Limits, mut body: Body) -> Result<Vec<u8>, Refusal> {
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            length += data.len();
+            // What is a little too large is read to its end all the same, so that the client is there for the answer.
+            if length <= limits.body {
+                bytes.extend_from_slice(&data);
+            }
+        }
+        Ok::<_, axum::Error>(())
+    };
+    match tokio::time::timeout(limits.body_time, read).await {
+        _ if length > limits.body => Err(too_large(limits)),
+        Ok(Ok(())) => Ok(bytes),
+        Ok(Err(error)) => {
+            let message = format!("the body cannot be read: {error}");
+            Err(Refusal::new(StatusCode::BAD_REQUEST, message))
+        }
+        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body takes too long")),
+    }
+}
+
+/// A body as a completion and the tokens of its prompts, which the model has.
+fn parse(model: &ServedModel, body: &[u8]) -> Result<(Completion, Vec<Vec<u32>>), Refusal> {
+    let completion = Completion::parse(body, rand::random())?;
+    let prompts = completion.prompts.iter().map(|prompt| {
+        let ids = match prompt {
+            PromptInput::Ids(ids) => ids.clone(),
+            PromptInput::Text(text) => {
+                encode(&model.tokenizer, text).map_err(|error| Refusal::about("prompt", error.to_string()))?
+            }
+        };
+        check_ids(&ids, model.vocab, model.context)?;
+        Ok(ids)
+    });
+    let prompts: Vec<Vec<u32>> = prompts.collect::<Result<_, Refusal>>()?;
+    Ok((completion, prompts))
+}

@@ -1,0 +1,169 @@
+//! The raw form of a recipe: what its sources give, by dotted key, before any default.
+
+use std::collections::BTreeMap;
+
+use toml::{Table, Value};
+
+use super::allowed::Allowed;
+use super::{Key, Recipe, RecipeError};
+
+/// Values by dotted key, each with the source that it comes from.
+#[derive(Default)]
+pub(super) struct Given {
+    entries: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    value: Value,
+    origin: String,
+}
+
+impl Given {
+    /// Adds a source whose values replace those of the sources before it.
+    ///
+    /// A key also replaces the other form of itself, and naming a preset replaces the sizes that the preset stands for.
+    pub fn add(&mut self, table: Table, origin: &str) -> Result<(), RecipeError> {
+        let values = flatten(table);
+        let has = |key: &str| values.contains_key(key);
+        for key in Recipe::keys() {
+            let Some(other) = key.instead_of else { continue };
+            if has(key.name) && has(other) {
+                let (first, second) = (key.name.min(other), key.name.max(other));
+                return Err(RecipeError::Both(first, second, origin.into()));
+            }
+            if has(key.name) {
+                self.entries.remove(other);
+            }
+            if has(other) {
+                self.entries.remove(key.name);
+            }
+        }
+        if has("model.preset") {
+            for size in Recipe::keys().filter(|key| key.of_preset) {
+                self.entries.remove(size.name);
+            }
+        }
+        for (key, value) in values {
+            let origin = origin.into();
+            self.entries.insert(key, Entry { value, origin });
+        }
+        Ok(())
+    }
+
+    /// The value of a key, if there is one and it is allowed.
+    pub fn value<T>(&self, key: &'static str, allowed: &Allowed<T>) -> Result<Option<T>, RecipeError> {
+        let Some(Entry { value, origin }) = self.entries.get(key) else {
+            return Ok(None);
+        };
+        allowed.read(key, value, origin).map(Some)
+    }
+
+    /// Whether every one of some keys has a value.
+    pub fn has_all(&self, keys: &[&str]) -> bool {
+        keys.iter().all(|key| self.entries.contains_key(*key))
+    }
+
+    /// Refuses a key that no recipe has. An empty table is refused only if no section has its name.
+    pub fn refuse_unknown(&self) -> Result<(), RecipeError> {
+        let is_key = |name: &str| Recipe::keys().any(|key| key.name == name);
+        let is_section = |name: &str| Recipe::keys().any(|key| key.is_in(name));
+        let is_empty = |value: &Value| value.as_table().is_some_and(Table::is_empty);
+        let mut entries = self.entries.iter();
+        let unknown = entries.find(|(name, entry)| !is_key(name) && !(is_empty(&entry.value) && is_section(name)));
+        match unknown {
+            None => Ok(()),
+            Some((key, Entry { origin, .. })) => Err(RecipeError::UnknownKey {
+                key: key.clone(),
+                origin: origin.clone(),
+                known: Recipe::keys().map(|key: &Key| key.name).collect(),
+            }),
+        }
+    }
+}
+
+/// A table as its leaves by dotted key; an empty section is a leaf.
+pub fn flatten(table: Table) -> BTreeMap<String, Value> {
+    fn walk(prefix: &str, table: Table, leaves: &mut BTreeMap<String, Value>) {
+        for (name, value) in table {
+            let key = format!("{prefix}{name}");
+            match value {
+                Value::Table(inner) if !inner.is_empty() => walk(&format!("{key}."), inner, leaves),
+                leaf => {
+                    leaves.insert(key, leaf);
+                }
+            }
+        }
+    }
+    let mut leaves = BTreeMap::new();
+    walk("", table, &mut leaves);
+    leaves
+}
+
+/// The text of a recipe.
+pub(super) fn parse(text: &str, origin: &str) -> Result<Table, RecipeError> {
+    text.parse().map_err(|error: toml::de::Error| {
+        let at = error.span().map_or(0, |span| span.start);
+        RecipeError::Syntax {
+            origin: origin.into(),
+            line: text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1,
+            message: error.message().lines().collect::<Vec<_>>().join(", "),
+        }
+    })
+}
+
+/// `key=value` as a table. A value that is not TOML is taken as text, since most shells remove the quotes that TOML
+/// asks for.
+pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), RecipeError> {
+    let parts = assignment
+        .split_once('=')
+        .map(|(key, value)| (key.trim(), value.trim()));
+    let Some((key, value)) = parts.filter(|(key, value)| !key.is_empty() && !value.is_empty()) else {
+        return Err(RecipeError::Assignment(assignment.into()));
+    };
+    let parsed = format!("value = {value}").parse::<Table>().ok();
+    let single = parsed.filter(|table| table.len() == 1);
+    let value = single
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(value.into()));
+    Ok((key.into(), value))
+}
+
+/// `key=value,value,…` as the key and its values, each read as [`parse_assignment`] reads one.
+pub fn parse_values(text: &str) -> Result<(String, Vec<Value>), RecipeError> {
+    let (key, values) = parse_assignment(text)?;
+    // TOML's parser tells the commas between values from those within one, as in a list of lists.
+    let listed = format!("values = [{}]", text.split_once('=').map_or("", |(_, values)| values));
+    let listed = listed.parse::<Table>().ok().filter(|table| table.len() == 1);
+    let values = match (listed.and_then(|mut table| table.remove("values")), values) {
+        (Some(Value::Array(values)), _) => values,
+        (_, Value::String(names)) => {
+            let each = |name: &str| parse_assignment(&format!("{key}={name}")).map(|(_, value)| value);
+            names.split(',').map(each).collect::<Result<_, _>>()?
+        }
+        (_, value) => vec![value],
+    };
+    Ok((key, values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_values_of_a_key() {
+        let values = |text: &str| {
+            let (key, values) = parse_values(text).unwrap();
+            assert_eq!(key, "k");
+            values.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(values("k=5e-4,1e-3"), ["0.0005", "0.001"]);
+        assert_eq!(values("k = silu, relu"), ["\"silu\"", "\"relu\""]);
+        assert_eq!(values("k=[0.9, 0.95],[0.9, 0.999]"), ["[0.9, 0.95]", "[0.9, 0.999]"]);
+        assert_eq!(values("k=true,false"), ["true", "false"]);
+        assert_eq!(values("k=0.5,silu"), ["0.5", "\"silu\""]);
+        assert_eq!(values("k=1"), ["1"]);
+        for wrong in ["k", "=1", "k=", "k=a,,b"] {
+            assert!(parse_values(wrong).is_err(), "{wrong}");
+        }
+    }
+}
