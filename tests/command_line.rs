@@ -488,8 +488,6 @@ fn a_backend_that_is_not_there_is_refused_with_the_feature_that_brings_it() {
                 &format!("backend `{backend}` is not part of this program"),
                 &format!("build with `--features {backend}`"),
             );
-        } else {
-            println!("skipped: {backend} is built in");
         }
     }
     if cfg!(feature = "flex") {

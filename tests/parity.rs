@@ -36,7 +36,7 @@ impl Mistake {
             Mistake::StopGradientOff => golden.config.gate.stop_gradient = false,
             Mistake::NormMisplaced => misplace_norms(&mut golden),
             Mistake::GatesClippedSingly | Mistake::MicroBatchMeansAveraged => {
-                let train = |model| train_wrongly::<B>(&golden, model, self, &device);
+                let train = |model| Ok(train_wrongly::<B>(&golden, model, self, &device));
                 return compare_with_training(&golden, &Tolerances::F32, &device, train).expect("a golden");
             }
         }
@@ -57,7 +57,7 @@ fn train_wrongly<B: AutodiffBackend>(
         config.clip_gate = 0.0;
     }
     let mut losses = Vec::new();
-    let mut optimizer = ClippedAdam::new(config);
+    let mut optimizer = ClippedAdam::new(config, &model.parameters()).expect("parameters with ids of their own");
     for (index, step) in golden.steps().iter().enumerate() {
         let scored: usize = step.iter().map(HostBatch::scored).sum();
         let mut accumulator = GradientsAccumulator::new();
@@ -74,7 +74,7 @@ fn train_wrongly<B: AutodiffBackend>(
         if singly {
             clip_gates_singly(&model, &mut gradients, &golden.optimizer);
         }
-        let norms = GradientNorms::of(&model, &gradients);
+        let norms = GradientNorms::of(&model.parameters(), &gradients);
         model = optimizer.step(golden.schedule.rate(index as u64), model, gradients, &norms);
     }
     (losses, model)

@@ -425,10 +425,10 @@ fn farthest<'a>(expected: &'a NamedTensors, found: &NamedTensors) -> (f64, &'a s
         let largest = compare::largest_magnitude(&tensor.values).max(f64::from(f32::MIN_POSITIVE));
         (difference / largest, key.as_str())
     };
-    // NaN is the largest in this order, whatever its sign.
-    let key = |share: f64| if share.is_nan() { f64::INFINITY } else { share };
+    // In the order of `total_cmp` a NaN may come first or last, by its sign; here it is to come last.
+    let rank = |share: f64| if share.is_nan() { f64::INFINITY } else { share };
     let shares = expected.iter().map(share);
-    shares.max_by(|a, b| key(a.0).total_cmp(&key(b.0))).expect("a tensor")
+    shares.max_by(|a, b| rank(a.0).total_cmp(&rank(b.0))).expect("a tensor")
 }
 
 #[test]

@@ -17,9 +17,9 @@ use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use crate::aside::Aside;
+use crate::aside;
 use crate::error::DataError;
-use crate::prepare::progress_bar;
+use crate::progress::progress_bar;
 use crate::source::{Documents, Skipped};
 
 /// The token that ends a document; its id is 0.
@@ -60,7 +60,7 @@ impl TrainedTokenizer {
     /// # Errors
     /// When the file exists or cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        Aside::write_file(path, &self.json)
+        aside::create(path, &self.json).map_err(DataError::output(path))
     }
 }
 
@@ -300,7 +300,7 @@ fn tokenizer_json(tokens: Vec<String>, merges: Vec<(String, String)>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::{ReadOptions, Source, hex};
+    use crate::source::{ReadOptions, Source};
     use crate::tokenizer::Tokenizer;
     use sha2::{Digest, Sha256};
     use tokenizers::Trainer;
@@ -346,7 +346,7 @@ mod tests {
         assert_eq!(pool.install(|| train(&texts, 300)).json, first.json);
         assert_eq!(train(&[&text()], 320).json, train(&[&text()], 320).json);
         // The same on another day and another machine.
-        assert_eq!(hex(&Sha256::digest(&first.json)), GOLDEN);
+        assert_eq!(format!("{:x}", Sha256::digest(&first.json)), GOLDEN);
     }
 
     const GOLDEN: &str = "d58f9199803263a8199ea32b808ea589a71ab36607a63aaf047a46aa237883ae";

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::bpe::train_bpe;
 use crate::error::DataError;
 use crate::prepare::{ValidationDocuments, prepare_sources};
-use crate::source::{Documents, ReadOptions, Source, hex};
+use crate::source::{Documents, ReadOptions, Source};
 use crate::store::{PreparedData, VERSION};
 use crate::tokenizer::Tokenizer;
 
@@ -156,7 +156,7 @@ impl Corpus {
         Ok(Self {
             train,
             validation,
-            sha256: hex(&hash.finalize()),
+            sha256: format!("{:x}", hash.finalize()),
         })
     }
 }
@@ -384,11 +384,11 @@ mod tests {
             tokenizer.opening(),
             tokenizer.closing()
         );
-        let is = (TOKENISING, hex(&Sha256::digest(said)));
+        let is = (TOKENISING, format!("{:x}", Sha256::digest(said)));
         assert_eq!(is, (1, TOKENS.into()), "raise TOKENISING, then change this and SHA256");
     }
 
-    /// Of the tokenizer and the tokens that the version gives for a small text.
+    /// The hash of the tokenizer and the tokens that this version gives for a small text.
     const TOKENS: &str = "384128efe17c3fe6a302caab6e7c9cf7ca1bcd16f96a4c8b0e1d75c3db2ac2bf";
 
     #[test]

@@ -3,6 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use gpas_batch::BatchError;
+
+use crate::format;
+
 /// What went wrong, as one line that names the file, and the line or the id where there is one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -175,6 +179,9 @@ pub enum DataError {
         /// Tokens in a window.
         seq_len: usize,
     },
+    /// Windows that are not a batch.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
     /// A position or a size that no data can have.
     #[error("{0}")]
     Range(String),
@@ -191,7 +198,7 @@ impl DataError {
                 "a source is a file, a directory, or a quoted glob such as 'text/*.jsonl.gz'".into()
             }
             Self::SourceEmpty { .. } | Self::UnknownFormat { .. } => {
-                format!("formats: {}", crate::source::FORMATS.join(", "))
+                format!("formats: {}", format::listed())
             }
             Self::OnlyValidation { .. } => "name other text to train on, or give --validation a fraction".into(),
             Self::DamagedSource { .. } => "fetch the file again, or leave it out".into(),
@@ -221,8 +228,25 @@ impl DataError {
             Self::NoWindow { .. } => "give more validation text, or a smaller seq_len".into(),
             Self::ShorterThanBatch { .. } => "give more text, a smaller batch, or a smaller seq_len".into(),
             Self::Corpus(_) => "give data of your own with --data DIR".into(),
-            Self::Io { .. } | Self::Range(_) => return None,
+            Self::Io { .. } | Self::Batch(_) | Self::Range(_) => return None,
         })
+    }
+
+    /// An error of writing the result `path` [aside](crate::aside).
+    pub(crate) fn output(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |cause| match cause.kind() {
+            io::ErrorKind::AlreadyExists => Self::OutputExists { path: path.into() },
+            io::ErrorKind::InvalidInput => Self::Range(format!("{}: not a name for a result", path.display())),
+            _ => Self::io(path)(cause),
+        }
+    }
+
+    /// An operating-system error at `path`, a file that the manifest lists.
+    pub(crate) fn io_of_listed(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |cause| match cause.kind() {
+            io::ErrorKind::NotFound => Self::FileMissing { path: path.into() },
+            _ => Self::io(path)(cause),
+        }
     }
 
     /// An operating-system error at `path`.

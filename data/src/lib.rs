@@ -1,15 +1,30 @@
 //! Text to tokens to shards to batches that are a pure function of (seed, step).
 #![doc = include_str!("../README.md")]
 
-pub mod batch;
+pub mod aside;
 pub mod bpe;
 pub mod corpus;
-pub mod error;
 pub mod prepare;
 pub mod source;
 pub mod store;
 pub mod tokenizer;
 
-mod aside;
+mod batches;
+mod damage;
+mod error;
+mod format;
+mod order;
+mod progress;
+mod windows;
 
+#[cfg(test)]
+mod fixture;
+
+pub use batches::{EvaluationBatches, TrainBatches, WindowBatcher, stack};
+pub use damage::Damage;
 pub use error::DataError;
+pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
+pub use order::BatchOrder;
+pub use store::PreparedData;
+pub use tokenizer::Tokenizer;
+pub use windows::{Window, WindowMode, Windows};

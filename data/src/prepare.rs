@@ -1,22 +1,17 @@
 //! Preparing: documents become fixed-width token shards, streamed and in parallel, with the same bytes whatever the threads.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::aside::Aside;
+use crate::aside::AsideDirectory;
 use crate::error::DataError;
-use crate::source::{Document, Documents, ReadOptions, Skipped, Source, SourceRecord, hex};
-use crate::store::{
-    DOCUMENT_MAGIC, FORMAT, HEADER_BYTES, MANIFEST, Manifest, ShardFile, ShardRecord, SplitRecord, TOKEN_MAGIC,
-    TOKENIZER, TokenizerRecord, VERSION, header,
-};
+use crate::progress::progress_bar;
+use crate::source::{Document, Documents, ReadOptions, Skipped, Source, SourceRecord};
+use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION};
 use crate::tokenizer::Tokenizer;
 
 /// Text that is tokenized at once.
@@ -27,7 +22,7 @@ const SHARD_BYTES: u64 = 256 << 20;
 
 /// Where validation documents come from.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Validation {
+pub enum ValidationSplit {
     /// This fraction of the documents, chosen by a hash of each document's text: whatever the order of the
     /// documents and whatever is added to them, a document stays on its side.
     Fraction(f64),
@@ -35,7 +30,7 @@ pub enum Validation {
     Source(String),
 }
 
-impl FromStr for Validation {
+impl FromStr for ValidationSplit {
     type Err = DataError;
 
     fn from_str(given: &str) -> Result<Self, DataError> {
@@ -55,7 +50,7 @@ pub struct PrepareOptions {
     /// The `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// Where validation documents come from.
-    pub validation: Validation,
+    pub validation: ValidationSplit,
     /// The directory to make.
     pub out: PathBuf,
     /// How records are read.
@@ -64,6 +59,27 @@ pub struct PrepareOptions {
     pub end_of_document: Option<String>,
     /// Whether to leave out the progress bar.
     pub quiet: bool,
+}
+
+impl PrepareOptions {
+    /// Preparing `sources` into the new directory `out`, with text in the field `text`, the tokenizer's own end of a document and
+    /// without a progress bar.
+    pub fn new(
+        sources: impl IntoIterator<Item = impl Into<String>>,
+        tokenizer: impl Into<PathBuf>,
+        validation: ValidationSplit,
+        out: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            sources: sources.into_iter().map(Into::into).collect(),
+            tokenizer: tokenizer.into(),
+            validation,
+            out: out.into(),
+            read: ReadOptions::default(),
+            end_of_document: None,
+            quiet: true,
+        }
+    }
 }
 
 /// What was prepared.
@@ -93,8 +109,8 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
     let find = |given: &String| Source::find(given);
     let mut sources = options.sources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
     let validation = match &options.validation {
-        Validation::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
-        Validation::Source(given) => {
+        ValidationSplit::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
+        ValidationSplit::Source(given) => {
             let held_out = Source::find(given)?;
             for source in &mut sources {
                 source.leave_out(&held_out)?;
@@ -129,7 +145,7 @@ pub(crate) fn prepare_sources(
     let end = tokenizer
         .end_of_document()
         .ok_or_else(|| tokenizer.end_of_document_unknown())?;
-    let aside = Aside::directory(out)?;
+    let aside = AsideDirectory::beside(out).map_err(DataError::output(out))?;
     let token_bytes = if tokenizer.vocab_size() <= 1 << 16 { 2 } else { 4 };
     let mut preparing = Preparing {
         tokenizer,
@@ -185,7 +201,7 @@ pub(crate) fn prepare_sources(
     })?;
     json.push(b'\n');
     fs::write(&manifest_path, json).map_err(DataError::io(&manifest_path))?;
-    aside.publish()?;
+    aside.publish().map_err(DataError::output(out))?;
     Ok(PrepareReport { manifest, skipped })
 }
 
@@ -213,7 +229,7 @@ impl Preparing<'_> {
         skipped: &mut Skipped,
     ) -> Result<Vec<SourceRecord>, DataError> {
         let bar = progress_bar(documents.bytes_total(), "tokenizing", self.quiet);
-        // Of the document whose pieces are being written.
+        // The split and the tokens so far of the document whose pieces are being written.
         let (mut to_validation, mut length) = (false, 0);
         loop {
             let batch = documents.next_batch(BATCH_BYTES)?;
@@ -290,161 +306,11 @@ fn belongs_to_validation(text: &str, fraction: f64) -> bool {
     (u64::from_be_bytes(first) as f64 / 18_446_744_073_709_551_616.0) < fraction
 }
 
-/// A bar on standard error; hidden when `quiet`, and where standard error is not a terminal.
-pub(crate) fn progress_bar(length: u64, message: &'static str, quiet: bool) -> ProgressBar {
-    if quiet {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(length).with_message(message);
-    if let Ok(style) = ProgressStyle::with_template("{msg:16} [{bar:40}] {percent:>3}% {elapsed} (about {eta} left)") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
-}
-
-/// Writes the shards of one split.
-struct SplitWriter {
-    directory: PathBuf,
-    name: &'static str,
-    token_bytes: u8,
-    shard_bytes: u64,
-    open: Option<OpenShard>,
-    document_tokens: u64,
-    record: SplitRecord,
-}
-
-struct OpenShard {
-    tokens: HashedFile,
-    documents: HashedFile,
-    token_count: u64,
-    document_count: u64,
-}
-
-impl SplitWriter {
-    fn new(directory: &Path, name: &'static str, token_bytes: u8, shard_bytes: u64) -> Self {
-        Self {
-            directory: directory.into(),
-            name,
-            token_bytes,
-            shard_bytes,
-            open: None,
-            document_tokens: 0,
-            record: SplitRecord::default(),
-        }
-    }
-
-    fn text_bytes(&mut self, bytes: u64) {
-        self.record.text_bytes += bytes;
-    }
-
-    fn push(&mut self, tokens: &[u32]) -> Result<(), DataError> {
-        if self.open.is_none() {
-            let create = |extension: &str, magic, width| {
-                let file = format!("{}-{:05}.{extension}", self.name, self.record.shards.len());
-                HashedFile::create(&self.directory, file, header(magic, width))
-            };
-            self.open = Some(OpenShard {
-                tokens: create("tokens", TOKEN_MAGIC, u32::from(self.token_bytes))?,
-                documents: create("documents", DOCUMENT_MAGIC, 8)?,
-                token_count: 0,
-                document_count: 0,
-            });
-        }
-        let Some(shard) = &mut self.open else { return Ok(()) };
-        let width = usize::from(self.token_bytes);
-        let bytes: Vec<u8> = tokens
-            .iter()
-            .flat_map(|id| id.to_le_bytes().into_iter().take(width))
-            .collect();
-        shard.tokens.write(&bytes)?;
-        shard.token_count += tokens.len() as u64;
-        self.document_tokens += tokens.len() as u64;
-        self.record.largest_id = tokens.iter().copied().fold(self.record.largest_id, u32::max);
-        Ok(())
-    }
-
-    fn end_document(&mut self) -> Result<(), DataError> {
-        let Some(shard) = &mut self.open else { return Ok(()) };
-        shard.documents.write(&shard.token_count.to_le_bytes())?;
-        shard.document_count += 1;
-        self.record.documents += 1;
-        self.record.tokens += self.document_tokens;
-        self.record.longest_document = self.record.longest_document.max(self.document_tokens);
-        self.document_tokens = 0;
-        if shard.token_count * u64::from(self.token_bytes) >= self.shard_bytes {
-            self.close()?;
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), DataError> {
-        if let Some(shard) = self.open.take() {
-            self.record.shards.push(ShardRecord {
-                tokens: shard.token_count,
-                documents: shard.document_count,
-                token_file: shard.tokens.finish()?,
-                document_file: shard.documents.finish()?,
-            });
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<SplitRecord, DataError> {
-        self.close()?;
-        Ok(std::mem::take(&mut self.record))
-    }
-}
-
-/// A file that is hashed while it is written.
-struct HashedFile {
-    path: PathBuf,
-    name: String,
-    file: BufWriter<File>,
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl HashedFile {
-    fn create(directory: &Path, name: String, header: [u8; HEADER_BYTES]) -> Result<Self, DataError> {
-        let path = directory.join(&name);
-        let file = File::create_new(&path).map_err(DataError::io(&path))?;
-        let file = BufWriter::with_capacity(1 << 18, file);
-        let mut this = Self {
-            path,
-            name,
-            file,
-            hash: Sha256::new(),
-            bytes: 0,
-        };
-        this.write(&header)?;
-        Ok(this)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DataError> {
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(DataError::io(&self.path))
-    }
-
-    fn finish(self) -> Result<ShardFile, DataError> {
-        let flushed = self.file.into_inner().map_err(io::IntoInnerError::into_error);
-        flushed
-            .and_then(|file| file.sync_all())
-            .map_err(DataError::io(&self.path))?;
-        Ok(ShardFile {
-            name: self.name,
-            bytes: self.bytes,
-            sha256: hex(&self.hash.finalize()),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::letters;
     use crate::store::{PreparedData, verify};
-    use crate::tokenizer::tests::letters;
     use std::collections::HashSet;
 
     fn write(path: &Path, text: &str) -> String {
@@ -468,7 +334,7 @@ mod tests {
             .collect()
     }
 
-    fn options(place: &Path, text: &str, validation: Validation) -> PrepareOptions {
+    fn options(place: &Path, text: &str, validation: ValidationSplit) -> PrepareOptions {
         PrepareOptions {
             sources: vec![write(&place.join("train.jsonl"), text)],
             tokenizer: write(&place.join("letters.json"), &letters(true).to_string()).into(),
@@ -501,7 +367,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let validation = write(&place.path().join("validation.jsonl"), &lines(["zz".into()]));
         let text = lines(["abc".into(), " \n".into(), "d".into()]) + "{\n" + &lines(["".into(), "ef".into()]);
-        let options = options(place.path(), &text, Validation::Source(validation));
+        let options = options(place.path(), &text, ValidationSplit::Source(validation));
         let report = prepare(&options).unwrap();
         assert_eq!(
             (
@@ -543,7 +409,7 @@ mod tests {
         fs::create_dir(&text).unwrap();
         write(&text.join("a.txt"), "abc");
         let held_out = write(&text.join("b.txt"), "xyz");
-        let mut options = options(place.path(), "", Validation::Source(held_out));
+        let mut options = options(place.path(), "", ValidationSplit::Source(held_out));
         options.sources = vec![text.to_str().unwrap().to_owned()];
         let manifest = prepare(&options).unwrap().manifest;
         assert_eq!((manifest.train.tokens, manifest.validation.tokens), (4, 4));
@@ -562,7 +428,7 @@ mod tests {
     fn the_same_bytes_whatever_the_threads() {
         let place = tempfile::tempdir().unwrap();
         let text = lines((0..3000).map(|number| word(number).repeat(40)));
-        let mut options = options(place.path(), &text, Validation::Fraction(0.1));
+        let mut options = options(place.path(), &text, ValidationSplit::Fraction(0.1));
         let mut prepared = Vec::new();
         for threads in [1, 2, 5] {
             options.out = place.path().join(format!("out-{threads}"));
@@ -579,7 +445,7 @@ mod tests {
         let texts: Vec<String> = (0..4000).map(word).collect::<HashSet<_>>().into_iter().collect();
         let validation = |texts: Vec<String>| {
             let place = tempfile::tempdir_in(place.path()).unwrap();
-            let options = options(place.path(), &lines(texts), Validation::Fraction(0.25));
+            let options = options(place.path(), &lines(texts), ValidationSplit::Fraction(0.25));
             prepare(&options).unwrap();
             let data = PreparedData::open(&options.out).unwrap();
             let documents = 0..data.validation().documents();
@@ -596,36 +462,13 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_closed_at_the_ends_of_documents_and_read_as_one() {
-        let place = tempfile::tempdir().unwrap();
-        let mut writer = SplitWriter::new(place.path(), "train", 4, 40);
-        for document in [vec![70_000; 9], vec![1; 3], vec![2; 30], vec![3; 1]] {
-            writer.push(&document).unwrap();
-            writer.end_document().unwrap();
-        }
-        let record = writer.finish().unwrap();
-        let counts: Vec<_> = record
-            .shards
-            .iter()
-            .map(|shard| (shard.tokens, shard.documents))
-            .collect();
-        assert_eq!(counts, [(12, 2), (30, 1), (1, 1)]);
-        assert_eq!(
-            (record.largest_id, record.longest_document, record.tokens),
-            (70_000, 30, 43)
-        );
-        assert_eq!(record.shards[1].token_file.bytes, 16 + 30 * 4);
-        assert!(place.path().join("train-00002.documents").is_file());
-    }
-
-    #[test]
     fn a_long_document_is_one_document() {
         let place = tempfile::tempdir().unwrap();
         let long: String = (0..).map(|number| word(number) + "\n").take(200_000).collect();
         assert!(long.len() > crate::source::PIECE_BYTES);
         let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
         let text = lines([long.clone(), "abc".into()]);
-        let options = options(place.path(), &text, Validation::Source(validation));
+        let options = options(place.path(), &text, ValidationSplit::Source(validation));
         let manifest = prepare(&options).unwrap().manifest;
         assert_eq!((manifest.train.documents, manifest.sources[0].documents), (2, 2));
         // The pattern of this tokenizer's words leaves line breaks out of no token: each is an unknown letter.
@@ -637,7 +480,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let good = lines((0..50).map(word));
         let prepare_with = |change: &dyn Fn(&mut PrepareOptions)| {
-            let mut options = options(place.path(), &good, Validation::Fraction(0.2));
+            let mut options = options(place.path(), &good, ValidationSplit::Fraction(0.2));
             change(&mut options);
             let error = prepare(&options).unwrap_err();
             let left: Vec<_> = contents_names(place.path());
@@ -659,7 +502,7 @@ mod tests {
         assert!(matches!(&error, DataError::BadRecord { line: 51, .. }), "{error}");
         let error = prepare_with(&|options| options.read.field = "body".into());
         assert!(matches!(error, DataError::EveryRecordBad { count: 50, .. }), "{error}");
-        let error = prepare_with(&|options| options.validation = Validation::Fraction(1e-12));
+        let error = prepare_with(&|options| options.validation = ValidationSplit::Fraction(1e-12));
         assert!(
             matches!(error, DataError::EmptySplit { split: "validation" }),
             "{error}"
@@ -672,14 +515,20 @@ mod tests {
 
     #[test]
     fn validation_is_a_fraction_or_a_source() {
-        assert_eq!("0.05".parse::<Validation>().unwrap(), Validation::Fraction(0.05));
         assert_eq!(
-            "held/*.txt".parse::<Validation>().unwrap(),
-            Validation::Source("held/*.txt".into())
+            "0.05".parse::<ValidationSplit>().unwrap(),
+            ValidationSplit::Fraction(0.05)
+        );
+        assert_eq!(
+            "held/*.txt".parse::<ValidationSplit>().unwrap(),
+            ValidationSplit::Source("held/*.txt".into())
         );
         for wrong in ["0", "1", "1.5", "-0.1", "NaN", "inf"] {
             assert!(
-                matches!(wrong.parse::<Validation>(), Err(DataError::ValidationFraction { .. })),
+                matches!(
+                    wrong.parse::<ValidationSplit>(),
+                    Err(DataError::ValidationFraction { .. })
+                ),
                 "{wrong}"
             );
         }

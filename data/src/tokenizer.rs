@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 use tokenizers::{ModelWrapper, PaddingParams};
 
 use crate::error::DataError;
-use crate::source::hex;
 
 /// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
 const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>"];
@@ -108,7 +107,7 @@ impl Tokenizer {
 
         let named = END_OF_DOCUMENT.iter().find_map(|token| tokenizer.token_to_id(token));
         let end_of_document = closing.last().copied().or(named);
-        let sha256 = hex(&Sha256::digest(&bytes));
+        let sha256 = format!("{:x}", Sha256::digest(&bytes));
         let shared = Shared {
             tokenizer,
             path: path.into(),
@@ -225,8 +224,8 @@ impl Tokenizer {
         text.map_err(|error| self.refused(&error.to_string()))
     }
 
-    /// Of each id the bytes of text that it stands for, 0 for special tokens and unused ids; none where the vocabulary's spelling is not one
-    /// of those in use, in bytes (GPT-2's) or with `▁` for a space (SentencePiece's).
+    /// How many bytes of text each id stands for, 0 for special tokens and unused ids. There is no answer where the vocabulary is
+    /// spelled in none of the ways in use: in bytes (GPT-2's) or with `▁` for a space (SentencePiece's).
     pub fn byte_lengths(&self) -> Option<Vec<u32>> {
         let tokenizer = &self.shared.tokenizer;
         let decoder = serde_json::to_string(tokenizer.get_decoder()?).ok()?;
@@ -295,34 +294,10 @@ fn one_line(text: &str) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::fixture::letters;
     use serde_json::json;
-
-    /// A tokenizer of single letters, with or without a post-processor that ends texts as T5's does.
-    pub(crate) fn letters(post_processor: bool) -> serde_json::Value {
-        let mut vocabulary: Vec<(String, u32)> = vec![("<pad>".into(), 0), ("</s>".into(), 1), ("<unk>".into(), 2)];
-        vocabulary.extend(('a'..='z').map(String::from).zip(3..));
-        let special = |id: u32, content: &str| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true})
-        };
-        let template = json!({
-            "type": "TemplateProcessing",
-            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}
-        });
-        json!({
-            "version": "1.0", "truncation": null, "padding": null,
-            "added_tokens": [special(0, "<pad>"), special(1, "</s>"), special(2, "<unk>")],
-            "normalizer": null,
-            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false},
-            "post_processor": if post_processor { template } else { json!(null) },
-            "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary.into_iter().map(|(token, id)| (token, json!(id))).collect::<serde_json::Map<_, _>>(), "unk_token": "<unk>"}
-        })
-    }
 
     fn load(json: &serde_json::Value) -> Result<Tokenizer, DataError> {
         Tokenizer::from_bytes(json.to_string().into_bytes(), Path::new("letters.json"))

@@ -20,12 +20,12 @@
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
 
-use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::block::Block;
 #[cfg(doc)]
 use crate::llama::Llama;
+use crate::params::{ParameterKind, ParameterValue, Projection};
 
 /// Variance of the entries of several streams, over all tokens that are added.
 #[derive(Clone, Debug, Default)]
@@ -181,40 +181,27 @@ fn counted_pairs<'a>(rows: &'a [f64], counts: &'a [bool]) -> impl Iterator<Item 
         .map(|((first, second), _)| (*first, *second))
 }
 
-/// Norm of each matrix of a layer by its path in the layer, such as `attention.query`.
-pub fn weight_norms<B: Backend>(layer: &Block<B>) -> BTreeMap<String, f64> {
-    #[derive(Default)]
-    struct Norms {
-        path: Vec<String>,
-        norms: BTreeMap<String, f64>,
-    }
-    impl<B: Backend> ModuleVisitor<B> for Norms {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.to_string());
+/// Norm of each matrix of a layer.
+pub fn weight_norms<B: Backend>(layer: &Block<B>) -> BTreeMap<Projection, f64> {
+    let norm = |weight: Tensor<B, 2>| {
+        let rows = weight.cast(DType::F32).square().sum_dim(1).into_data();
+        rows.iter::<f64>().sum::<f64>().sqrt()
+    };
+    let parameters = layer.parameters(0).into_iter();
+    let matrices = parameters.filter_map(|parameter| match (parameter.kind, parameter.value) {
+        (ParameterKind::Projection { projection, .. }, ParameterValue::Matrix(weight)) => {
+            Some((projection, norm(weight.val())))
         }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if D != 2 {
-                return;
-            }
-            let rows = param.val().cast(DType::F32).square().sum_dim(D - 1).into_data();
-            let norm = rows.iter::<f64>().sum::<f64>().sqrt();
-            // The last name is the linear layer's `weight`.
-            let module = self.path.split_last().map_or(&[][..], |(_, module)| module);
-            self.norms.insert(module.join("."), norm);
-        }
-    }
-    let mut norms = Norms::default();
-    layer.visit(&mut norms);
-    norms.norms
+        _ => None,
+    });
+    matrices.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{LlamaConfig, Progress};
+    use burn::module::Param;
     use burn::tensor::{Int, TensorData};
     use burn_flex::{Flex, FlexDevice};
 
@@ -361,7 +348,7 @@ mod tests {
     fn weight_norms_are_those_of_the_matrices() {
         let layer = &model("layerscale_gpas").layers[1];
         let norms = weight_norms(layer);
-        let names: Vec<&str> = norms.keys().map(String::as_str).collect();
+        let names: Vec<String> = norms.keys().map(Projection::to_string).collect();
         let attention = [
             "attention.key",
             "attention.output",
@@ -369,10 +356,13 @@ mod tests {
             "attention.value",
         ];
         assert_eq!(names, [&attention[..], &["mlp.down", "mlp.gate", "mlp.up"]].concat());
-        for (name, weight) in [("attention.key", &layer.attention.key), ("mlp.down", &layer.mlp.down)] {
+        for (projection, weight) in [
+            (Projection::Key, &layer.attention.key),
+            (Projection::Down, &layer.mlp.down),
+        ] {
             let values = weight.weight.val().into_data();
             let expected = values.iter::<f64>().map(|w| w * w).sum::<f64>().sqrt();
-            assert_near(norms[name], expected, name);
+            assert_near(norms[&projection], expected, projection.field());
         }
     }
 }

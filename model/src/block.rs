@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::attention::{Attention, AttentionConfig, CausalMask};
 use crate::branch::BranchScale;
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
 use crate::fast;
 use crate::gpas::Gpas;
 use crate::mlp::{Mlp, MlpConfig};
@@ -20,6 +20,11 @@ use crate::precision::Precision;
 use crate::progress::Progress;
 use crate::rotary::Rotary;
 use crate::scheme::{BranchScaling, GatePlace, NormStart, Wiring};
+
+/// A gate should stand after the norm before a sub-layer that has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the gate's place is after the norm before the sub-layer, and this wiring has no such norm")]
+pub struct NoPlaceForGate;
 
 /// The wiring of one sub-layer on the stream: the norms it has, the factors on its residual and on its branch, and the place of its gate.
 #[derive(Module, Debug)]
@@ -43,10 +48,23 @@ pub struct Residual<B: Backend> {
 }
 
 impl<B: Backend> Residual<B> {
-    fn new(wiring: Wiring, place: GatePlace, norm: &RmsNormConfig, precision: Precision, device: &B::Device) -> Self {
+    /// A sub-layer's wiring with its initial weights, and the place at which a gate that [`forward`](Self::forward) is given stands.
+    ///
+    /// # Errors
+    /// If the place is the norm before the sub-layer and the wiring has none.
+    pub fn new(
+        wiring: Wiring,
+        place: GatePlace,
+        norm: &RmsNormConfig,
+        precision: Precision,
+        device: &B::Device,
+    ) -> Result<Self, NoPlaceForGate> {
+        if place == GatePlace::AfterNorm && wiring.pre_norm.is_none() {
+            return Err(NoPlaceForGate);
+        }
         let init = |start: Option<NormStart>| start.map(|start| norm.init(start, device));
         let scaling = wiring.branch_scale;
-        Self {
+        Ok(Self {
             pre_norm: init(wiring.pre_norm),
             branch_norm: init(wiring.branch_norm),
             branch_scale: scaling.and_then(|scaling| BranchScale::new(scaling, norm.hidden, device)),
@@ -58,7 +76,7 @@ impl<B: Backend> Residual<B> {
             residual_scale: wiring.residual_scale,
             gate_place: place,
             precision,
-        }
+        })
     }
 
     /// `post_norm?( α · [G?](x) + branch_scale? · branch_norm?( F( pre_norm?(x) ) ) )` with the gate at its place.
@@ -138,25 +156,33 @@ pub struct Block<B: Backend> {
 
 impl<B: Backend> Block<B> {
     /// Layer `index` (from 0) of the model that `config` describes, with Burn's default initialisation.
-    pub fn new(config: &LlamaConfig, index: usize, device: &B::Device) -> Self {
-        let wiring = config.wiring(index);
-        let place = wiring
-            .gate_place(config.gate.site)
-            .unwrap_or_else(|| wiring.default_gate_place());
+    ///
+    /// # Errors
+    /// If its gate has no place.
+    pub fn new(config: &LlamaConfig, index: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        Self::from_wiring(config, config.wiring(index), device)
+            .map_err(|NoPlaceForGate| ConfigError::AfterNorm(config.scheme))
+    }
+
+    /// A layer of the sizes and with the gates of `config` whose sub-layers are wired so, with Burn's default initialisation.
+    ///
+    /// # Errors
+    /// If its gate has no place in this wiring.
+    pub fn from_wiring(config: &LlamaConfig, wiring: Wiring, device: &B::Device) -> Result<Self, NoPlaceForGate> {
+        let gates = config.gates_per_layer();
+        let place = match gates {
+            0 => wiring.default_gate_place(),
+            _ => wiring.gate_place(config.gate.site).ok_or(NoPlaceForGate)?,
+        };
         let norm = RmsNormConfig::new(config.hidden).with_epsilon(config.norm_epsilon);
         let residual = || Residual::new(wiring, place, &norm, config.precision, device);
-        let gates = match (config.scheme.gpas, config.gate.per_sublayer) {
-            (false, _) => 0,
-            (true, false) => 1,
-            (true, true) => 2,
-        };
-        Self {
+        Ok(Self {
             attention: AttentionConfig::new(config.hidden, config.heads, config.kv_heads()).init(device),
-            attention_residual: residual(),
+            attention_residual: residual()?,
             mlp: MlpConfig::new(config.hidden, config.intermediate).init(device),
-            mlp_residual: residual(),
+            mlp_residual: residual()?,
             gates: (0..gates).map(|_| config.gate.init(device)).collect(),
-        }
+        })
     }
 
     /// # Shapes
@@ -206,6 +232,7 @@ impl<B: Backend> ModuleDisplay for Block<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpas::{GateSite, GpasConfig};
     use crate::rotary::RotaryConfig;
     use burn::module::Param;
     use burn::tensor::activation::silu;
@@ -322,6 +349,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_gate_without_its_place_is_refused() {
+        let norm = RmsNormConfig::new(HIDDEN);
+        let wired = |wiring, place| Residual::<Tracked>::new(wiring, place, &norm, Precision::F32, &FlexDevice);
+        assert!(wired(Wiring::PRE, GatePlace::AfterNorm).is_ok());
+        assert_eq!(wired(Wiring::POST, GatePlace::AfterNorm).unwrap_err(), NoPlaceForGate);
+        let gate = GpasConfig::new().with_site(GateSite::AfterNorm);
+        let config = LlamaConfig::new(10, HIDDEN, 40, 2, LAYERS).with_gate(gate);
+        let block = |config: &LlamaConfig, wiring| Block::<Tracked>::from_wiring(config, wiring, &FlexDevice);
+        assert!(block(&config, Wiring::PRE).is_ok());
+        assert_eq!(block(&config, Wiring::POST).unwrap_err(), NoPlaceForGate);
+        // Without gates nothing needs the place.
+        let ungated = config.clone().with_scheme("post".parse().unwrap());
+        assert!(block(&ungated, Wiring::POST).is_ok());
+        let post = config.with_scheme("post_gpas".parse().unwrap());
+        assert_eq!(
+            Block::<Tracked>::new(&post, 0, &FlexDevice).unwrap_err(),
+            ConfigError::AfterNorm(post.scheme)
+        );
+        assert_eq!(
+            post.try_init::<Tracked>(1, &FlexDevice).unwrap_err(),
+            ConfigError::AfterNorm(post.scheme)
+        );
     }
 
     #[test]

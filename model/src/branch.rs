@@ -16,11 +16,7 @@ pub struct BranchScale<B: Backend> {
 impl<B: Backend> BranchScale<B> {
     /// The trained scale of a wiring with its initial value; none where nothing is trained.
     pub fn new(scaling: BranchScaling, hidden: usize, device: &B::Device) -> Option<Self> {
-        let (size, start) = match scaling {
-            BranchScaling::Warmup { .. } => return None,
-            BranchScaling::Scalar { start } => (1, start),
-            BranchScaling::PerChannel { start } => (hidden, start),
-        };
+        let (size, start) = scaling.trained(hidden)?;
         let weight = Tensor::full([size], start, device).require_grad();
         Some(Self {
             weight: Param::initialized(Default::default(), weight),

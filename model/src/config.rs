@@ -6,7 +6,7 @@ use strum::VariantNames;
 
 use crate::gpas::GpasConfig;
 use crate::precision::Precision;
-use crate::scheme::{Scheme, Wiring};
+use crate::scheme::{GatePlace, Layer, Scheme, Wiring};
 
 /// How weights start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
@@ -101,12 +101,30 @@ impl LlamaConfig {
 
     /// The wiring of layer `index`, from 0.
     pub fn wiring(&self, index: usize) -> Wiring {
-        let Self {
-            layers,
-            residual_warmup,
-            ..
-        } = *self;
-        self.scheme.norm.wiring(index, layers, self.post_num(), residual_warmup)
+        self.scheme.norm.wiring(Layer {
+            index,
+            layers: self.layers,
+            post_num: self.post_num(),
+            warmup: self.residual_warmup,
+        })
+    }
+
+    /// Number of gates of each layer.
+    pub(crate) fn gates_per_layer(&self) -> usize {
+        match (self.scheme.gpas, self.gate.per_sublayer) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => 2,
+        }
+    }
+
+    /// The place of the gate in layer `index`, from 0; none without gates.
+    pub fn gate_place(&self, index: usize) -> Option<GatePlace> {
+        if self.scheme.gpas {
+            self.wiring(index).gate_place(self.gate.site)
+        } else {
+            None
+        }
     }
 
     /// Checks that the sizes fit together; every other function of this crate relies on it.
@@ -142,7 +160,7 @@ impl LlamaConfig {
                 layers: self.layers,
             });
         }
-        let placed = |index| self.wiring(index).gate_place(self.gate.site).is_some();
+        let placed = |index| self.gate_place(index).is_some();
         if self.scheme.gpas && !(0..self.layers).all(placed) {
             return Err(ConfigError::AfterNorm(self.scheme));
         }

@@ -4,7 +4,7 @@ use core::fmt::Write;
 
 use crate::config::LlamaConfig;
 use crate::loss::chunk_rows;
-use crate::scheme::BranchScaling;
+use crate::params::{NormPlace, ParameterKind};
 #[cfg(doc)]
 use crate::scheme::Wiring;
 
@@ -38,53 +38,36 @@ const F32: u128 = 4;
 impl LlamaConfig {
     /// Number of parameters, gates not counted, as the papers count.
     pub fn parameters(&self) -> u64 {
-        self.embedding_parameters() + self.non_embedding_parameters()
-            - if self.tied_head { self.head_parameters() } else { 0 }
+        self.count(|kind| !kind.is_gate())
     }
 
     /// Number of parameters that multiply every token: all but the embedding, the head counted (also where it is tied to the embedding).
     pub fn non_embedding_parameters(&self) -> u64 {
-        let layers: u64 = (0..self.layers).map(|index| self.layer_parameters(index)).sum();
-        let norms = 1 + usize::from(self.scheme.norm.embedding_norm().is_some());
-        layers + (norms * self.hidden) as u64 + self.head_parameters()
+        let tied = if self.tied_head { self.head_parameters() } else { 0 };
+        self.count(|kind| !kind.is_gate() && kind != ParameterKind::Embedding) + tied
     }
 
     /// Number of gates, trained or fixed.
     pub fn gates(&self) -> u64 {
-        let per_layer = if self.gate.per_sublayer { 2 } else { 1 };
-        if self.scheme.gpas {
-            (self.layers * per_layer) as u64
-        } else {
-            0
-        }
+        (self.layers * self.gates_per_layer()) as u64
     }
 
-    fn embedding_parameters(&self) -> u64 {
-        (self.vocab * self.hidden) as u64
+    /// Numbers in the parameters of some kinds.
+    fn count(&self, counts: impl Fn(ParameterKind) -> bool) -> u64 {
+        let counted = self.parameter_shapes().filter(|(kind, _)| counts(*kind));
+        counted.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 
     fn head_parameters(&self) -> u64 {
         (self.vocab * self.hidden) as u64
     }
 
-    fn layer_parameters(&self, index: usize) -> u64 {
-        let key_value = self.hidden / self.heads * self.kv_heads();
-        let attention = 2 * self.hidden * (self.hidden + key_value);
-        let mlp = 3 * self.hidden * self.intermediate;
-        let scale = match self.wiring(index).branch_scale {
-            None | Some(BranchScaling::Warmup { .. }) => 0,
-            Some(BranchScaling::Scalar { .. }) => 1,
-            Some(BranchScaling::PerChannel { .. }) => self.hidden,
-        };
-        (attention + mlp + 2 * (self.norms(index) * self.hidden + scale)) as u64
-    }
-
     /// Norms around each sub-layer of a layer.
     fn norms(&self, index: usize) -> usize {
         let wiring = self.wiring(index);
-        [wiring.pre_norm, wiring.branch_norm, wiring.post_norm]
-            .into_iter()
-            .flatten()
+        NormPlace::ALL
+            .iter()
+            .filter(|place| wiring.norm(**place).is_some())
             .count()
     }
 
@@ -134,8 +117,7 @@ impl LlamaConfig {
     /// What both sub-layers of layer `index` (from 0) do to the residual stream, for people to read: [`Wiring::formula`] with the gate at its
     /// configured place.
     pub fn formula(&self, index: usize) -> String {
-        let wiring = self.wiring(index);
-        wiring.formula(wiring.gate_place(self.gate.site).filter(|_| self.scheme.gpas))
+        self.wiring(index).formula(self.gate_place(index))
     }
 
     /// The model for people to read: its sizes, and the line that every layer computes for attention and for the MLP.
@@ -174,7 +156,7 @@ impl LlamaConfig {
 #[cfg(test)]
 mod tests {
     use crate::precision::Precision;
-    use crate::{LlamaConfig, Preset, Scheme};
+    use crate::{Llama, LlamaConfig, Preset, Scheme};
     use burn::module::Module;
     use burn_flex::{Flex, FlexDevice};
 
@@ -255,14 +237,11 @@ mod tests {
             let model = config.init::<Flex>(1, &FlexDevice);
             let counted = config.parameters() + config.gates();
             assert_eq!(model.num_params() as u64, counted, "{scheme}");
-            let tensors = model.to_tensors(&config);
+            let tensors = model.to_tensors(&config).unwrap();
             let saved: usize = tensors.values().map(|tensor| tensor.values.len()).sum();
             assert_eq!(saved as u64, counted, "{scheme}: two weights have one name");
-            let other = config
-                .init::<Flex>(2, &FlexDevice)
-                .with_tensors(&config, &tensors)
-                .unwrap();
-            assert_eq!(other.to_tensors(&config), tensors, "{scheme}");
+            let other = Llama::<Flex>::from_tensors(&config, &tensors, &FlexDevice).unwrap();
+            assert_eq!(other.to_tensors(&config).unwrap(), tensors, "{scheme}");
         }
     }
 

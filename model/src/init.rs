@@ -4,9 +4,9 @@
 //! |---|---|
 //! | embedding | N(0, √(2/5)) |
 //! | projections, head | N(0, 0.02) |
-//! | `o`, `down` projections of the scaled schemes' pre layers | N(0, 0.02 / √(2L)) |
-//! | DeepNorm: `q`, `k` | Xavier normal, gain 1 |
-//! | DeepNorm: `v`, `o` and the MLP | Xavier normal, gain (8L)^−¼ |
+//! | `output`, `down` projections of the scaled schemes' pre layers | N(0, 0.02 / √(2L)) |
+//! | DeepNorm: `query`, `key` | Xavier normal, gain 1 |
+//! | DeepNorm: `value`, `output` and the MLP | Xavier normal, gain (8L)^−¼ |
 //! | norms, branch scales, gates | a constant, see [`crate::scheme`] and [`crate::gpas`] |
 //!
 //! Each parameter has a random stream of its own, keyed by (seed, name), so that two schemes that start alike start equal.
@@ -14,82 +14,110 @@
 //!
 //! `deeppost_gpas` gets DeepNorm's initialisation too; [`Initialisation::Released`] reproduces the authors' code, which omits it there.
 
+use std::collections::HashMap;
+
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use crate::config::{Initialisation, LlamaConfig};
+use crate::config::{ConfigError, Initialisation, LlamaConfig};
 use crate::llama::Llama;
-use crate::scheme::NormScheme;
+use crate::params::{ParameterKind, Projection};
+use crate::scheme::ProjectionStart;
 
 /// Standard deviation of projections.
 const PROJECTION_STD: f64 = 0.02;
 
-/// Draws every weight and gives every parameter an id that depends on its name alone, so that optimizer records fit later processes.
-pub(crate) fn initialise<B: Backend>(model: Llama<B>, config: &LlamaConfig, seed: u64) -> Llama<B> {
-    model.map(&mut Initialiser {
-        config,
-        seed,
-        path: Vec::new(),
-    })
+impl LlamaConfig {
+    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
+    /// initialise alike, across backends and machines.
+    ///
+    /// # Panics
+    /// If the configuration is not [valid](LlamaConfig::validate); [`try_init`](Self::try_init) returns that instead.
+    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
+        match self.try_init(seed, device) {
+            Ok(model) => model,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// [`init`](Self::init) of a configuration that may be wrong.
+    ///
+    /// # Errors
+    /// If the configuration is not [valid](LlamaConfig::validate).
+    pub fn try_init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        let model = self.skeleton(device)?;
+        let parameters = model.parameters().into_iter();
+        let kinds = parameters.map(|parameter| (parameter.id(), parameter.kind)).collect();
+        Ok(model.map(&mut Initialiser {
+            config: self,
+            seed,
+            kinds,
+        }))
+    }
 }
 
+/// The id of a parameter of every model: it depends on the parameter's name alone, so that optimizer records fit later processes.
+pub(crate) fn parameter_id(kind: ParameterKind) -> ParamId {
+    ParamId::from(name_hash(&kind.to_string()))
+}
+
+/// Standard deviation of the weight of a kind and a shape; none where it starts as a constant.
+fn std(config: &LlamaConfig, kind: ParameterKind, shape: &[usize]) -> Option<f64> {
+    match kind {
+        ParameterKind::Embedding => Some(0.4f64.sqrt()),
+        ParameterKind::Head => Some(PROJECTION_STD),
+        ParameterKind::Projection { layer, projection } => {
+            Some(projection_std(config, layer, projection, shape.iter().sum()))
+        }
+        ParameterKind::ProjectionBias { .. } | ParameterKind::HeadBias => Some(0.0),
+        ParameterKind::EmbeddingNorm
+        | ParameterKind::Norm { .. }
+        | ParameterKind::BranchScale { .. }
+        | ParameterKind::Gate { .. }
+        | ParameterKind::FinalNorm => None,
+    }
+}
+
+/// Standard deviation of a projection with as many inputs and outputs together.
+fn projection_std(config: &LlamaConfig, layer: usize, projection: Projection, fans: usize) -> f64 {
+    let layers = config.layers as f64;
+    // The authors' code draws the projections of a gated model as those of every other.
+    let as_released = config.initialisation == Initialisation::Released && config.scheme.gpas;
+    match config.scheme.norm.projections() {
+        ProjectionStart::DeepNorm if !as_released => {
+            let gain = match projection {
+                Projection::Query | Projection::Key => 1.0,
+                _ => (8.0 * layers).powf(-0.25),
+            };
+            gain * (2.0 / fans as f64).sqrt()
+        }
+        ProjectionStart::ScaledOutput
+            if projection == projection.sub_layer().output() && config.wiring(layer).pre_norm.is_some() =>
+        {
+            PROJECTION_STD / (2.0 * layers).sqrt()
+        }
+        ProjectionStart::Normal | ProjectionStart::ScaledOutput | ProjectionStart::DeepNorm => PROJECTION_STD,
+    }
+}
+
+/// Draws every weight.
 struct Initialiser<'a> {
     config: &'a LlamaConfig,
     seed: u64,
-    path: Vec<String>,
-}
-
-impl Initialiser<'_> {
-    /// Standard deviation of the weight at the current path with `[inputs, outputs]`; none for norms, branch scales and gates.
-    fn std(&self, shape: &[usize]) -> Option<f64> {
-        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
-        let layers = self.config.layers as f64;
-        let (layer, projection) = match path.as_slice() {
-            ["embedding", "weight"] => return Some(0.4f64.sqrt()),
-            ["head", "weight"] => return Some(PROJECTION_STD),
-            ["layers", layer, "attention" | "mlp", projection, "weight"] => (layer, *projection),
-            _ => return None,
-        };
-        if self.is_deep() {
-            let gain = match projection {
-                "query" | "key" => 1.0,
-                _ => (8.0 * layers).powf(-0.25),
-            };
-            return Some(gain * (2.0 / (shape[0] + shape[1]) as f64).sqrt());
-        }
-        let scaled = matches!(projection, "output" | "down")
-            && layer.parse().is_ok_and(|index| self.config.wiring(index).scaled_output);
-        Some(if scaled {
-            PROJECTION_STD / (2.0 * layers).sqrt()
-        } else {
-            PROJECTION_STD
-        })
-    }
-
-    fn is_deep(&self) -> bool {
-        let released = self.config.initialisation == Initialisation::Released;
-        self.config.scheme.norm == NormScheme::DeepPost && !(released && self.config.scheme.gpas)
-    }
+    kinds: HashMap<ParamId, ParameterKind>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Initialiser<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.push(name.to_string());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.pop();
-    }
-
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let name = self.path.join(".");
-        let id = ParamId::from(name_hash(&name));
+        let kind = *self.kinds.get(&param.id).expect("the walk has every parameter");
+        let name = kind.to_string();
+        let id = parameter_id(kind);
         // The shape and the device of a parameter that Burn has not drawn yet; asking for its value would draw it.
         let shape = param.lazy_shape();
-        let value = match self.std(shape.as_slice()) {
+        let value = match std(self.config, kind, shape.as_slice()) {
             Some(std) => {
                 let device = param.lazy_device();
                 let values = draw(self.seed, &name, shape.num_elements(), std);

@@ -4,6 +4,7 @@
 //! - [`Gpas`]: `x − act(α)·detach(x)`, for any residual stream.
 //! - [`scheme`]: the table of schemes, as data.
 //! - [`LlamaConfig`], [`Llama`]: a LLaMA-style decoder with any of them.
+//! - [`params`]: what each of its parameters is; [`weights`]: their names in files.
 //! - [`analysis`]: what a trained model does to its residual stream.
 //!
 //! # GPAS in a model of your own
@@ -58,6 +59,7 @@ mod llama;
 pub mod loss;
 mod mlp;
 mod norm;
+pub mod params;
 mod precision;
 mod progress;
 mod rotary;
@@ -65,18 +67,19 @@ pub mod scheme;
 pub mod weights;
 
 pub use attention::{Attention, AttentionConfig, CausalMask};
-pub use block::{Block, Residual};
+pub use block::{Block, NoPlaceForGate, Residual};
 pub use branch::BranchScale;
 pub use cache::Cache;
 pub use config::{ConfigError, Initialisation, LlamaConfig, Preset};
 pub use cost::TrainingMemory;
 pub use gpas::{GateActivation, GateSite, Gpas, GpasConfig};
+pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 #[cfg(feature = "train")]
 pub use llama::LossOutput;
-pub use llama::{Llama, StepGradients, StepSums, TokenBatch};
-pub use loss::IGNORE_INDEX;
+pub use llama::{Llama, StepGradients, StepSums};
 pub use mlp::{Mlp, MlpConfig};
 pub use norm::{RmsNorm, RmsNormConfig};
+pub use params::ParameterKind;
 pub use precision::Precision;
 pub use progress::Progress;
 pub use rotary::{Rotary, RotaryConfig};

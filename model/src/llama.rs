@@ -18,13 +18,13 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_train::metric::{Adaptor, ItemLazy, LossInput};
 #[cfg(feature = "train")]
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
+use gpas_batch::TokenBatch;
 
 use crate::attention::CausalMask;
 use crate::block::Block;
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
 use crate::fast;
-use crate::init::initialise;
-use crate::loss::{IGNORE_INDEX, token_losses};
+use crate::loss::token_losses;
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
 use crate::progress::Progress;
@@ -51,29 +51,20 @@ pub struct Llama<B: Backend> {
 }
 
 impl LlamaConfig {
-    /// The model with its scheme's initial weights, which are a function of (`seed`, parameter name) alone: equal across schemes that
-    /// initialise alike, across backends and machines.
-    ///
-    /// # Panics
-    /// If the configuration is not [valid](LlamaConfig::validate).
-    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Llama<B> {
-        initialise(self.skeleton(device), self, seed)
-    }
-
     /// The model before its weights are drawn: Burn draws those of projections and embeddings when they are first asked for.
     ///
-    /// # Panics
+    /// # Errors
     /// If the configuration is not [valid](LlamaConfig::validate).
-    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Llama<B> {
-        if let Err(error) = self.validate() {
-            panic!("{error}");
-        }
+    pub(crate) fn skeleton<B: Backend>(&self, device: &B::Device) -> Result<Llama<B>, ConfigError> {
+        self.validate()?;
         let head = LinearConfig::new(self.hidden, self.vocab).with_bias(false);
         let norm = RmsNormConfig::new(self.hidden).with_epsilon(self.norm_epsilon);
-        Llama {
+        Ok(Llama {
             embedding: EmbeddingConfig::new(self.vocab, self.hidden).init(device),
             embedding_norm: self.scheme.norm.embedding_norm().map(|start| norm.init(start, device)),
-            layers: (0..self.layers).map(|index| Block::new(self, index, device)).collect(),
+            layers: (0..self.layers)
+                .map(|index| Block::new(self, index, device))
+                .collect::<Result<_, _>>()?,
             norm: norm.init(NormStart::PLAIN, device),
             head: (!self.tied_head).then(|| head.init(device)),
             rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
@@ -81,7 +72,7 @@ impl LlamaConfig {
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
-        }
+        })
     }
 }
 
@@ -181,7 +172,7 @@ impl<B: Backend> Llama<B> {
         logits.reshape([batch, seq, vocab])
     }
 
-    /// Loss of every position, 0 where the target is [`IGNORE_INDEX`].
+    /// Loss of every position, 0 where the target is [`IGNORE_INDEX`](crate::IGNORE_INDEX).
     ///
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; the target of a position is the id that follows it
@@ -190,7 +181,7 @@ impl<B: Backend> Llama<B> {
         self.losses_of(self.walk(ids, progress, |_| ()), targets)
     }
 
-    /// Loss of every position when the stream is this after the last layer, 0 where the target is [`IGNORE_INDEX`].
+    /// Loss of every position when the stream is this after the last layer, 0 where the target is [`IGNORE_INDEX`](crate::IGNORE_INDEX).
     ///
     /// # Shapes
     /// - stream: `[batch, seq, hidden]`, the last of [`residual_streams`](Self::residual_streams)
@@ -236,7 +227,7 @@ impl<B: AutodiffBackend> Llama<B> {
     /// [`StepSums`] takes more than one.
     ///
     /// # Shapes
-    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`]
+    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
     pub fn backward(
         &self,
         ids: Tensor<B, 2, Int>,
@@ -248,15 +239,6 @@ impl<B: AutodiffBackend> Llama<B> {
         sums.add(ids, targets);
         sums.finish().expect("there was a micro-batch")
     }
-}
-
-/// A batch for language modelling: the input of [`TrainStep`] and [`InferenceStep`].
-#[derive(Clone, Debug)]
-pub struct TokenBatch<B: Backend> {
-    /// `[batch, seq]`.
-    pub ids: Tensor<B, 2, Int>,
-    /// `[batch, seq]`: the id that follows each position, or [`IGNORE_INDEX`].
-    pub targets: Tensor<B, 2, Int>,
 }
 
 /// Mean loss over the scored tokens of a batch, for Burn's metrics.
@@ -292,8 +274,8 @@ impl<B: AutodiffBackend> TrainStep for Llama<B> {
     type Output = LossOutput<B::InnerBackend>;
 
     fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
-        let scored = count_scored(batch.targets.clone().inner());
-        let StepGradients { loss, gradients } = self.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
+        let StepGradients { loss, gradients } =
+            self.backward(batch.ids, batch.targets, batch.scored, Progress::COMPLETE);
         TrainOutput {
             grads: gradients,
             item: LossOutput { loss },
@@ -307,19 +289,11 @@ impl<B: Backend> InferenceStep for Llama<B> {
     type Output = LossOutput<B>;
 
     fn step(&self, batch: TokenBatch<B>) -> Self::Output {
-        let scored = count_scored(batch.targets.clone());
         let loss = self.token_losses(batch.ids, batch.targets, Progress::COMPLETE).sum();
         LossOutput {
-            loss: loss.div_scalar(scored.max(1) as f64),
+            loss: loss.div_scalar(batch.scored.max(1) as f64),
         }
     }
-}
-
-#[cfg(feature = "train")]
-fn count_scored<B: Backend>(targets: Tensor<B, 2, Int>) -> usize {
-    use burn::tensor::ElementConversion;
-    let scored: i64 = targets.not_equal_elem(IGNORE_INDEX).int().sum().into_scalar().elem();
-    scored as usize
 }
 
 #[cfg(all(test, feature = "host"))]

@@ -7,12 +7,10 @@
 //! Products are in the number format of the [`Precision`]; softmax, loss and sums are in f32 in every one.
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use gpas_batch::IGNORE_INDEX;
 
 use crate::fast;
 use crate::precision::Precision;
-
-/// A target that is not scored, as in PyTorch.
-pub const IGNORE_INDEX: i64 = -100;
 
 /// Numbers in one chunk of logits: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
 const CHUNK_NUMBERS: usize = 1 << 23;
@@ -53,7 +51,7 @@ pub fn loss_with_gradients<B: Backend>(
     precision: Precision,
 ) -> LossGradients<B> {
     let sum = if precision.products() == DType::F32 {
-        match fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX, scored, seq, sum) {
+        match fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX.into(), scored, seq, sum) {
             Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
             Err(sum) => sum,
         }
@@ -125,7 +123,7 @@ pub fn token_losses<B: Backend>(
 ) -> Tensor<B, 1> {
     let products = precision.products();
     if products == DType::F32
-        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX)
+        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX.into())
     {
         return found;
     }
@@ -320,13 +318,13 @@ mod fused {
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
             for seq in [50, 550, 1100] {
-                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX, 900, seq, None);
+                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX.into(), 900, seq, None);
                 let (loss, of_hidden, of_weight) = fused.unwrap();
                 assert_close(loss, plain.loss.clone(), "loss");
                 assert_close(of_hidden, plain.hidden.clone(), "hidden");
                 assert_close(of_weight, plain.weight.clone(), "weight");
             }
-            let fused = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX).unwrap();
+            let fused = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX.into()).unwrap();
             assert_close(
                 fused,
                 token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),

@@ -9,28 +9,30 @@
 //! | post-like | – / – / `post_attention_layernorm` | – / – / `post_feedforward_layernorm` |
 //! | sandwich, `peri` | `input_layernorm` / `post_attention_layernorm` / – | `pre_feedforward_layernorm` / `post_feedforward_layernorm` / – |
 //! | `keel` | `input_layernorm` / – / `post_attention_layernorm` | `pre_feedforward_layernorm` / – / `post_feedforward_layernorm` |
+//! | on branch and sum | as sandwich, and `attention_sum_layernorm` | as sandwich, and `feedforward_sum_layernorm` |
 //!
 //! Nobody has released models of `peri`, `keel`, `layerscale` and `rezero` in this layout, so the names of what only they have are ours:
 //! `model.embed_layernorm.weight`, the norm on the embedding; `branch_scale_attn.weight` and `branch_scale_mlp.weight` in each layer, the
-//! trained branch scales, of shape `[hidden]` or `[1]`; and those of `keel`'s norms, which follow the sandwich's. The branch scale of
-//! `prores` is no weight: it follows from the number of steps.
+//! trained branch scales, of shape `[hidden]` or `[1]`; those of `keel`'s norms, which follow the sandwich's; and those of a norm on the sum
+//! that comes after one on the branch, which no scheme of the table has. The branch scale of `prores` is no weight: it follows from the
+//! number of steps.
 
 mod file;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_flex::{Flex, FlexDevice};
 use half::{bf16, f16};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
-use crate::config::LlamaConfig;
+use crate::config::{ConfigError, LlamaConfig};
+use crate::init::parameter_id;
 use crate::llama::Llama;
-use crate::scheme::Wiring;
+use crate::params::{NormPlace, Parameter, ParameterKind, ParameterValue, Projection, SharedParameter, SubLayer};
 
 pub use file::{SafetensorsFile, is_float};
 
@@ -46,6 +48,16 @@ pub enum WeightsError {
     Format(#[from] SafeTensorError),
     #[error("{0}")]
     Damaged(String),
+    #[error("the model has a parameter `{0}` that its configuration has no name for")]
+    Unnamed(ParameterKind),
+    #[error("`{parameter}` and another parameter have the name `{name}`")]
+    SameName { name: String, parameter: ParameterKind },
+    #[error(transparent)]
+    Shared(#[from] SharedParameter),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("a tensor cannot be read from its device: {0}")]
+    Unreadable(String),
     #[error("weights do not fit the model: missing {missing:?}, not used {unused:?}, wrong {wrong:?}")]
     Mismatch {
         /// Names the model needs and the file lacks.
@@ -64,6 +76,21 @@ pub struct HostTensor {
     pub shape: Vec<usize>,
     /// Its numbers, row by row.
     pub values: Vec<f32>,
+}
+
+impl HostTensor {
+    /// The numbers of a tensor in f32, in its shape.
+    ///
+    /// # Errors
+    /// If its backend gives none.
+    pub fn of<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Self, WeightsError> {
+        let data = tensor.into_data().convert_dtype(DType::F32);
+        let shape = data.shape.to_vec();
+        let values = data
+            .into_vec()
+            .map_err(|cause| WeightsError::Unreadable(cause.to_string()))?;
+        Ok(Self { shape, values })
+    }
 }
 
 /// The parameters of a model by their released names.
@@ -144,78 +171,74 @@ pub fn write_safetensors(tensors: &NamedTensors, path: &Path) -> Result<(), Weig
 }
 
 impl LlamaConfig {
-    /// The released name of the parameter at a module path such as `layers.3.mlp.up.weight`, if it is one.
-    pub fn released_name(&self, path: &str) -> Option<String> {
-        let parts: Vec<&str> = path.split('.').collect();
-        let name = match parts.as_slice() {
-            ["embedding", "weight"] => "model.embed_tokens.weight".into(),
-            ["embedding_norm", "weight"] => "model.embed_layernorm.weight".into(),
-            ["norm", "weight"] => "model.norm.weight".into(),
-            ["head", "weight"] => "lm_head.weight".into(),
-            ["layers", index, rest @ ..] => {
-                let wiring = self.wiring(index.parse().ok()?);
-                let leaf = match rest {
-                    ["attention", projection, "weight"] => {
-                        let letter = match *projection {
-                            "query" => "q",
-                            "key" => "k",
-                            "value" => "v",
-                            "output" => "o",
-                            _ => return None,
-                        };
-                        format!("self_attn.{letter}_proj.weight")
-                    }
-                    ["mlp", projection, "weight"] => format!("mlp.{projection}_proj.weight"),
-                    [residual, place, "weight"] => format!("{}.weight", residual_name(wiring, residual, place)?),
-                    ["gates", _, "gate"] if !self.gate.per_sublayer => "gpas_block.gate".into(),
-                    ["gates", "0", "gate"] => "gpas_block_attn.gate".into(),
-                    ["gates", "1", "gate"] => "gpas_block_mlp.gate".into(),
-                    _ => return None,
+    /// The released name of a parameter; none of one that the model of this configuration does not have.
+    pub fn released_name(&self, kind: ParameterKind) -> Option<String> {
+        let name = match kind {
+            ParameterKind::Embedding => "model.embed_tokens.weight",
+            ParameterKind::EmbeddingNorm => {
+                self.scheme.norm.embedding_norm()?;
+                "model.embed_layernorm.weight"
+            }
+            ParameterKind::FinalNorm => "model.norm.weight",
+            ParameterKind::Head if self.tied_head => return None,
+            ParameterKind::Head => "lm_head.weight",
+            ParameterKind::HeadBias | ParameterKind::ProjectionBias { .. } => return None,
+            ParameterKind::Projection { layer, projection } => {
+                return self.in_layer(layer, projection_name(projection));
+            }
+            ParameterKind::Norm {
+                layer,
+                sub_layer,
+                place,
+            } => return self.in_layer(layer, &format!("{}.weight", self.norm_name(layer, sub_layer, place)?)),
+            ParameterKind::BranchScale { layer, sub_layer } => {
+                self.wiring(layer).branch_scale?.trained(self.hidden)?;
+                let name = match sub_layer {
+                    SubLayer::Attention => "branch_scale_attn.weight",
+                    SubLayer::Mlp => "branch_scale_mlp.weight",
                 };
-                format!("model.layers.{index}.{leaf}")
+                return self.in_layer(layer, name);
             }
-            _ => return None,
+            ParameterKind::Gate { layer, index } => return self.in_layer(layer, self.gate_name(index)?),
         };
-        Some(name)
+        Some(name.to_string())
     }
-}
 
-impl LlamaConfig {
+    fn in_layer(&self, layer: usize, name: &str) -> Option<String> {
+        (layer < self.layers).then(|| format!("model.layers.{layer}.{name}"))
+    }
+
+    fn gate_name(&self, index: usize) -> Option<&'static str> {
+        match (self.gates_per_layer(), index) {
+            (1, 0) => Some("gpas_block.gate"),
+            (2, 0) => Some("gpas_block_attn.gate"),
+            (2, 1) => Some("gpas_block_mlp.gate"),
+            _ => None,
+        }
+    }
+
+    /// The table of this module's documentation.
+    fn norm_name(&self, layer: usize, sub_layer: SubLayer, place: NormPlace) -> Option<&'static str> {
+        let wiring = self.wiring(layer);
+        wiring.norm(place)?;
+        let after_branch = wiring.branch_norm.is_some();
+        let two_norms = after_branch || wiring.post_norm.is_some();
+        Some(match (sub_layer, place) {
+            (SubLayer::Attention, NormPlace::Pre) => "input_layernorm",
+            (SubLayer::Attention, NormPlace::Post) if after_branch => "attention_sum_layernorm",
+            (SubLayer::Attention, NormPlace::Branch | NormPlace::Post) => "post_attention_layernorm",
+            (SubLayer::Mlp, NormPlace::Pre) if two_norms => "pre_feedforward_layernorm",
+            (SubLayer::Mlp, NormPlace::Pre) => "post_attention_layernorm",
+            (SubLayer::Mlp, NormPlace::Post) if after_branch => "feedforward_sum_layernorm",
+            (SubLayer::Mlp, NormPlace::Branch | NormPlace::Post) => "post_feedforward_layernorm",
+        })
+    }
+
     /// Released name and shape of every parameter; no weights are made for it.
-    ///
-    /// # Panics
-    /// If the configuration is not [valid](LlamaConfig::validate).
     pub fn released_shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        struct Shapes<'a> {
-            config: &'a LlamaConfig,
-            path: Vec<String>,
-            shapes: BTreeMap<String, Vec<usize>>,
-        }
-        impl<B: Backend> ModuleVisitor<B> for Shapes<'_> {
-            fn enter_module(&mut self, name: &str, _container_type: &str) {
-                self.path.push(name.to_string());
-            }
-            fn exit_module(&mut self, _name: &str, _container_type: &str) {
-                self.path.pop();
-            }
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                let path = self.path.join(".");
-                if let Some(name) = self.config.released_name(&path) {
-                    // That of a parameter which Burn has not drawn yet; asking for its value would draw it.
-                    let shape = param.lazy_shape();
-                    self.shapes.insert(name, released_shape(&path, shape.as_slice()));
-                }
-            }
-        }
-        // Rotary tables are no parameters.
-        let bare = self.clone().with_max_positions(1);
-        let mut shapes = Shapes {
-            config: self,
-            path: Vec::new(),
-            shapes: BTreeMap::new(),
-        };
-        bare.skeleton::<Flex>(&FlexDevice).visit(&mut shapes);
-        shapes.shapes
+        let shapes = self.parameter_shapes();
+        let named = shapes.filter_map(|(kind, shape)| Some((self.released_name(kind)?, released_shape(kind, &shape))));
+        named.collect()
     }
 
     /// Compares names, types and shapes of some tensors with those of the model's parameters.
@@ -249,137 +272,119 @@ impl LlamaConfig {
     }
 }
 
-/// The table of this module's documentation.
-fn residual_name(wiring: Wiring, residual: &str, place: &str) -> Option<&'static str> {
-    let two_norms = wiring.branch_norm.or(wiring.post_norm).is_some();
-    Some(match (residual, place) {
-        ("attention_residual", "pre_norm") => "input_layernorm",
-        ("attention_residual", "branch_norm" | "post_norm") => "post_attention_layernorm",
-        ("mlp_residual", "pre_norm") if two_norms => "pre_feedforward_layernorm",
-        ("mlp_residual", "pre_norm") => "post_attention_layernorm",
-        ("mlp_residual", "branch_norm" | "post_norm") => "post_feedforward_layernorm",
-        ("attention_residual", "branch_scale") => "branch_scale_attn",
-        ("mlp_residual", "branch_scale") => "branch_scale_mlp",
-        _ => return None,
-    })
-}
-
-/// Whether a parameter is stored transposed: Burn's linear weights are `[in, out]`, released ones `[out, in]`.
-fn is_transposed(path: &str) -> bool {
-    let projection = path.contains(".attention.") || path.contains(".mlp.");
-    (projection || path.starts_with("head.")) && path.ends_with(".weight")
+fn projection_name(projection: Projection) -> &'static str {
+    match projection {
+        Projection::Query => "self_attn.q_proj.weight",
+        Projection::Key => "self_attn.k_proj.weight",
+        Projection::Value => "self_attn.v_proj.weight",
+        Projection::Output => "self_attn.o_proj.weight",
+        Projection::Gate => "mlp.gate_proj.weight",
+        Projection::Up => "mlp.up_proj.weight",
+        Projection::Down => "mlp.down_proj.weight",
+    }
 }
 
 impl<B: Backend> Llama<B> {
     /// Every parameter, on the host, by its released name.
-    pub fn to_tensors(&self, config: &LlamaConfig) -> NamedTensors {
-        struct Reader<'a> {
-            config: &'a LlamaConfig,
-            path: Vec<String>,
-            tensors: NamedTensors,
-        }
-        impl<B: Backend> ModuleVisitor<B> for Reader<'_> {
-            fn enter_module(&mut self, name: &str, _container_type: &str) {
-                self.path.push(name.to_string());
-            }
-            fn exit_module(&mut self, _name: &str, _container_type: &str) {
-                self.path.pop();
-            }
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-                let path = self.path.join(".");
-                if let Some(name) = self.config.released_name(&path) {
-                    self.tensors.insert(name, to_host(&path, param.val()));
-                }
-            }
-        }
-        let mut reader = Reader {
-            config,
-            path: Vec::new(),
-            tensors: NamedTensors::new(),
-        };
-        self.visit(&mut reader);
-        reader.tensors
-    }
-
-    /// Replaces every parameter by the tensor of its released name.
     ///
     /// # Errors
-    /// If a tensor is missing, has another shape, or is left over. A released head beside a tied one is not used and not an error.
-    pub fn with_tensors(self, config: &LlamaConfig, tensors: &NamedTensors) -> Result<Self, WeightsError> {
-        struct Writer<'a> {
-            config: &'a LlamaConfig,
-            tensors: &'a NamedTensors,
-            path: Vec<String>,
-            used: BTreeSet<String>,
-            missing: Vec<String>,
-            wrong: Vec<String>,
-        }
-        impl<B: Backend> ModuleMapper<B> for Writer<'_> {
-            fn enter_module(&mut self, name: &str, _container_type: &str) {
-                self.path.push(name.to_string());
-            }
-            fn exit_module(&mut self, _name: &str, _container_type: &str) {
-                self.path.pop();
-            }
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-                let path = self.path.join(".");
-                let Some(name) = self.config.released_name(&path) else {
-                    return param;
-                };
-                let Some(tensor) = self.tensors.get(&name) else {
-                    self.missing.push(name);
-                    return param;
-                };
-                self.used.insert(name.clone());
-                let (id, old, mapper) = param.consume();
-                match from_host(&path, tensor, &old) {
-                    Some(new) => Param::from_mapped_value(id, new, mapper),
-                    None => {
-                        let expected = to_host(&path, old.clone()).shape;
-                        self.wrong
-                            .push(format!("{name} ({:?}, expected {expected:?})", tensor.shape));
-                        Param::from_mapped_value(id, old, mapper)
-                    }
-                }
+    /// If the parameters are not those of the configuration: none is left out or written over another.
+    pub fn to_tensors(&self, config: &LlamaConfig) -> Result<NamedTensors, WeightsError> {
+        let mut tensors = NamedTensors::new();
+        for Parameter { kind, value } in self.parameters() {
+            let name = config.released_name(kind).ok_or(WeightsError::Unnamed(kind))?;
+            let tensor = match value {
+                ParameterValue::Vector(param) => to_host(kind, param.val())?,
+                ParameterValue::Matrix(param) => to_host(kind, param.val())?,
+            };
+            if tensors.insert(name.clone(), tensor).is_some() {
+                return Err(WeightsError::SameName { name, parameter: kind });
             }
         }
-        let mut writer = Writer {
+        let found = tensors.iter();
+        config.check_released(found.map(|(name, tensor)| (name.as_str(), Dtype::F32, tensor.shape.as_slice())))?;
+        Ok(tensors)
+    }
+
+    /// The model of a configuration with the tensors of its parameters' released names. No weights are drawn for it.
+    ///
+    /// # Errors
+    /// If the configuration is not [valid](LlamaConfig::validate), or a tensor is missing, has another shape, or is left over. A released
+    /// head beside a tied one is not used and not an error.
+    pub fn from_tensors(
+        config: &LlamaConfig,
+        tensors: &NamedTensors,
+        device: &B::Device,
+    ) -> Result<Self, WeightsError> {
+        let shapes = tensors.iter();
+        config.validate()?;
+        config.check_released(shapes.map(|(name, tensor)| (name.as_str(), Dtype::F32, tensor.shape.as_slice())))?;
+        let model = config.skeleton::<B>(device)?;
+        let mut reader = Reader {
             config,
             tensors,
-            path: Vec::new(),
-            used: BTreeSet::new(),
-            missing: Vec::new(),
-            wrong: Vec::new(),
+            kinds: model.parameter_kinds()?,
+            failed: None,
         };
-        let model = self.map(&mut writer);
-        if config.tied_head {
-            writer.used.insert("lm_head.weight".into());
-        }
-        let unused: Vec<String> = tensors
-            .keys()
-            .filter(|name| !writer.used.contains(*name))
-            .cloned()
-            .collect();
-        let Writer { missing, wrong, .. } = writer;
-        if missing.is_empty() && wrong.is_empty() && unused.is_empty() {
-            Ok(model)
-        } else {
-            Err(WeightsError::Mismatch { missing, unused, wrong })
+        let model = model.map(&mut reader);
+        match reader.failed {
+            Some(error) => Err(error),
+            None => Ok(model),
         }
     }
 
-    /// Replaces every parameter by those of a safetensors file.
+    /// Writes every parameter to a safetensors file, in f32 and by its released name.
+    ///
+    /// # Errors
+    /// If the parameters are not those of the configuration, or the file cannot be written.
+    pub fn save(&self, config: &LlamaConfig, path: &Path) -> Result<(), WeightsError> {
+        write_safetensors(&self.to_tensors(config)?, path)
+    }
+
+    /// The model of a configuration with the weights of a safetensors file. No weights are drawn for it.
     ///
     /// # Errors
     /// If the file cannot be read or does not fit the model, which is known before its tensors are read.
-    pub fn load(self, config: &LlamaConfig, path: &Path) -> Result<Self, WeightsError> {
+    pub fn load(config: &LlamaConfig, path: &Path, device: &B::Device) -> Result<Self, WeightsError> {
+        config.validate()?;
         let mut file = SafetensorsFile::open(path)?;
         let within = |cause| WeightsError::Within {
             path: path.display().to_string(),
             cause: Box::new(cause),
         };
         config.check_released(file.tensors()).map_err(within)?;
-        self.with_tensors(config, &file.read_all()?).map_err(within)
+        Self::from_tensors(config, &file.read_all()?, device).map_err(within)
+    }
+}
+
+/// Puts tensors in the place of the parameters that a model without weights has.
+struct Reader<'a> {
+    config: &'a LlamaConfig,
+    tensors: &'a NamedTensors,
+    kinds: HashMap<ParamId, ParameterKind>,
+    /// What is wrong with the first tensor that fits no parameter.
+    failed: Option<WeightsError>,
+}
+
+impl<B: Backend> ModuleMapper<B> for Reader<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let kind = *self.kinds.get(&param.id).expect("the walk has every parameter");
+        let name = self.config.released_name(kind);
+        let tensor = name.and_then(|name| self.tensors.get(&name));
+        // A parameter that Burn has not drawn yet is trained; asking for its value would draw it.
+        let trained = !param.is_initialized() || param.val().is_require_grad();
+        let (shape, device) = (param.lazy_shape(), param.lazy_device());
+        let Some(values) = tensor.and_then(|tensor| from_host(kind, tensor, shape.as_slice())) else {
+            self.failed.get_or_insert_with(|| {
+                WeightsError::Damaged(format!(
+                    "the tensor of `{kind}` has not as many numbers as its shape says"
+                ))
+            });
+            return param;
+        };
+        let new = Tensor::<B, D>::from_data(TensorData::new(values, shape), &device);
+        let new = new.cast(self.config.precision.parameters());
+        Param::initialized(parameter_id(kind), new.set_require_grad(trained))
     }
 }
 
@@ -391,46 +396,35 @@ fn file_error(path: &Path, cause: std::io::Error) -> WeightsError {
 }
 
 /// The shape under which a parameter is released.
-fn released_shape(path: &str, shape: &[usize]) -> Vec<usize> {
+fn released_shape(kind: ParameterKind, shape: &[usize]) -> Vec<usize> {
     match shape {
-        [inputs, outputs] if is_transposed(path) => vec![*outputs, *inputs],
-        _ if path.ends_with(".gate") => Vec::new(),
+        [inputs, outputs] if kind.is_linear() => vec![*outputs, *inputs],
+        _ if kind.is_gate() => Vec::new(),
         _ => shape.to_vec(),
     }
 }
 
 /// A parameter on the host in its released shape and orientation.
-fn to_host<B: Backend, const D: usize>(path: &str, tensor: Tensor<B, D>) -> HostTensor {
-    let shape = released_shape(path, &tensor.dims());
-    let tensor = if is_transposed(path) {
+fn to_host<B: Backend, const D: usize>(kind: ParameterKind, tensor: Tensor<B, D>) -> Result<HostTensor, WeightsError> {
+    let shape = released_shape(kind, &tensor.dims());
+    let tensor = if kind.is_linear() {
         tensor.swap_dims(0, 1)
     } else {
         tensor
     };
-    let data = tensor.into_data().convert_dtype(DType::F32);
-    let values = data.into_vec().unwrap_or_default();
-    HostTensor { shape, values }
+    let HostTensor { values, .. } = HostTensor::of(tensor)?;
+    Ok(HostTensor { shape, values })
 }
 
-/// A tensor in the shape, orientation and precision of the parameter it replaces; none if the shapes differ.
-fn from_host<B: Backend, const D: usize>(path: &str, tensor: &HostTensor, old: &Tensor<B, D>) -> Option<Tensor<B, D>> {
-    let shape = old.dims();
-    let values = if is_transposed(path) {
-        let [outputs, inputs] = <[usize; 2]>::try_from(tensor.shape.as_slice()).ok()?;
-        if shape.as_slice() != [inputs, outputs] {
-            return None;
-        }
-        transposed(&tensor.values, outputs, inputs)
-    } else {
-        // Some released checkpoints keep gates as `[1]`.
-        let is_gate = path.ends_with(".gate") && tensor.values.len() == 1;
-        if tensor.shape != shape && !is_gate {
-            return None;
-        }
-        tensor.values.clone()
-    };
-    let new = Tensor::<B, D>::from_data(TensorData::new(values, shape), &old.device()).cast(old.dtype());
-    Some(new.set_require_grad(old.is_require_grad()))
+/// The numbers of a released tensor in the orientation of a parameter of this shape; none if there is another number of them.
+fn from_host(kind: ParameterKind, tensor: &HostTensor, shape: &[usize]) -> Option<Vec<f32>> {
+    if tensor.values.len() != shape.iter().product::<usize>() {
+        return None;
+    }
+    Some(match shape {
+        [inputs, outputs] if kind.is_linear() => transposed(&tensor.values, *outputs, *inputs),
+        _ => tensor.values.clone(),
+    })
 }
 
 /// The rows of a matrix as columns. A transposed view would hold the same numbers, but a product with it adds them up in another order,
@@ -444,14 +438,16 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Scheme;
+    use crate::scheme::{BranchScaling, NormStart, SchemeRow, Wiring};
+    use crate::{NormScheme, Scheme};
+    use burn_flex::{Flex, FlexDevice};
 
     /// The names that are ours, and the shapes that go with them.
     #[test]
     fn the_newer_schemes_have_names_of_their_own() {
         let shape = |scheme: &str, name: &str| {
             let config = LlamaConfig::new(10, 4, 6, 2, 2).with_scheme(scheme.parse().unwrap());
-            let tensors = config.init::<Flex>(1, &FlexDevice).to_tensors(&config);
+            let tensors = config.init::<Flex>(1, &FlexDevice).to_tensors(&config).unwrap();
             tensors.get(name).map(|tensor| tensor.shape.clone())
         };
         assert_eq!(shape("peri", "model.embed_layernorm.weight"), Some(vec![4]));
@@ -480,13 +476,95 @@ mod tests {
                     .with_kv_heads(Some(2))
                     .with_scheme(scheme)
                     .with_tied_head(tied);
-                let tensors = config.init::<Flex>(1, &FlexDevice).to_tensors(&config);
+                let tensors = config.init::<Flex>(1, &FlexDevice).to_tensors(&config).unwrap();
                 let shapes = tensors
                     .iter()
                     .map(|(name, tensor)| (name.clone(), tensor.shape.clone()));
                 assert_eq!(config.released_shapes(), shapes.collect(), "{scheme}");
             }
         }
+    }
+
+    /// What a model has beyond its configuration is named, and nothing is written without it.
+    #[test]
+    fn parameters_that_nobody_has_named_are_errors() {
+        let config = LlamaConfig::new(24, 16, 40, 4, 2);
+        let model = || config.init::<Flex>(1, &FlexDevice);
+        let refused = |model: Llama<Flex>| model.to_tensors(&config).unwrap_err().to_string();
+        let mut biased = model();
+        biased.layers[1].mlp.down.bias = Some(Param::from_data([0.5; 16], &FlexDevice));
+        assert_eq!(
+            refused(biased),
+            "the model has a parameter `layers.1.mlp.down.bias` that its configuration has no name for"
+        );
+        let mut gated = model();
+        let gate = gated.layers[0].gates[0].clone();
+        gated.layers[0].gates.push(gate);
+        assert_eq!(
+            refused(gated),
+            "the model has a parameter `layers.0.gates.1.gate` that its configuration has no name for"
+        );
+        let mut normed = model();
+        normed.layers[1].mlp_residual.post_norm = Some(normed.norm.clone());
+        assert!(refused(normed).contains("`layers.1.mlp_residual.post_norm.weight`"));
+        let mut shorter = model();
+        shorter.layers.pop();
+        assert!(
+            refused(shorter).starts_with("weights do not fit the model: missing [\"model.layers.1.gpas_block.gate\"")
+        );
+        let deeper = LlamaConfig {
+            layers: 3,
+            ..config.clone()
+        }
+        .init::<Flex>(1, &FlexDevice);
+        assert!(refused(deeper).contains("`layers.2.attention.query.weight`"));
+        let wider = LlamaConfig {
+            intermediate: 44,
+            ..config.clone()
+        }
+        .init::<Flex>(1, &FlexDevice);
+        assert!(refused(wider).contains("model.layers.0.mlp.down_proj.weight ([16, 44], expected [16, 40])"));
+    }
+
+    /// Whatever a scheme of one's own is wired of: no two of its parameters have one name.
+    #[test]
+    fn every_wiring_has_a_name_for_each_of_its_parameters() {
+        fn wiring(index: usize) -> Wiring {
+            let norm = |bit: usize| (index & bit != 0).then_some(NormStart::PLAIN);
+            Wiring {
+                pre_norm: norm(1),
+                branch_norm: norm(2),
+                post_norm: norm(4),
+                branch_scale: (index & 8 != 0).then_some(BranchScaling::Scalar { start: 1.0 }),
+                ..Wiring::BARE
+            }
+        }
+        static ALL: SchemeRow = SchemeRow::new("all_wirings", "a layer of each wiring", &|layer| wiring(layer.index));
+        let norm = NormScheme::own(&ALL).unwrap();
+        let config = LlamaConfig::new(10, 4, 6, 2, 16).with_scheme(Scheme { norm, gpas: true });
+        let model = config.init::<Flex>(1, &FlexDevice);
+        let tensors = model.to_tensors(&config).unwrap();
+        assert_eq!(tensors.len(), model.parameters().len());
+        assert_eq!(tensors.len(), config.released_shapes().len());
+        let saved: usize = tensors.values().map(|tensor| tensor.values.len()).sum();
+        assert_eq!(saved, model.num_params());
+        let read = Llama::<Flex>::from_tensors(&config, &tensors, &FlexDevice).unwrap();
+        assert_eq!(read.to_tensors(&config).unwrap(), tensors);
+    }
+
+    #[test]
+    fn a_saved_model_is_loaded_with_its_ids() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("w.safetensors");
+        let config = LlamaConfig::new(24, 16, 40, 4, 2);
+        let model = config.init::<Flex>(1, &FlexDevice);
+        model.save(&config, &path).unwrap();
+        let read = Llama::<Flex>::load(&config, &path, &FlexDevice).unwrap();
+        assert_eq!(read.to_tensors(&config).unwrap(), model.to_tensors(&config).unwrap());
+        assert_eq!(read.parameter_kinds(), model.parameter_kinds());
+        let wrong = LlamaConfig { heads: 3, ..config };
+        let error = Llama::<Flex>::load(&wrong, &path, &FlexDevice).unwrap_err();
+        assert_eq!(error.to_string(), "model.heads = 3 does not divide model.hidden = 16");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_data::aside::AsideDirectory;
 use gpas_model::weights::{NamedTensors, SafetensorsFile, WeightsError, write_safetensors};
 use gpas_model::{Llama, LlamaConfig};
 use serde::{Deserialize, Serialize};
@@ -142,12 +143,19 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Copies weights and moments to the host.
-    pub fn of<B: AutodiffBackend>(trainer: &Trainer<B>, config: &LlamaConfig, state: RunState) -> Self {
-        Self {
-            weights: trainer.model().valid().to_tensors(config),
-            moments: trainer.moments(),
+    ///
+    /// # Errors
+    /// If the parameters of the model are not those of the configuration.
+    pub fn of<B: AutodiffBackend>(
+        trainer: &Trainer<B>,
+        config: &LlamaConfig,
+        state: RunState,
+    ) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            weights: trainer.model().valid().to_tensors(config)?,
+            moments: trainer.moments()?,
             state,
-        }
+        })
     }
 
     /// Of weights that no step has changed yet, so that there are no moments.
@@ -164,23 +172,11 @@ impl Snapshot {
     /// # Errors
     /// If the disk does not take it; older checkpoints are then untouched.
     pub fn write(&self, folder: &Path, keep: usize) -> Result<PathBuf, CheckpointError> {
-        let aside = folder.join(format!(".step-{}", self.state.step));
-        let written = self.write_aside(&aside).map_err(|cause| {
-            // What was written of it only takes room that the owner may need.
-            let _ = fs::remove_dir_all(&aside);
-            CheckpointError::Write {
-                path: aside.clone(),
-                cause,
-            }
-        });
-        written?;
         let done = folder.join(format!("step-{}", self.state.step));
-        let place = || -> io::Result<()> {
-            if done.exists() {
-                fs::remove_dir_all(&done)?;
-            }
-            fs::rename(&aside, &done)?;
-            sync(folder)?;
+        let write = || -> io::Result<()> {
+            let aside = AsideDirectory::in_place_of(&done)?;
+            self.write_into(aside.path())?;
+            aside.publish()?;
             let best = self.state.best.map(|best| best.step);
             let old = newest_first(folder)?.into_iter().skip(keep.max(1));
             for (_, path) in old.filter(|(step, _)| Some(*step) != best) {
@@ -188,44 +184,27 @@ impl Snapshot {
             }
             Ok(())
         };
-        place().map_err(|cause| CheckpointError::Write {
+        write().map_err(|cause| CheckpointError::Write {
             path: done.clone(),
             cause,
         })?;
         Ok(done)
     }
 
-    fn write_aside(&self, aside: &Path) -> io::Result<()> {
+    fn write_into(&self, directory: &Path) -> io::Result<()> {
         let into_io = |error: WeightsError| match error {
             WeightsError::File { cause, .. } => cause,
             other => io::Error::other(other),
         };
-        if aside.exists() {
-            fs::remove_dir_all(aside)?;
-        }
-        fs::create_dir_all(aside)?;
-        write_safetensors(&self.weights, &aside.join(MODEL)).map_err(into_io)?;
-        write_safetensors(&self.moments, &aside.join(OPTIMIZER)).map_err(into_io)?;
-        fs::write(aside.join(STATE), serde_json::to_vec_pretty(&self.state)?)?;
+        write_safetensors(&self.weights, &directory.join(MODEL)).map_err(into_io)?;
+        write_safetensors(&self.moments, &directory.join(OPTIMIZER)).map_err(into_io)?;
+        fs::write(directory.join(STATE), serde_json::to_vec_pretty(&self.state)?)?;
         let files: BTreeMap<&str, FileRecord> = [MODEL, OPTIMIZER, STATE]
             .into_iter()
-            .map(|name| Ok((name, FileRecord::of(&aside.join(name))?)))
+            .map(|name| Ok((name, FileRecord::of(&directory.join(name))?)))
             .collect::<io::Result<_>>()?;
-        fs::write(aside.join(MANIFEST), serde_json::to_vec_pretty(&files)?)?;
-        for name in [MODEL, OPTIMIZER, STATE, MANIFEST] {
-            sync(&aside.join(name))?;
-        }
-        sync(aside)
+        fs::write(directory.join(MANIFEST), serde_json::to_vec_pretty(&files)?)
     }
-}
-
-/// Waits until a file, or the names in a folder, are on the disk.
-fn sync(path: &Path) -> io::Result<()> {
-    // Folders cannot be opened as files everywhere.
-    if cfg!(unix) || path.is_file() {
-        File::open(path)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Writes checkpoints on a thread, one at a time.
@@ -346,7 +325,7 @@ impl Checkpoint {
     /// # Errors
     /// If the weights cannot be read or do not fit.
     pub fn model<B: Backend>(&self, config: &LlamaConfig, device: &B::Device) -> Result<Llama<B>, CheckpointError> {
-        Ok(config.init::<B>(0, device).load(config, &self.path.join(MODEL))?)
+        Ok(Llama::load(config, &self.path.join(MODEL), device)?)
     }
 
     /// The weights, whole on the host.
@@ -453,7 +432,6 @@ fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 mod tests {
     use super::*;
     use burn::backend::Autodiff;
-    use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::{Precision, TokenBatch, compare};
 
@@ -488,17 +466,15 @@ mod tests {
             cycles: 1,
             decay_fraction: 0.0,
         };
-        Trainer::new(model, optimizer, schedule)
+        Trainer::new(model, optimizer, schedule).unwrap()
     }
 
     fn step(trainer: Trainer<B>) -> Trainer<B> {
         let index = trainer.steps() as usize;
-        let ids: Vec<i32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as i32).collect();
-        let tensor = |ids: &[i32]| Tensor::<B, 1, Int>::from_ints(ids, &FlexDevice).reshape([2, TOKENS / 2]);
-        let batch = TokenBatch {
-            ids: tensor(&ids[..TOKENS]),
-            targets: tensor(&ids[1..]),
-        };
+        let ids: Vec<u32> = (0..=TOKENS).map(|at| ((at * at + index * 5) % 24) as u32).collect();
+        let targets: Vec<i32> = ids[1..].iter().map(|id| id.cast_signed()).collect();
+        let rows = ids[..TOKENS].chunks(TOKENS / 2).zip(targets.chunks(TOKENS / 2));
+        let batch = TokenBatch::from_rows(rows, &FlexDevice).unwrap();
         trainer.step([batch], TOKENS).0
     }
 
@@ -511,7 +487,7 @@ mod tests {
     }
 
     fn snapshot(trainer: &Trainer<B>, state: RunState) -> Snapshot {
-        Snapshot::of(trainer, &config(), state)
+        Snapshot::of(trainer, &config(), state).unwrap()
     }
 
     /// 0 for the same bits; both have the same names and shapes.
@@ -540,14 +516,15 @@ mod tests {
                 .with_precision(precision);
             let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
             let written = Snapshot::of(&undisturbed, &config, state(2))
+                .unwrap()
                 .write(place.path(), 1)
                 .unwrap();
             let found = newest_valid(place.path()).unwrap().checkpoint;
             assert_eq!((&found.path, &found.state), (&written, &state(2)));
 
             let model = found.model::<B>(&config, &FlexDevice).unwrap();
-            let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config);
-            assert_eq!(model.to_tensors(&config), weights(&undisturbed));
+            let weights = |trainer: &Trainer<B>| trainer.model().to_tensors(&config).unwrap();
+            assert_eq!(model.to_tensors(&config).unwrap(), weights(&undisturbed));
 
             let expected = weights(&step(undisturbed));
             let goes_on = |moments, updates, steps| {

@@ -5,11 +5,9 @@
 
 use std::f64::consts::LN_2;
 
-use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::Backend;
-use gpas_data::DataError;
-use gpas_data::batch::{EvaluationBatches, Window, WindowBatcher, Windows};
-use gpas_model::{Llama, Progress, TokenBatch};
+use gpas_data::{DataError, EvaluationBatches, Windows, stack};
+use gpas_model::{Llama, Progress};
 
 use crate::metrics::EvalRecord;
 
@@ -46,10 +44,10 @@ pub fn evaluate<B: Backend>(
         }
         let windows = batches.windows_of_batch(index)?;
         let targets = windows.iter().flat_map(|window| &window.targets);
-        // Not scored is −1, which is no token.
+        // What is not scored is below zero.
         let scored = targets.filter_map(|target| usize::try_from(*target).ok());
         length += scored.filter_map(|id| Some(u64::from(*bytes?.get(id)?))).sum::<u64>();
-        let batch = to_device(windows, device);
+        let batch = stack(&windows, device)?;
         // Added up on the host in f64: the same on every backend but for the losses themselves.
         let losses = model
             .token_losses(batch.ids, batch.targets, Progress::after(step))
@@ -68,15 +66,6 @@ pub fn evaluate<B: Backend>(
     }))
 }
 
-/// Windows as the model takes them.
-pub fn to_device<B: Backend>(windows: Vec<Window>, device: &B::Device) -> TokenBatch<B> {
-    let batch: gpas_data::batch::TokenBatch<B> = WindowBatcher.batch(windows, device);
-    TokenBatch {
-        ids: batch.ids,
-        targets: batch.targets,
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -86,11 +75,11 @@ pub(crate) mod tests {
     use burn::data::dataset::Dataset;
     use burn::tensor::activation::log_softmax;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_data::batch::{IGNORE_INDEX, WindowMode};
+    use gpas_data::PreparedData;
     use gpas_data::bpe::train_bpe;
-    use gpas_data::prepare::{PrepareOptions, Validation, prepare};
+    use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
     use gpas_data::source::{Documents, ReadOptions};
-    use gpas_data::store::PreparedData;
+    use gpas_data::{IGNORE_INDEX, Window, WindowMode};
     use gpas_model::LlamaConfig;
 
     pub(crate) const VOCAB: usize = 270;
@@ -118,7 +107,7 @@ pub(crate) mod tests {
         let options = PrepareOptions {
             sources: vec![training],
             tokenizer,
-            validation: Validation::Source(validation),
+            validation: ValidationSplit::Source(validation),
             out: place.join("data"),
             read: ReadOptions::default(),
             end_of_document: None,
@@ -146,7 +135,7 @@ pub(crate) mod tests {
     /// Sum of the losses of a window's scored tokens and their number, from the logits.
     pub(crate) fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
         let targets = window.targets.clone();
-        let logits = model.logits(to_device(vec![window], &FlexDevice).ids, Progress::after(STEP));
+        let logits = model.logits(stack(&[window], &FlexDevice).unwrap().ids, Progress::after(STEP));
         let logs = log_softmax(logits, 2).into_data().into_vec::<f32>().unwrap();
         let losses: Vec<f64> = logs
             .chunks(VOCAB)

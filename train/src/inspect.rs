@@ -11,14 +11,13 @@ mod text;
 use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
-use gpas_data::DataError;
-use gpas_data::batch::{EvaluationBatches, IGNORE_INDEX, Windows};
+use gpas_data::{DataError, EvaluationBatches, IGNORE_INDEX, Windows, stack};
 use gpas_model::analysis::{StreamAngles, StreamVariance, weight_norms};
+use gpas_model::params::Projection;
 use gpas_model::scheme::GatePlace;
 use gpas_model::{Llama, LlamaConfig, Progress, Scheme};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::evaluate::to_device;
 use crate::metrics::{LayersRecord, null_is_nan};
 
 /// A model layer by layer, on validation text. As JSON a number that is not finite is `null`.
@@ -69,8 +68,8 @@ pub struct LayerInspection {
     /// gate stands elsewhere than on the stream, and where a norm of the sum takes the scale off again.
     pub running_scale: Option<f64>,
     /// √Σ w² of each matrix by its place in the layer, such as `attention.query`.
-    #[serde(deserialize_with = "named_numbers")]
-    pub weight_norms: BTreeMap<String, f64>,
+    #[serde(deserialize_with = "numbers_of_projections")]
+    pub weight_norms: BTreeMap<Projection, f64>,
 }
 
 /// A number, `null` where it is not finite.
@@ -89,9 +88,9 @@ fn rows_of_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec
     Ok(rows.into_iter().map(read).collect())
 }
 
-fn named_numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
-    let named = BTreeMap::<String, Number>::deserialize(deserializer)?;
-    Ok(named.into_iter().map(|(name, number)| (name, number.0)).collect())
+fn numbers_of_projections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Projection, f64>, D::Error> {
+    let numbers = BTreeMap::<Projection, Number>::deserialize(deserializer)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.0)).collect())
 }
 
 impl ModelInspection {
@@ -119,7 +118,7 @@ impl ModelInspection {
             let windows = batches.windows_of_batch(index)?;
             let targets = windows.iter().flat_map(|window| &window.targets);
             let scored: Vec<bool> = targets.map(|target| *target != IGNORE_INDEX).collect();
-            let batch = to_device::<B>(windows, device);
+            let batch = stack::<B>(&windows, device)?;
             let mut streams = model.residual_streams(batch.ids, progress);
             variance.add(&streams, &scored);
             angles.add(&streams, &scored);
@@ -176,8 +175,7 @@ impl Gates {
             let values: Vec<f64> = layer.gates.iter().filter_map(read).collect();
             let scales: Vec<f64> = values.iter().map(|gate| 1.0 - config.gate.act.value(*gate)).collect();
             let wiring = config.wiring(index);
-            let place = wiring.gate_place(config.gate.site);
-            let scales_the_stream = matches!(place, Some(GatePlace::Stream | GatePlace::Before));
+            let scales_the_stream = matches!(config.gate_place(index), Some(GatePlace::Stream | GatePlace::Before));
             // One gate serves both sub-layers.
             let by = scales.iter().product::<f64>().powi(2 / scales.len().max(1) as i32);
             running = running
@@ -200,7 +198,7 @@ mod tests {
     use burn::data::dataset::Dataset;
     use burn::module::Param;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_data::batch::{Window, WindowMode};
+    use gpas_data::{Window, WindowMode};
     use gpas_model::{GateSite, GpasConfig};
 
     const LAYERS: usize = 3;
@@ -248,7 +246,7 @@ mod tests {
     fn streams(model: &Llama<Flex>, windows: &[Window]) -> Vec<Vec<Vec<f64>>> {
         let mut found = vec![Vec::new(); LAYERS + 1];
         for window in windows {
-            let ids = to_device(vec![window.clone()], &FlexDevice).ids;
+            let ids = stack(std::slice::from_ref(window), &FlexDevice).unwrap().ids;
             for (found, stream) in found.iter_mut().zip(model.residual_streams(ids, Progress::after(STEP))) {
                 let values: Vec<f64> = stream.into_data().iter::<f64>().collect();
                 let scored = values.chunks(HIDDEN).zip(&window.targets);
@@ -324,7 +322,7 @@ mod tests {
                 assert_near(layer.loss_change, change, scheme);
                 let weights = model.layers[index].attention.value.weight.val().into_data();
                 let norm = weights.iter::<f64>().map(|w| w * w).sum::<f64>().sqrt();
-                assert_near(layer.weight_norms["attention.value"], norm, scheme);
+                assert_near(layer.weight_norms[&Projection::Value], norm, scheme);
                 assert_eq!(layer.formula, config.formula(index));
             }
             for (n, distances) in (1..).zip(&found.angular_distance) {
@@ -392,7 +390,7 @@ mod tests {
             gates: vec![2.0],
             scales: vec![-0.75],
             running_scale: None,
-            weight_norms: [("mlp.up".into(), 4.0)].into(),
+            weight_norms: [(Projection::Up, 4.0)].into(),
         };
         let whole = ModelInspection {
             scheme: Scheme::default(),
@@ -424,7 +422,7 @@ mod tests {
         assert!(json.contains(r#""loss":null"#), "{json}");
         let read: ModelInspection = serde_json::from_str(&json).unwrap();
         assert!(read.loss.is_nan() && read.last_variance.is_nan() && read.angular_distance[0][1].is_nan());
-        assert!(read.layers[1].weight_norms["mlp.up"].is_nan());
+        assert!(read.layers[1].weight_norms[&Projection::Up].is_nan());
         assert!(read.layers[0].variance.is_finite());
         assert!(found.to_string().contains("NaN"));
     }

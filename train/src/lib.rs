@@ -2,6 +2,12 @@
 //! line, a terminal or a server, which are the business of the program `gpas`.
 //!
 //! Data flows one way: text → tokens → batches → model → loss → optimizer → run directory → report.
+//!
+//! # From text to a trained model
+//!
+//! ```
+#![doc = include_str!("../examples/text_to_llama.rs")]
+//! ```
 
 pub mod backend;
 pub mod checkpoint;

@@ -10,10 +10,11 @@
 //! A number that is not finite stands as `null`.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
+use gpas_data::aside::AsideFile;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`.
@@ -230,8 +231,7 @@ impl MetricsFile {
             records: Vec::new(),
             missing: (1..=step).collect(),
         };
-        let aside = path.with_extension("jsonl.new");
-        let mut kept = BufWriter::new(File::create(&aside)?);
+        let mut kept = BufWriter::new(AsideFile::beside(path)?);
         match File::open(path) {
             Ok(file) => {
                 for line in BufReader::new(file).split(b'\n') {
@@ -257,8 +257,7 @@ impl MetricsFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        kept.into_inner()?.sync_all()?;
-        fs::rename(&aside, path)?;
+        kept.into_inner()?.replace()?;
         Ok((Self::append_to(path)?, history))
     }
 
@@ -284,6 +283,7 @@ impl MetricsFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_line_is_flat_and_reads_back() {

@@ -17,6 +17,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use gpas_data::aside::{self, AsideDirectory};
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::{Recipe, RecipeError};
@@ -144,22 +145,14 @@ impl RunDirectory {
     /// # Errors
     /// If it exists, or cannot be written.
     pub fn create(path: &Path, recipe: &Recipe, info: &RunInfo, tokenizer: &[u8]) -> Result<(Self, RunLock), RunError> {
-        if path.exists() {
-            return Err(RunError::Exists(path.to_path_buf()));
-        }
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
         let failed = |path: &Path| {
             let path = path.to_path_buf();
-            move |cause| RunError::File { path, cause }
+            move |cause: io::Error| match cause.kind() {
+                io::ErrorKind::AlreadyExists => RunError::Exists(path),
+                _ => RunError::File { path, cause },
+            }
         };
-        fs::create_dir_all(parent).map_err(failed(parent))?;
-        let aside = tempfile::Builder::new()
-            .prefix(".run-")
-            .tempdir_in(parent)
-            .map_err(failed(parent))?;
+        let aside = AsideDirectory::beside(path).map_err(failed(path))?;
         let run = Self {
             path: aside.path().to_path_buf(),
         };
@@ -168,14 +161,7 @@ impl RunDirectory {
         // Held before anybody else sees the directory.
         let lock = run.lock()?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
-        readable_by_all(&run.path).map_err(failed(&run.path))?;
-        fs::rename(aside.path(), path).map_err(|cause| match cause.kind() {
-            // Somebody was faster.
-            io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => RunError::Exists(path.to_path_buf()),
-            _ => failed(path)(cause),
-        })?;
-        // Nothing is left there to be deleted.
-        let _ = aside.keep();
+        aside.publish().map_err(failed(path))?;
         let run = Self {
             path: path.to_path_buf(),
         };
@@ -317,31 +303,10 @@ impl RunDirectory {
 /// # Errors
 /// If the disk does not take it.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let aside = path.with_extension("new");
-    let written = fs::write(&aside, bytes)
-        .and_then(|()| File::open(&aside)?.sync_all())
-        .and_then(|()| fs::rename(&aside, path));
-    written.map_err(|cause| RunError::File {
+    aside::replace(path, bytes).map_err(|cause| RunError::File {
         path: path.to_path_buf(),
         cause,
     })
-}
-
-/// Temporary directories are private; what becomes of one is not.
-///
-/// # Errors
-/// If the system does not let the permissions be changed.
-pub fn readable_by_all(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! A look at every layer of a model in training: how large its residual stream and its weights are. It is cheap enough to be taken every
 //! so many steps; what takes a pass over validation text is in [`crate::inspect`].
 
-use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 use gpas_model::analysis::StreamVariance;
+use gpas_model::params::ParameterValue;
 use gpas_model::{Llama, Progress};
 
 /// What there is to see of the layers.
@@ -27,10 +28,15 @@ impl Layers {
         let mut variance = StreamVariance::default();
         let [batch, seq, _] = streams[0].dims();
         variance.add(&streams, &vec![true; batch * seq]);
-        let norms = model.layers.iter().map(|layer| {
-            let mut squares = Squares(Vec::new());
-            burn::module::Module::visit(layer, &mut squares);
-            Tensor::cat(squares.0, 0).sum().sqrt()
+        let norms = model.layers.iter().enumerate().map(|(index, layer)| {
+            let squares = layer
+                .parameters(index)
+                .into_iter()
+                .map(|parameter| match parameter.value {
+                    ParameterValue::Vector(weight) => squared_norm(weight.val()),
+                    ParameterValue::Matrix(weight) => squared_norm(weight.val()),
+                });
+            Tensor::cat(squares.collect(), 0).sum().sqrt()
         });
         let norms = Tensor::cat(norms.collect(), 0).into_data();
         Self {
@@ -40,13 +46,9 @@ impl Layers {
     }
 }
 
-struct Squares<B: Backend>(Vec<Tensor<B, 1>>);
-
-impl<B: Backend> ModuleVisitor<B> for Squares<B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        // Row by row, as every sum that is reported.
-        self.0.push(param.val().cast(DType::F32).square().sum_dim(D - 1).sum());
-    }
+/// Summed row by row, as every sum that is reported.
+fn squared_norm<B: Backend, const D: usize>(weight: Tensor<B, D>) -> Tensor<B, 1> {
+    weight.cast(DType::F32).square().sum_dim(D - 1).sum()
 }
 
 #[cfg(test)]

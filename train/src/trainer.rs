@@ -4,14 +4,15 @@
 //! from the device once, between the backward pass and the update: one small tensor that holds its loss, the squared gradient norm of
 //! every parameter and the gates. Nothing else of a step waits for the device.
 
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
+use gpas_model::params::{Parameter, ParameterKind, SharedParameter};
 use gpas_model::weights::{NamedTensors, WeightsError};
 use gpas_model::{Llama, Progress, StepGradients, StepSums, TokenBatch};
 
-use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms, module_paths};
+use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms};
 use crate::schedule::Schedule;
 
 /// A model in training with its optimizer and its place in the schedule.
@@ -31,8 +32,8 @@ pub struct StepReport {
     pub rate: f64,
     /// Gradient norms before clipping.
     pub norms: GradientNorms,
-    /// Module path and gradient norm of every parameter before clipping, in module order.
-    pub parameter_norms: Vec<(String, f64)>,
+    /// Gradient norm of every parameter before clipping, in module order.
+    pub parameter_norms: Vec<(ParameterKind, f64)>,
     /// The gates before the update, first layer to last.
     pub gates: Vec<f64>,
     /// Why no update was made, if none was.
@@ -44,7 +45,7 @@ pub struct StepReport {
 #[allow(missing_docs, reason = "the messages are the documentation")]
 pub enum NotFinite {
     #[error("the weight {0}")]
-    Weight(String),
+    Weight(ParameterKind),
     #[error("the residual stream before layer {0}")]
     Stream(usize),
     #[error("the residual stream after the last layer")]
@@ -52,20 +53,24 @@ pub enum NotFinite {
     #[error("the loss")]
     Loss,
     #[error("the gradient of {0}")]
-    Gradient(String),
+    Gradient(ParameterKind),
     #[error("the norm of all gradients, each of which is finite")]
     Norm,
 }
 
 impl<B: AutodiffBackend> Trainer<B> {
     /// A trainer at its first step.
-    pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: Schedule) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If two parameters of the model have one id.
+    pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: Schedule) -> Result<Self, SharedParameter> {
+        let optimizer = ClippedAdam::new(optimizer, &model.parameters())?;
+        Ok(Self {
             model,
-            optimizer: ClippedAdam::new(optimizer),
+            optimizer,
             schedule,
             steps: 0,
-        }
+        })
     }
 
     /// A trainer that goes on after `steps` steps and `updates` updates with these [moments](Self::moments).
@@ -73,7 +78,8 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// # Errors
     /// If the moments are not those of this model.
     pub fn resume(self, moments: NamedTensors, updates: u64, steps: u64) -> Result<Self, WeightsError> {
-        let optimizer = self.optimizer.with_tensors(&self.model, moments, updates)?;
+        let parameters = self.model.parameters();
+        let optimizer = self.optimizer.with_tensors(&parameters, moments, updates)?;
         Ok(Self {
             optimizer,
             steps,
@@ -87,8 +93,11 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     /// The optimizer's moments, on the host.
-    pub fn moments(&self) -> NamedTensors {
-        self.optimizer.to_tensors(&self.model)
+    ///
+    /// # Errors
+    /// If a device gives no numbers.
+    pub fn moments(&self) -> Result<NamedTensors, WeightsError> {
+        self.optimizer.to_tensors()
     }
 
     /// Updates made; as many as steps, less those that were skipped.
@@ -146,23 +155,19 @@ fn report<B: AutodiffBackend>(
     gradients: &GradientsParams,
     rate: f64,
 ) -> StepReport {
-    let SquaredNorms { paths, sums } = SquaredNorms::of(model, gradients);
+    let SquaredNorms { kinds, sums } = SquaredNorms::of(&model.parameters(), gradients);
     let gates = model.layers.iter().flat_map(|layer| &layer.gates);
     let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
     let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
     let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
     let (loss, rest) = (values[0], &values[1..]);
-    let (squares, gates) = rest.split_at(paths.len());
-    let named = paths.iter().map(String::as_str).zip(squares.iter().copied());
+    let (squares, gates) = rest.split_at(kinds.len());
+    let squares = kinds.into_iter().zip(squares.iter().copied());
     StepReport {
         loss,
         rate,
-        norms: GradientNorms::from_squares(named),
-        parameter_norms: paths
-            .iter()
-            .cloned()
-            .zip(squares.iter().map(|square| square.sqrt()))
-            .collect(),
+        norms: GradientNorms::from_squares(squares.clone()),
+        parameter_norms: squares.map(|(kind, square)| (kind, square.sqrt())).collect(),
         gates: gates.to_vec(),
         skipped: None,
     }
@@ -175,22 +180,10 @@ fn first_not_finite<B: AutodiffBackend>(
     progress: Progress,
     report: &StepReport,
 ) -> NotFinite {
-    struct Weights {
-        bad: Vec<burn::module::ParamId>,
-    }
-    impl<B: Backend> ModuleVisitor<B> for Weights {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if !is_finite(param.val()) {
-                self.bad.push(param.id);
-            }
-        }
-    }
     let inner = model.valid();
-    let mut weights = Weights { bad: Vec::new() };
-    inner.visit(&mut weights);
-    if let Some(id) = weights.bad.first() {
-        let path = module_paths(&inner).remove(id).unwrap_or_default();
-        return NotFinite::Weight(path);
+    let bad = |parameter: &Parameter<'_, B::InnerBackend>| !is_finite(parameter.flat());
+    if let Some(weight) = inner.parameters().into_iter().find(bad) {
+        return NotFinite::Weight(weight.kind);
     }
     for ids in ids {
         let streams = inner.residual_streams(ids.clone().inner(), progress);
@@ -208,7 +201,7 @@ fn first_not_finite<B: AutodiffBackend>(
     // The backward pass comes to the last parameters first.
     let mut backwards = report.parameter_norms.iter().rev();
     match backwards.find(|(_, norm)| !norm.is_finite()) {
-        Some((path, _)) => NotFinite::Gradient(path.clone()),
+        Some((kind, _)) => NotFinite::Gradient(*kind),
         None => NotFinite::Norm,
     }
 }

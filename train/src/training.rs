@@ -12,14 +12,13 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_data::DataError;
-use gpas_data::batch::{EvaluationBatches, TrainBatches, Window, WindowMode, Windows};
-use gpas_data::store::PreparedData;
-use gpas_model::{LlamaConfig, Precision, Progress, TokenBatch};
+use gpas_data::{DataError, EvaluationBatches, PreparedData, TrainBatches, WindowMode, Windows};
+use gpas_model::params::SharedParameter;
+use gpas_model::{LlamaConfig, Precision, Progress};
 
 use crate::backend::BackendTask;
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Snapshot, Writer};
-use crate::evaluate::{ValidationText, evaluate, to_device};
+use crate::evaluate::{ValidationText, evaluate};
 use crate::metrics::{EvalRecord, GateRange, LayersRecord, MetricsFile, NoticeRecord, Record, TrainRecord};
 use crate::recipe::Recipe;
 use crate::run::{RunDirectory, RunError, RunInfo, RunLock};
@@ -130,6 +129,8 @@ pub enum TrainingError {
     Run(#[from] RunError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Parameters(#[from] SharedParameter),
 }
 
 impl TrainingError {
@@ -159,6 +160,7 @@ impl TrainingError {
             TrainingError::Data(error) => error.hint(),
             TrainingError::Run(error) => error.hint(),
             TrainingError::Checkpoint(error) => error.hint(),
+            TrainingError::Parameters(_) => None,
         }
     }
 }
@@ -230,7 +232,8 @@ impl BackendTask for TrainingRun {
         let steps = recipe.train.steps;
         let windows = Windows::new(data.train().clone(), recipe.data.mode, recipe.data.seq_len, data.pad())?;
         let (seed, batch, micro_batch) = (recipe.train.seed, recipe.train.batch, recipe.train.micro_batch);
-        let batches = TrainBatches::<B>::new(windows, seed, batch, 0..steps as usize, device.clone())?;
+        let batches = TrainBatches::<B>::new(windows, seed, batch, 0..steps as usize, device.clone())?
+            .with_micro_batch(micro_batch)?;
         let validation = ValidationText {
             windows: validation_windows(&recipe, &data)?,
             bytes: data.tokenizer().byte_lengths(),
@@ -254,7 +257,7 @@ impl BackendTask for TrainingRun {
         let (mut trainer, mut state) = match &checkpoint {
             None => {
                 let model = config.init(seed, &device);
-                let trainer = Trainer::<B>::new(model, recipe.optimizer(), recipe.schedule());
+                let trainer = Trainer::<B>::new(model, recipe.optimizer(), recipe.schedule())?;
                 (trainer, RunState::new(recipe.clone()))
             }
             Some(checkpoint) => {
@@ -263,7 +266,7 @@ impl BackendTask for TrainingRun {
                     ..checkpoint.state.clone()
                 };
                 let model = checkpoint.model(&config, &device)?;
-                let trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule())
+                let trainer = Trainer::new(model, recipe.optimizer(), recipe.schedule())?
                     .resume(checkpoint.moments()?, state.updates, state.step)
                     .map_err(CheckpointError::from)?;
                 (trainer, state)
@@ -298,7 +301,7 @@ impl BackendTask for TrainingRun {
                 state.best = state.evaluation.filter(better).or(state.best);
                 // A checkpoint on the disk has the lines up to it on the disk.
                 records.sync()?;
-                writer.submit(Snapshot::of(&trainer, &config, state.clone()))?;
+                writer.submit(Snapshot::of(&trainer, &config, state.clone())?)?;
                 saved = Some(state.step);
             }
             // The first one is whole before the first step is made, so that there is always one to go on from.
@@ -322,16 +325,13 @@ impl BackendTask for TrainingRun {
             }
 
             let begin = Instant::now();
-            let windows = batches.windows_of_step(state.step as usize)?;
-            let scored = windows.iter().map(Window::scored).sum();
-            let mut micro_batches = windows
-                .chunks(micro_batch)
-                .map(|part| to_device::<B>(part.to_vec(), &device))
-                .peekable();
+            let micro_batches = batches.micro_batches_of_step(state.step as usize)?;
+            let scored = micro_batches.iter().map(|batch| batch.scored).sum();
             let looks = (state.step + 1).is_multiple_of(recipe.train.inspect_every);
-            let layers = micro_batches.peek().filter(|_| looks).map(|first: &TokenBatch<B>| {
-                Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps()))
-            });
+            let layers = micro_batches
+                .first()
+                .filter(|_| looks)
+                .map(|first| Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps())));
             let (next, report) = trainer.step(micro_batches, scored);
             trainer = next;
             let positions = batch * recipe.data.seq_len;
@@ -402,9 +402,8 @@ fn layers_record(step: u64, report: &StepReport, layers: Layers) -> LayersRecord
             .collect()
     };
     let mut squares = vec![0.0; layers.weight_norm.len()];
-    for (path, norm) in &report.parameter_norms {
-        let index = path.strip_prefix("layers.").and_then(|rest| rest.split('.').next());
-        if let Some(sum) = index.and_then(|index| squares.get_mut(index.parse::<usize>().ok()?)) {
+    for (kind, norm) in &report.parameter_norms {
+        if let Some(sum) = kind.layer().and_then(|layer| squares.get_mut(layer)) {
             *sum += norm * norm;
         }
     }

@@ -313,7 +313,14 @@ fn finish(child: Child) -> Result<()> {
 fn being_written(run: &Path) -> Option<(u64, PathBuf)> {
     let entries = fs::read_dir(run.join("checkpoints")).ok()?;
     entries.flatten().find_map(|entry| {
-        let step = entry.file_name().to_str()?.strip_prefix(".step-")?.parse().ok()?;
+        let step = entry
+            .file_name()
+            .to_str()?
+            .strip_prefix(".step-")?
+            .split('.')
+            .next()?
+            .parse()
+            .ok()?;
         Some((step, entry.path()))
     })
 }

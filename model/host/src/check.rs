@@ -29,11 +29,12 @@ pub fn random<const D: usize>(shape: [usize; D]) -> Tensor<Tracked, D> {
 /// Asserts that no entry differs by more than 1e-5 of the largest expected one. NaN differs from everything.
 ///
 /// # Panics
-/// If one does, naming `what` was compared.
+/// If one does, or an expected entry is infinite, naming `what` was compared.
 pub fn assert_close<B: Backend, const D: usize>(found: Tensor<B, D>, expected: Tensor<B, D>, what: &str) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
     let [found, expected] = [found, expected].map(|tensor| tensor.into_data().iter::<f32>().collect::<Vec<_>>());
     let peak = expected.iter().fold(0.0f32, |peak, value| peak.max(value.abs()));
+    assert!(peak.is_finite(), "{what}: the largest expected entry is {peak}");
     for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
         // Written so that a comparison with NaN, which is false, fails.
         let is_close = (found - expected).abs() <= 1e-5 * peak;

@@ -62,7 +62,7 @@ impl<B: AutodiffBackend> StepSums<B> {
     /// back through the layers, last to first, each is computed again from it under autodiff.
     ///
     /// # Shapes
-    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::loss::IGNORE_INDEX)
+    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
     pub fn add(&mut self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) {
         let targets = targets.inner();
         if self.model.recompute {

@@ -93,8 +93,9 @@ impl SafetensorsFile {
         let Some(info) = self.tensors.get(name) else {
             return Err(within(&self.path, SafeTensorError::TensorNotFound(name.into()).into()));
         };
+        let no_floats = || within(&self.path, wrong(vec![format!("{name} ({:?})", info.dtype)]));
         if !is_float(info.dtype) {
-            return Err(within(&self.path, wrong(vec![format!("{name} ({:?})", info.dtype)])));
+            return Err(no_floats());
         }
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
@@ -106,7 +107,7 @@ impl SafetensorsFile {
         })?;
         Ok(HostTensor {
             shape: info.shape.clone(),
-            values: floats(&bytes, info.dtype).unwrap_or_default(),
+            values: floats(&bytes, info.dtype).ok_or_else(no_floats)?,
         })
     }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use gpas_model::scheme::{BranchScaling, GatePlace, NormStart};
+use gpas_model::params::{NormPlace, ParameterKind, SubLayer};
+use gpas_model::scheme::{BranchScaling, GatePlace};
 use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -57,21 +58,12 @@ pub(super) struct BranchScaleRow {
 impl Own {
     /// That of a model as it is at some progress of its run.
     pub(super) fn of(config: &LlamaConfig, progress: Progress) -> Self {
-        let embedding_norm = config.scheme.norm.embedding_norm();
-        let name = |_| {
-            Some(
-                config
-                    .released_name("embedding_norm.weight")?
-                    .split('.')
-                    .nth(1)?
-                    .to_string(),
-            )
-        };
+        let embedding_norm = config.released_name(ParameterKind::EmbeddingNorm);
         Self {
             scheme: config.scheme,
             post_num: config.post_num(),
             gate: config.gate,
-            embedding_norm: embedding_norm.and_then(name),
+            embedding_norm: embedding_norm.and_then(|name| Some(name.split('.').nth(1)?.to_string())),
             wiring: (0..config.layers).map(|index| rows(config, index, progress)).collect(),
         }
     }
@@ -79,51 +71,41 @@ impl Own {
 
 fn rows(config: &LlamaConfig, index: usize, progress: Progress) -> [WiringRow; 2] {
     let wiring = config.wiring(index);
-    let place = wiring
-        .gate_place(config.gate.site)
-        .unwrap_or_else(|| wiring.default_gate_place());
-    let leaf = |path: String, ending: &str| {
-        let name = config.released_name(&format!("layers.{index}.{path}"))?;
+    // Without `model.layers.I.` and without the ending: none of what the layer does not have.
+    let leaf = |kind: ParameterKind| {
+        let name = config.released_name(kind)?;
         let inside = name.strip_prefix(&format!("model.layers.{index}."))?;
-        Some(inside.strip_suffix(ending)?.to_string())
+        let (leaf, _ending) = inside.rsplit_once('.')?;
+        Some(leaf.to_string())
     };
-    let branch_scale = |residual: &str| {
-        let size = match wiring.branch_scale? {
-            BranchScaling::Warmup { .. } => return None,
-            BranchScaling::Scalar { .. } => 1,
-            BranchScaling::PerChannel { .. } => config.hidden,
+    SubLayer::BOTH.map(|sub_layer| {
+        let norm = |place: NormPlace| {
+            leaf(ParameterKind::Norm {
+                layer: index,
+                sub_layer,
+                place,
+            })
         };
-        let name = leaf(format!("{residual}.branch_scale.weight"), ".weight")?;
-        Some(BranchScaleRow { name, size })
-    };
-    [("attention_residual", 0), ("mlp_residual", 1)].map(|(residual, number)| {
-        let norm = |start: Option<NormStart>, place: &str| {
-            start.and_then(|_| leaf(format!("{residual}.{place}.weight"), ".weight"))
-        };
-        let gate = config
-            .scheme
-            .gpas
-            .then_some(if config.gate.per_sublayer { number } else { 0 });
+        let scale = wiring.branch_scale.and_then(|scaling| scaling.trained(config.hidden));
+        let scale = scale.and_then(|(size, _)| {
+            let name = leaf(ParameterKind::BranchScale {
+                layer: index,
+                sub_layer,
+            })?;
+            Some(BranchScaleRow { name, size })
+        });
         WiringRow {
-            pre_norm: norm(wiring.pre_norm, "pre_norm"),
-            branch_norm: norm(wiring.branch_norm, "branch_norm"),
-            post_norm: norm(wiring.post_norm, "post_norm"),
+            pre_norm: norm(NormPlace::Pre),
+            branch_norm: norm(NormPlace::Branch),
+            post_norm: norm(NormPlace::Post),
             norm_factor: wiring.pre_norm.map_or(1.0, |start| start.factor),
-            branch_scale: branch_scale(residual),
+            branch_scale: scale,
             branch_factor: branch_factor(wiring.branch_scale, progress),
             residual_scale: wiring.residual_scale,
-            gate: gate.and_then(|gate| leaf(format!("gates.{gate}.gate"), ".gate")),
-            gate_place: gate.map(|_| place_name(place).to_string()),
+            gate: config.gate_of(index, sub_layer).and_then(leaf),
+            gate_place: config.gate_place(index).map(|place| place_name(place).to_string()),
         }
     })
-}
-
-/// Whether a branch's factor is a parameter.
-pub(super) fn is_trained(scaling: Option<BranchScaling>) -> bool {
-    matches!(
-        scaling,
-        Some(BranchScaling::Scalar { .. } | BranchScaling::PerChannel { .. })
-    )
 }
 
 /// The fixed factor on a branch at some progress of the run.
@@ -256,7 +238,7 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         )));
     }
     let plain = Scheme {
-        norm: NormScheme::Pre,
+        norm: NormScheme::PRE,
         gpas: false,
     };
     let positions = keys.max_position_embeddings.or(keys.max_sequence_length);

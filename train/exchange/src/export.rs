@@ -16,15 +16,16 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
-use gpas_data::store::PreparedData;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::aside::AsideDirectory;
+use gpas_data::{PreparedData, Tokenizer};
 use gpas_model::compare::largest_difference;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
-use gpas_model::{LlamaConfig, Precision, Progress};
+use gpas_model::{Llama, LlamaConfig, Precision, Progress};
 use half::bf16;
 use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ use crate::files::WeightFiles;
 use crate::fold::{fold, not_stock};
 use gpas_train::backend::BackendTask;
 use gpas_train::checkpoint::Checkpoint;
-use gpas_train::run::{RunInfo, readable_by_all};
+use gpas_train::run::RunInfo;
 
 /// The Python of our own architecture.
 const MODELING: &str = include_str!("modeling_gpas.py");
@@ -301,13 +302,11 @@ impl Export {
 
     /// Writes the directory aside, checks that the weights read back, and gives it its name.
     fn write(&self, model: &Model, exported: &mut Exported) -> Result<(), ExchangeError> {
-        let parent = match self.out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+        let failed = |cause: io::Error| match cause.kind() {
+            io::ErrorKind::AlreadyExists => ExchangeError::Exists(self.out.clone()),
+            _ => ExchangeError::io(&self.out)(cause),
         };
-        fs::create_dir_all(parent).map_err(ExchangeError::io(parent))?;
-        let aside = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
-        let aside = aside.map_err(ExchangeError::io(parent))?;
+        let aside = AsideDirectory::beside(&self.out).map_err(failed)?;
         let place = aside.path();
         let put = |name: &str, bytes: &[u8]| {
             let path = place.join(name);
@@ -347,15 +346,7 @@ impl Export {
         put("README.md", card.text().as_bytes())?;
 
         reads_back(place, &model.tensors, self.format)?;
-        readable_by_all(place).map_err(ExchangeError::io(place))?;
-        fs::rename(place, &self.out).map_err(|cause| match self.out.symlink_metadata() {
-            // Another process has made the directory in the meantime.
-            Ok(_) => ExchangeError::Exists(self.out.clone()),
-            Err(_) => ExchangeError::io(&self.out)(cause),
-        })?;
-        // The directory has its final name now, so nothing is left to delete.
-        let _ = aside.keep();
-        Ok(())
+        aside.publish().map_err(failed)
     }
 
     fn token_names(&self) -> TokenNames {
@@ -511,7 +502,7 @@ fn logits<B: Backend>(
     texts: &[Text],
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>, ExchangeError> {
-    let model = config.init::<B>(0, device).with_tensors(config, tensors)?;
+    let model = Llama::<B>::from_tensors(config, tensors, device)?;
     let logits = |text: &Text| {
         let shape = [text.windows, text.ids.len() / text.windows];
         let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(text.ids.clone(), shape), device);

@@ -23,12 +23,13 @@
 //! A scale of 0 on the stream loses what came before it, which no weights of a stock model can do: it is an error. Folding is exact but for
 //! the norms' ε, which does not scale with the stream: it acts as `ε / c²` would. Everything is computed in f64 and rounded once.
 
+use gpas_model::params::{NormPlace, ParameterKind, SubLayer};
 use gpas_model::scheme::GatePlace;
-use gpas_model::weights::{HostTensor, NamedTensors};
+use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
 
 use crate::ExchangeError;
-use crate::config::{branch_factor, is_trained};
+use crate::config::branch_factor;
 
 /// Why the model is no stock LLaMA even without gates; nothing if it is one.
 pub fn not_stock(config: &LlamaConfig) -> Option<String> {
@@ -76,37 +77,50 @@ pub fn fold(config: &LlamaConfig, mut tensors: NamedTensors, progress: Progress)
     };
     for index in 0..config.layers {
         let wiring = config.wiring(index);
-        let place = wiring
-            .gate_place(config.gate.site)
-            .unwrap_or_else(|| wiring.default_gate_place());
+        let place = config.gate_place(index);
         let gates = gate_values(config, index, &mut tensors)?;
-        for (sub_layer, gate) in [SubLayer::Attention, SubLayer::Mlp].into_iter().zip(gates) {
+        for (sub_layer, gate) in SubLayer::BOTH.into_iter().zip(gates) {
             let scale = gate.map_or(1.0, |gate| 1.0 - config.gate.act.value(gate));
-            if place == GatePlace::Before {
+            if place == Some(GatePlace::Before) {
                 running.pass(scale, index)?;
             }
-            let on = |here: GatePlace| if place == here { scale } else { 1.0 };
+            let on = |here: GatePlace| if place == Some(here) { scale } else { 1.0 };
             let factor = wiring.pre_norm.map_or(1.0, |norm| norm.factor);
             let norm = factor * on(GatePlace::AfterNorm);
+            let pre_norm = ParameterKind::Norm {
+                layer: index,
+                sub_layer,
+                place: NormPlace::Pre,
+            };
             multiply(
                 &mut tensors,
-                &sub_layer.norm(config, index),
+                &released(config, pre_norm)?,
                 norm * running.product.signum(),
             )?;
-            let output = sub_layer.output(config, index);
+            let output = ParameterKind::Projection {
+                layer: index,
+                projection: sub_layer.output(),
+            };
+            let output = released(config, output)?;
             let branch = branch_factor(wiring.branch_scale, progress) * on(GatePlace::AfterModule);
             multiply(&mut tensors, &output, branch / running.product)?;
-            if is_trained(wiring.branch_scale) {
-                multiply_rows(&mut tensors, &output, &sub_layer.branch_scale(config, index))?;
+            let trained = wiring.branch_scale.and_then(|scaling| scaling.trained(config.hidden));
+            if trained.is_some() {
+                let scale = ParameterKind::BranchScale {
+                    layer: index,
+                    sub_layer,
+                };
+                multiply_rows(&mut tensors, &output, &released(config, scale)?)?;
             }
-            if place == GatePlace::Stream {
+            if place == Some(GatePlace::Stream) {
                 running.pass(scale, index)?;
             }
         }
     }
-    multiply(&mut tensors, "model.norm.weight", running.product.signum())?;
+    let final_norm = released(config, ParameterKind::FinalNorm)?;
+    multiply(&mut tensors, &final_norm, running.product.signum())?;
     let plain = Scheme {
-        norm: NormScheme::Pre,
+        norm: NormScheme::PRE,
         gpas: false,
     };
     let config = config.clone().with_scheme(plain).with_gate(GpasConfig::new());
@@ -137,42 +151,9 @@ impl Running {
     }
 }
 
-#[derive(Clone, Copy)]
-enum SubLayer {
-    Attention,
-    Mlp,
-}
-
-impl SubLayer {
-    fn residual(self) -> &'static str {
-        match self {
-            SubLayer::Attention => "attention_residual",
-            SubLayer::Mlp => "mlp_residual",
-        }
-    }
-
-    fn norm(self, config: &LlamaConfig, index: usize) -> String {
-        released(config, &format!("layers.{index}.{}.pre_norm.weight", self.residual()))
-    }
-
-    fn branch_scale(self, config: &LlamaConfig, index: usize) -> String {
-        released(
-            config,
-            &format!("layers.{index}.{}.branch_scale.weight", self.residual()),
-        )
-    }
-
-    fn output(self, config: &LlamaConfig, index: usize) -> String {
-        let projection = match self {
-            SubLayer::Attention => "attention.output",
-            SubLayer::Mlp => "mlp.down",
-        };
-        released(config, &format!("layers.{index}.{projection}.weight"))
-    }
-}
-
-fn released(config: &LlamaConfig, path: &str) -> String {
-    config.released_name(path).unwrap_or_default()
+/// The name of a parameter among the tensors.
+fn released(config: &LlamaConfig, kind: ParameterKind) -> Result<String, ExchangeError> {
+    Ok(config.released_name(kind).ok_or(WeightsError::Unnamed(kind))?)
 }
 
 /// The gates of attention and MLP, which are taken out of the tensors.
@@ -181,16 +162,21 @@ fn gate_values(
     index: usize,
     tensors: &mut NamedTensors,
 ) -> Result<[Option<f64>; 2], ExchangeError> {
-    if !config.scheme.gpas {
+    let gates = SubLayer::BOTH.map(|sub_layer| config.gate_of(index, sub_layer));
+    let [Some(of_attention), Some(of_mlp)] = gates else {
         return Ok([None, None]);
-    }
-    let mut take = |number: usize| {
-        let name = released(config, &format!("layers.{index}.gates.{number}.gate"));
+    };
+    let mut take = |kind: ParameterKind| {
+        let name = released(config, kind)?;
         let gate = tensors.remove(&name).and_then(|tensor| tensor.values.first().copied());
         gate.map(f64::from).ok_or(ExchangeError::Missing { names: vec![name] })
     };
-    let attention = take(0)?;
-    let mlp = if config.gate.per_sublayer { take(1)? } else { attention };
+    let attention = take(of_attention)?;
+    let mlp = if of_mlp == of_attention {
+        attention
+    } else {
+        take(of_mlp)?
+    };
     Ok([Some(attention), Some(mlp)])
 }
 
@@ -240,7 +226,7 @@ mod tests {
     use burn::tensor::{Int, Tensor};
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::compare::{largest_difference, largest_magnitude};
-    use gpas_model::{GateActivation, GateSite};
+    use gpas_model::{GateActivation, GateSite, Llama};
 
     /// With an ε so small that only rounding is left as a difference.
     fn config(scheme: &str) -> LlamaConfig {
@@ -253,7 +239,7 @@ mod tests {
 
     /// Weights large enough for every sub-layer to count, and gates one after the other.
     fn tensors(config: &LlamaConfig, gates: &[f32]) -> NamedTensors {
-        let mut tensors = config.init::<Flex>(3, &FlexDevice).to_tensors(config);
+        let mut tensors = config.init::<Flex>(3, &FlexDevice).to_tensors(config).unwrap();
         let mut gates = gates.iter().cycle();
         for (name, tensor) in &mut tensors {
             if name.ends_with(".gate") {
@@ -271,10 +257,7 @@ mod tests {
     }
 
     fn logits(config: &LlamaConfig, tensors: &NamedTensors) -> Vec<f32> {
-        let model = config
-            .init::<Flex>(0, &FlexDevice)
-            .with_tensors(config, tensors)
-            .unwrap();
+        let model = Llama::<Flex>::from_tensors(config, tensors, &FlexDevice).unwrap();
         let ids: Vec<i32> = (0..24).map(|at| at * 7 % 40).collect();
         let ids = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice).reshape([2, 12]);
         model.logits(ids, progress()).into_data().into_vec().unwrap()

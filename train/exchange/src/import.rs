@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use gpas_data::store::PreparedData;
-use gpas_data::tokenizer::Tokenizer;
-use gpas_model::scheme::{NormStart, Wiring};
+use gpas_data::PreparedData;
+use gpas_data::Tokenizer;
+use gpas_model::scheme::{BranchScaling, NormStart, Wiring};
 use gpas_model::weights::{HostTensor, NamedTensors};
 use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
 use toml::{Table, Value};
@@ -76,7 +76,7 @@ impl Import {
             return Err(ExchangeError::damaged(&directory.join("config.json"), what));
         }
         if let Some(own) = &found.own
-            && own.scheme.norm == NormScheme::ProRes
+            && (0..found.config.layers).any(|index| warms_up(found.config.wiring(index)))
         {
             return Err(ExchangeError::NotSupported {
                 path: directory.to_path_buf(),
@@ -93,7 +93,7 @@ impl Import {
             None => names.scheme(directory, asked_scheme)?,
         };
         if found.own.is_none() {
-            let post_num = matches!(held.norm, NormScheme::PostPre).then(|| names.post_layers());
+            let post_num = (held.norm == NormScheme::POST_PRE).then(|| names.post_layers());
             found.config = found.config.with_scheme(held).with_post_num(post_num);
         }
         let scheme = asked_scheme.unwrap_or(held);
@@ -182,14 +182,15 @@ impl Import {
         let mut tensors = names
             .map(|name| Ok((name.clone(), self.files.read(name)?)))
             .collect::<Result<NamedTensors, ExchangeError>>()?;
-        for (name, shape) in self.config.released_shapes() {
-            if self.adds_gates && name.ends_with(".gate") {
-                let values = vec![self.config.gate.init as f32];
-                tensors.insert(name, HostTensor { shape, values });
-            } else if let Some(tensor) = tensors.get_mut(&name) {
+        let gates = self.config.parameter_shapes().filter(|(kind, _)| kind.is_gate());
+        for name in gates.filter_map(|(kind, _)| self.config.released_name(kind)) {
+            let value = match tensors.get(&name) {
                 // Some released checkpoints keep gates as `[1]`.
-                tensor.shape = shape;
-            }
+                Some(tensor) => tensor.values.clone(),
+                None => vec![self.config.gate.init as f32],
+            };
+            let shape = Vec::new();
+            tensors.insert(name, HostTensor { shape, values: value });
         }
         Ok(tensors)
     }
@@ -279,19 +280,23 @@ fn recipe(directory: &Path, keys: &BTreeMap<String, Value>, asked: &ImportOption
 
 /// Whether two schemes compute the same of the same weights, however these start.
 fn computes_the_same(config: &LlamaConfig, one: NormScheme, other: NormScheme) -> bool {
-    let function = |scheme: NormScheme, index: usize| {
-        let wiring = scheme.wiring(index, config.layers, config.post_num(), config.residual_warmup);
+    let function = |norm: NormScheme, index: usize| {
+        let wiring = config.clone().with_scheme(Scheme { norm, gpas: false }).wiring(index);
         let start = |norm: Option<NormStart>| norm.map(|start| NormStart { weight: 1.0, ..start });
         Wiring {
             pre_norm: start(wiring.pre_norm),
             branch_norm: start(wiring.branch_norm),
             post_norm: start(wiring.post_norm),
-            scaled_output: false,
             ..wiring
         }
     };
     one.embedding_norm() == other.embedding_norm()
         && (0..config.layers).all(|index| function(one, index) == function(other, index))
+}
+
+/// Whether a branch grows with the steps of a run.
+fn warms_up(wiring: Wiring) -> bool {
+    matches!(wiring.branch_scale, Some(BranchScaling::Warmup { .. }))
 }
 
 /// What the names of the tensors say.
@@ -358,13 +363,13 @@ impl Names {
         let post = self.post_layers();
         let norm = match self.layers.get(post).map(Self::kind) {
             None => match asked.map(|asked| asked.norm) {
-                Some(NormScheme::DeepPost) => NormScheme::DeepPost,
-                Some(_) => NormScheme::Post,
+                Some(norm) if norm == NormScheme::DEEP_POST => norm,
+                Some(_) => NormScheme::POST,
                 None => return Err(ExchangeError::Ambiguous(directory.to_path_buf())),
             },
-            Some(Kind::Sandwich) => NormScheme::Sandwich,
-            Some(_) if post > 0 => NormScheme::PostPre,
-            Some(_) => NormScheme::Pre,
+            Some(Kind::Sandwich) => NormScheme::SANDWICH,
+            Some(_) if post > 0 => NormScheme::POST_PRE,
+            Some(_) => NormScheme::PRE,
         };
         Ok(Scheme {
             norm,
@@ -408,26 +413,21 @@ mod tests {
     #[test]
     fn schemes_that_differ_in_how_they_start_compute_the_same() {
         let config = LlamaConfig::new(8, 8, 8, 2, 8);
-        let same = |one: NormScheme, other: NormScheme| computes_the_same(&config, one, other);
-        assert!(same(NormScheme::Pre, NormScheme::Lns) && same(NormScheme::ScalePre, NormScheme::Pre));
-        assert!(same(NormScheme::PostPre, NormScheme::ScalePostPre));
-        assert!(!same(NormScheme::Pre, NormScheme::LnsFixed) && !same(NormScheme::Post, NormScheme::DeepPost));
-        assert!(!same(NormScheme::Sandwich, NormScheme::Peri) && !same(NormScheme::Pre, NormScheme::ProRes));
-        assert!(!same(NormScheme::Pre, NormScheme::PostPre) && !same(NormScheme::Pre, NormScheme::Sandwich));
+        let norm = |name: &str| NormScheme::named(name).unwrap();
+        let same = |one: &str, other: &str| computes_the_same(&config, norm(one), norm(other));
+        assert!(same("pre", "lns") && same("scale_pre", "pre"));
+        assert!(same("post_pre", "scale_post_pre"));
+        assert!(!same("pre", "lns_fixed") && !same("post", "deeppost"));
+        assert!(!same("sandwich", "peri") && !same("pre", "prores"));
+        assert!(!same("pre", "post_pre") && !same("pre", "sandwich"));
     }
 
     /// The names of the weights of every scheme that others release too lead back to its function; the rest are architectures of our own,
     /// whose configuration has the scheme.
     #[test]
     fn names_tell_the_scheme() {
-        let own = [
-            NormScheme::Peri,
-            NormScheme::ProRes,
-            NormScheme::Keel,
-            NormScheme::LayerScale,
-            NormScheme::ReZero,
-        ];
-        for scheme in Scheme::all().filter(|scheme| !own.contains(&scheme.norm)) {
+        let own = ["peri", "prores", "keel", "layerscale", "rezero"];
+        for scheme in Scheme::all().filter(|scheme| !own.contains(&scheme.norm.name())) {
             for per_sublayer in [false, true] {
                 let gate = GpasConfig::new().with_per_sublayer(per_sublayer);
                 let config = LlamaConfig::new(8, 8, 8, 2, 8)
@@ -443,11 +443,11 @@ mod tests {
                 let found = names.scheme(Path::new("d"), Some(scheme)).unwrap();
                 assert_eq!(found.gpas, scheme.gpas, "{scheme}");
                 assert_eq!(names.gates_per_sublayer(), scheme.gpas && per_sublayer);
-                if scheme.norm != NormScheme::LnsFixed {
+                if scheme.norm.name() != "lns_fixed" {
                     assert!(computes_the_same(&config, found.norm, scheme.norm), "{scheme}: {found}");
                 }
                 let unasked = names.scheme(Path::new("d"), None);
-                let ambiguous = matches!(scheme.norm, NormScheme::Post | NormScheme::DeepPost);
+                let ambiguous = [NormScheme::POST, NormScheme::DEEP_POST].contains(&scheme.norm);
                 assert_eq!(unasked.is_err(), ambiguous, "{scheme}");
             }
         }

@@ -141,6 +141,11 @@ fn weights_hint(error: &WeightsError) -> Option<String> {
         }
         WeightsError::Format(_) | WeightsError::Damaged(_) => Some(GET_AGAIN.into()),
         WeightsError::Within { cause, .. } => weights_hint(cause),
-        WeightsError::File { .. } => None,
+        WeightsError::File { .. }
+        | WeightsError::Unnamed(_)
+        | WeightsError::SameName { .. }
+        | WeightsError::Shared(_)
+        | WeightsError::Config(_)
+        | WeightsError::Unreadable(_) => None,
     }
 }

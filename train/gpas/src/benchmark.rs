@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use gpas_model::fast::product;
 use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
@@ -167,11 +167,11 @@ struct Runner<B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Runner<B> {
-    fn new(candidate: &Candidate, device: &B::Device) -> Self {
+    fn new(candidate: &Candidate, device: &B::Device) -> Result<Self, TrainingError> {
         let Candidate { recipe, config } = candidate;
         let model: Llama<B> = config.init(recipe.train.seed, device);
-        Self {
-            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule()),
+        Ok(Self {
+            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule())?,
             ids: RandomIds {
                 state: recipe.train.seed,
                 vocab: config.vocab as u64,
@@ -180,7 +180,7 @@ impl<B: AutodiffBackend> Runner<B> {
             micro_batch: recipe.train.micro_batch,
             seq: recipe.data.seq_len,
             times: Vec::new(),
-        }
+        })
     }
 
     /// Makes one step and notes its time.
@@ -222,8 +222,9 @@ impl BackendTask for Benchmark {
             selected,
         } = self;
         check_precision::<B>(&model.config, &device)?;
-        let mut runner = Runner::<B>::new(&model, &device);
-        let mut other = versus.as_ref().map(|versus| Runner::<B>::new(versus, &device));
+        let mut runner = Runner::<B>::new(&model, &device)?;
+        let other = versus.as_ref().map(|versus| Runner::<B>::new(versus, &device));
+        let mut other = other.transpose()?;
         let mut profiler = None;
         for index in 0..warmup + steps {
             if profile && index == warmup {
@@ -344,23 +345,20 @@ struct RandomIds {
 }
 
 impl RandomIds {
-    fn next(&mut self) -> i64 {
+    fn next(&mut self) -> u32 {
         self.state = self
             .state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        ((self.state >> 33) % self.vocab) as i64
+        ((self.state >> 33) % self.vocab) as u32
     }
 
     /// `[batch, seq]` ids, each position scored against the next one.
     fn batch<B: AutodiffBackend>(&mut self, batch: usize, seq: usize, device: &B::Device) -> TokenBatch<B> {
-        let ids: Vec<i64> = (0..batch * seq + 1).map(|_| self.next()).collect();
-        let tensor =
-            |part: &[i64]| Tensor::<B, 2, Int>::from_data(TensorData::new(part.to_vec(), [batch, seq]), device);
-        TokenBatch {
-            ids: tensor(&ids[..batch * seq]),
-            targets: tensor(&ids[1..]),
-        }
+        let ids: Vec<u32> = (0..batch * seq + 1).map(|_| self.next()).collect();
+        let targets: Vec<i32> = ids[1..].iter().map(|id| id.cast_signed()).collect();
+        let rows = ids[..batch * seq].chunks(seq).zip(targets.chunks(seq));
+        TokenBatch::from_rows(rows, device).expect("rows of one length, whose ids have 31 bits")
     }
 }
 

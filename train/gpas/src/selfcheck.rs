@@ -280,7 +280,7 @@ fn train<B: AutodiffBackend>(
 ) -> Vec<f64> {
     const SEQ: usize = 24;
     let text = b"the quick brown fox jumps over the lazy dog and runs away; ";
-    let id = |position: usize| i64::from(text[position % text.len()] % 64);
+    let id = |position: usize| text[position % text.len()] % 64;
     let optimizer = OptimizerConfig {
         kind: OptimizerKind::Adam,
         betas: (0.9, 0.999),
@@ -290,13 +290,14 @@ fn train<B: AutodiffBackend>(
         clip_gate: 0.0,
     };
     let schedule = Schedule::cosine(3e-3, 3, count as u64, 0.1);
-    let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule);
+    let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule)
+        .expect("parameters that have been drawn have ids of their own");
     let mut losses = Vec::new();
     for step in 0..count {
         // Two micro-batches of one row each.
         let row = |start: usize| {
-            let ids = (start..start + SEQ).map(id).collect();
-            let targets = (start + 1..=start + SEQ).map(id).collect();
+            let ids = (start..start + SEQ).map(|at| u32::from(id(at))).collect();
+            let targets = (start + 1..=start + SEQ).map(|at| i32::from(id(at))).collect();
             HostBatch::new([1, SEQ], ids, targets).expect("as many ids as positions")
         };
         let rows = [row(step), row(step + SEQ)].map(|row| row.on::<B>(device));

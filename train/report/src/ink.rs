@@ -103,25 +103,38 @@ pub struct Ink {
     pub marker: Marker,
 }
 
+/// Colours and markers by the names of schemes.
+static LOOKS: [(&str, &Shades, Marker); 14] = [
+    ("pre", &BLUE, Marker::Circle),
+    ("scale_pre", &BLUE, Marker::Square),
+    ("sandwich", &VERMILION, Marker::Circle),
+    ("peri", &VERMILION, Marker::Square),
+    ("lns", &GREEN, Marker::Circle),
+    ("lns_fixed", &GREEN, Marker::Square),
+    ("post", &ORANGE, Marker::Circle),
+    ("post_pre", &SKY, Marker::Circle),
+    ("scale_post_pre", &SKY, Marker::Square),
+    ("deeppost", &PURPLE, Marker::Circle),
+    ("keel", &PURPLE, Marker::Square),
+    ("prores", &OLIVE, Marker::Circle),
+    ("layerscale", &GREY, Marker::Circle),
+    ("rezero", &GREY, Marker::Square),
+];
+
+/// Colour and marker of a scheme. One that has been given no look gets a triangle in a colour that follows from its place among the schemes.
+fn look(norm: NormScheme) -> (&'static Shades, Marker) {
+    if let Some((_, shades, marker)) = LOOKS.into_iter().find(|(name, ..)| *name == norm.name()) {
+        return (shades, marker);
+    }
+    let colours = [&BLUE, &VERMILION, &GREEN, &ORANGE, &SKY, &PURPLE, &OLIVE, &GREY];
+    let place = NormScheme::all().position(|known| known == norm).unwrap_or(0);
+    (colours[place % colours.len()], Marker::Triangle)
+}
+
 impl Ink {
     /// The look of a scheme; `variant` is 0, or the number of the arm among those of the scheme in which other keys are varied.
     pub fn of(scheme: Scheme, variant: usize) -> Self {
-        let (shades, marker) = match scheme.norm {
-            NormScheme::Pre => (&BLUE, Marker::Circle),
-            NormScheme::ScalePre => (&BLUE, Marker::Square),
-            NormScheme::Sandwich => (&VERMILION, Marker::Circle),
-            NormScheme::Peri => (&VERMILION, Marker::Square),
-            NormScheme::Lns => (&GREEN, Marker::Circle),
-            NormScheme::LnsFixed => (&GREEN, Marker::Square),
-            NormScheme::Post => (&ORANGE, Marker::Circle),
-            NormScheme::PostPre => (&SKY, Marker::Circle),
-            NormScheme::ScalePostPre => (&SKY, Marker::Square),
-            NormScheme::DeepPost => (&PURPLE, Marker::Circle),
-            NormScheme::Keel => (&PURPLE, Marker::Square),
-            NormScheme::ProRes => (&OLIVE, Marker::Circle),
-            NormScheme::LayerScale => (&GREY, Marker::Circle),
-            NormScheme::ReZero => (&GREY, Marker::Square),
-        };
+        let (shades, marker) = look(scheme.norm);
         let dash = DASHES[(2 * variant + usize::from(scheme.gpas)) % DASHES.len()];
         let colour = Colour::Shades(shades);
         Self { colour, dash, marker }

@@ -9,7 +9,7 @@
 //!
 //! ```no_run
 //! use burn_flex::Flex;
-//! use gpas_data::tokenizer::Tokenizer;
+//! use gpas_data::Tokenizer;
 //! use gpas_model::{Llama, Progress};
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
 //!
@@ -41,7 +41,7 @@ use std::collections::HashSet;
 
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 use gpas_model::{Cache, Llama, Progress};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

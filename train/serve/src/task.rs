@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::generate::{Generator, TokenScore};

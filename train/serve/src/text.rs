@@ -1,7 +1,7 @@
 //! Text as it comes out of a model: tokens that may hold parts of characters become whole characters, and stop strings are watched for.
 
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 
 /// Number of tokens that are decoded again together with the next one, because the text of a token depends on those before it.
 const CONTEXT: usize = 8;
@@ -9,7 +9,7 @@ const CONTEXT: usize = 8;
 /// Turns tokens into text one at a time. A character whose bytes have not all come is held back.
 ///
 /// ```no_run
-/// use gpas_data::tokenizer::Tokenizer;
+/// use gpas_data::Tokenizer;
 /// use gpas_serve::text::TextStream;
 ///
 /// # fn example(tokenizer: Tokenizer) -> Result<(), Box<dyn std::error::Error>> {

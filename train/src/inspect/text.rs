@@ -87,8 +87,8 @@ impl ModelInspection {
             return Ok(());
         };
         writeln!(f, "\nnorms of the weight matrices")?;
-        let short = |name: &String| name.rsplit('.').next().unwrap_or_default().to_string();
-        write_row(f, "layer", COLUMN, first.weight_norms.keys().map(short))?;
+        let names = first.weight_norms.keys().map(|projection| projection.field());
+        write_row(f, "layer", COLUMN, names.map(String::from))?;
         for (index, layer) in self.layers.iter().enumerate() {
             let norms = layer.weight_norms.values().map(|norm| number(*norm));
             write_row(f, index, COLUMN, norms)?;

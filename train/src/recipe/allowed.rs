@@ -212,7 +212,7 @@ fn whole_number(value: &Value) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use gpas_data::batch::WindowMode;
+    use gpas_data::WindowMode;
     use gpas_model::{GateActivation, GateSite, Initialisation, Precision};
 
     use super::*;

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::optimizer::OptimizerKind;
     use crate::schedule::ScheduleKind;
-    use gpas_data::batch::WindowMode;
+    use gpas_data::WindowMode;
     use gpas_model::{GateActivation, GpasConfig, Scheme};
 
     fn args(set: &[&str]) -> RecipeOptions {

@@ -71,7 +71,7 @@ mod tests {
     use crate::optimizer::OptimizerKind;
     use crate::recipe::{Recipe, RecipeFile, RecipeOptions, resolve};
     use crate::schedule::ScheduleKind;
-    use gpas_data::batch::WindowMode;
+    use gpas_data::WindowMode;
     use gpas_model::Scheme;
 
     fn recipe(name: &str) -> Recipe {

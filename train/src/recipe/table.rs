@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use gpas_data::batch::WindowMode;
+use gpas_data::WindowMode;
 use gpas_model::{GateActivation, GateSite, GpasConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
 use serde::Serialize;
 

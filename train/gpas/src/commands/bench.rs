@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 use indicatif::HumanBytes;
 
 use crate::benchmark::generation::GenerationBenchmark;

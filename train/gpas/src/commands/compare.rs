@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 use indicatif::{HumanCount, HumanDuration};
 
 use super::provenance::{data_directory, data_sha256};

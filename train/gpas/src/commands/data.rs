@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use gpas_data::prepare::{PrepareOptions, Validation, prepare};
+use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
 use gpas_data::source::{ReadOptions, Skipped};
-use gpas_data::store::{inspect, verify};
+use gpas_data::store::{summarise, verify};
 
 use crate::failure::Result;
 
@@ -109,7 +109,7 @@ pub fn run(args: DataArgs) -> Result<()> {
 
 fn run_prepare(args: PrepareArgs) -> Result<()> {
     let start = Instant::now();
-    let validation: Validation = args.validation.parse()?;
+    let validation: ValidationSplit = args.validation.parse()?;
     let report = prepare(&PrepareOptions {
         sources: args.sources,
         tokenizer: args.tokenizer,
@@ -157,11 +157,11 @@ pub(crate) fn report_skipped(skipped: &Skipped) {
 }
 
 fn run_inspect(args: &InspectArgs) -> Result<()> {
-    let inspection = inspect(&args.directory, args.samples)?;
+    let summary = summarise(&args.directory, args.samples)?;
     if args.json {
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&inspection)?)?;
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&summary)?)?;
     } else {
-        write!(io::stdout(), "{inspection}")?;
+        write!(io::stdout(), "{summary}")?;
     }
     Ok(())
 }

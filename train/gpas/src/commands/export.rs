@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 
 use super::opened::OpenedRun;
 use super::provenance::{data_directory, data_sha256};

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 
 use super::provenance::{data_sha256, facts};
 use crate::failure::Result;

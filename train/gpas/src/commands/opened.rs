@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use gpas_data::batch::Windows;
-use gpas_data::store::PreparedData;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::{PreparedData, Tokenizer, Windows};
 use gpas_model::{Llama, LlamaConfig, Progress};
 
 use super::provenance::{data_directory, data_sha256};

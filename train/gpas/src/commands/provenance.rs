@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use gpas_data::PreparedData;
 use gpas_data::corpus::default_corpus;
-use gpas_data::store::PreparedData;
 use gpas_model::LlamaConfig;
 use gpas_train::backend::Selected;
 use gpas_train::recipe::Recipe;

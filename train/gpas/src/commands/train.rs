@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Args;
-use gpas_data::store::PreparedData;
+use gpas_data::PreparedData;
 use gpas_model::LlamaConfig;
 use indicatif::HumanDuration;
 

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::backend::Backend;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError, read_safetensors};
 use gpas_model::{GpasConfig, IGNORE_INDEX, LlamaConfig, TokenBatch};
 use safetensors::tensor::Dtype;
@@ -97,9 +97,9 @@ struct HostIds {
 /// A batch on the host: ids and targets of one shape `[batch, seq]`.
 #[derive(Clone, Debug)]
 pub struct HostBatch {
-    shape: [usize; 2],
-    ids: Vec<i64>,
-    targets: Vec<i64>,
+    seq: usize,
+    ids: Vec<u32>,
+    targets: Vec<i32>,
 }
 
 /// Why a file is no golden.
@@ -120,16 +120,27 @@ pub enum GoldenError {
 
 impl HostBatch {
     /// Ids and, for each, the id that follows it or [`IGNORE_INDEX`], row by row; none if they are not `batch · seq` each.
-    pub fn new(shape: [usize; 2], ids: Vec<i64>, targets: Vec<i64>) -> Option<Self> {
+    pub fn new(shape: [usize; 2], ids: Vec<u32>, targets: Vec<i32>) -> Option<Self> {
         let count = shape[0] * shape[1];
-        (ids.len() == count && targets.len() == count).then_some(Self { shape, ids, targets })
+        let is_batch = count > 0 && ids.len() == count && targets.len() == count;
+        is_batch.then_some(Self {
+            seq: shape[1],
+            ids,
+            targets,
+        })
     }
 
     /// From labels that are aligned with the ids.
     fn aligned(shape: [usize; 2], ids: &[i64], labels: &[i64]) -> Option<Self> {
+        let id = |id: &i64| i32::try_from(*id).ok().filter(|id| *id >= 0);
+        let target = |label: &i64| match *label == i64::from(IGNORE_INDEX) {
+            true => Some(IGNORE_INDEX),
+            false => id(label),
+        };
         let rows = labels.chunks(shape[1].max(1));
-        let targets = rows.flat_map(|row| row.iter().skip(1).copied().chain([IGNORE_INDEX]));
-        Self::new(shape, ids.to_vec(), targets.collect())
+        let targets = rows.flat_map(|row| row.iter().skip(1).map(target).chain([Some(IGNORE_INDEX)]));
+        let ids = ids.iter().map(|given| id(given).map(i32::cast_unsigned));
+        Self::new(shape, ids.collect::<Option<_>>()?, targets.collect::<Option<_>>()?)
     }
 
     /// Number of positions that are scored.
@@ -139,12 +150,8 @@ impl HostBatch {
 
     /// The batch on a device.
     pub fn on<B: Backend>(&self, device: &B::Device) -> TokenBatch<B> {
-        let tensor =
-            |values: &Vec<i64>| Tensor::<B, 2, Int>::from_data(TensorData::new(values.clone(), self.shape), device);
-        TokenBatch {
-            ids: tensor(&self.ids),
-            targets: tensor(&self.targets),
-        }
+        let rows = self.ids.chunks(self.seq).zip(self.targets.chunks(self.seq));
+        TokenBatch::from_rows(rows, device).expect("as many ids as targets, which are ids or not scored")
     }
 }
 

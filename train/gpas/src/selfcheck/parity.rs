@@ -1,10 +1,11 @@
 //! How far a backend is from a golden: outputs, gradients and a training, through the library's own model, optimizer and step.
 
-use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_model::compare::{largest, largest_difference, largest_magnitude};
+use gpas_model::params::{Parameter, ParameterValue};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use gpas_model::{Llama, LlamaConfig, Progress};
 
@@ -98,10 +99,10 @@ pub fn compare_with_training<B: AutodiffBackend>(
     golden: &Golden,
     tolerances: &Tolerances,
     device: &B::Device,
-    train: impl FnOnce(Llama<B>) -> Trained<B>,
+    train: impl FnOnce(Llama<B>) -> Result<Trained<B>, WeightsError>,
 ) -> Result<Vec<Measure>, WeightsError> {
     let config = &golden.config;
-    let model: Llama<B> = config.init(0, device).with_tensors(config, &golden.parameters)?;
+    let model = Llama::<B>::from_tensors(config, &golden.parameters, device)?;
     let states = model.hidden_states(golden.batch.on::<B>(device).ids, Progress::COMPLETE);
     let states = states.into_iter().map(host).zip(&golden.hidden);
     let hidden = largest(states.map(|(found, expected)| difference(&found, expected)));
@@ -111,16 +112,16 @@ pub fn compare_with_training<B: AutodiffBackend>(
     );
 
     let (loss, gradients) = backward(&model, &golden.batch, device);
-    let gradients = gradients_by_name(&model, &gradients, config);
+    let gradients = gradients_by_name(&model, &gradients, config)?;
     let peak = |tensor: &HostTensor| largest_magnitude(&tensor.values);
     let peak_of_model = largest(golden.gradients.values().map(peak));
     let gradient = largest_by_name(&gradients, &golden.gradients, |found, expected| {
         difference(found, expected) / peak(expected).max(0.2 * peak_of_model)
     });
 
-    let (losses, model) = train(model);
+    let (losses, model) = train(model)?;
     let training_loss = largest_difference(&losses, &golden.training_losses);
-    let trained = largest_by_name(&model.valid().to_tensors(config), &golden.trained, difference);
+    let trained = largest_by_name(&model.valid().to_tensors(config)?, &golden.trained, difference);
 
     let measure = |what, found, allowed| Measure { what, found, allowed };
     Ok(vec![
@@ -134,8 +135,8 @@ pub fn compare_with_training<B: AutodiffBackend>(
 }
 
 /// The training of a golden, through the step of every run.
-fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Device) -> Trained<B> {
-    let mut trainer = Trainer::new(model, golden.optimizer, golden.schedule);
+fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Device) -> Result<Trained<B>, WeightsError> {
+    let mut trainer = Trainer::new(model, golden.optimizer, golden.schedule)?;
     let mut losses = Vec::new();
     for step in golden.steps() {
         let scored = step.iter().map(HostBatch::scored).sum();
@@ -143,7 +144,7 @@ fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Devic
         trainer = next;
         losses.push(report.loss);
     }
-    (losses, trainer.model().clone())
+    Ok((losses, trainer.model().clone()))
 }
 
 fn backward<B: AutodiffBackend>(model: &Llama<B>, batch: &HostBatch, device: &B::Device) -> (f64, GradientsParams) {
@@ -164,26 +165,7 @@ fn gradients_by_name<B: AutodiffBackend>(
     model: &Llama<B>,
     gradients: &GradientsParams,
     config: &LlamaConfig,
-) -> NamedTensors {
-    struct Present<'a> {
-        gradients: &'a GradientsParams,
-        path: Vec<String>,
-        names: Vec<String>,
-        config: &'a LlamaConfig,
-    }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Present<'_> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.to_string());
-        }
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if self.gradients.get::<B::InnerBackend, D>(param.id).is_some() {
-                self.names.extend(self.config.released_name(&self.path.join(".")));
-            }
-        }
-    }
+) -> Result<NamedTensors, WeightsError> {
     struct Replace<'a>(&'a GradientsParams);
     impl<B: Backend> ModuleMapper<B> for Replace<'_> {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
@@ -193,16 +175,17 @@ fn gradients_by_name<B: AutodiffBackend>(
             }
         }
     }
-    let mut present = Present {
-        gradients,
-        path: Vec::new(),
-        names: Vec::new(),
-        config,
-    };
-    model.visit(&mut present);
-    let mut named = model.valid().map(&mut Replace(gradients)).to_tensors(config);
-    named.retain(|name, _| present.names.contains(name));
-    named
+    let mut named = model.valid().map(&mut Replace(gradients)).to_tensors(config)?;
+    for Parameter { kind, value } in model.parameters() {
+        let has_gradient = match value {
+            ParameterValue::Vector(param) => gradients.get::<B::InnerBackend, 1>(param.id).is_some(),
+            ParameterValue::Matrix(param) => gradients.get::<B::InnerBackend, 2>(param.id).is_some(),
+        };
+        if let Some(name) = config.released_name(kind).filter(|_| !has_gradient) {
+            named.remove(&name);
+        }
+    }
+    Ok(named)
 }
 
 /// The largest difference between the entries of two tensors; no number if they have not one shape.

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use gpas_data::DataError;
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

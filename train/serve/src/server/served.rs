@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use gpas_data::tokenizer::Tokenizer;
+use gpas_data::Tokenizer;
 
 use super::worker::Job;
 

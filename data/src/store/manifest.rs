@@ -1,0 +1,166 @@
+//! The manifest of prepared data: what the directory holds, and the checks that need nothing but it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::source::SourceRecord;
+
+pub(crate) const FORMAT: &str = "gpas-tokens";
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+
+/// What a directory of prepared data holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always `gpas-tokens`.
+    pub format: String,
+    /// The version of the format.
+    pub version: u32,
+    /// The program that prepared the data.
+    pub created_by: String,
+    /// Bytes of a token on disk: 2 or 4.
+    pub token_bytes: u8,
+    /// The largest id in any shard.
+    pub largest_id: u32,
+    /// Tokens of the longest document.
+    pub longest_document: u64,
+    /// The tokenizer.
+    pub tokenizer: TokenizerRecord,
+    /// The training split.
+    pub train: SplitRecord,
+    /// The validation split.
+    pub validation: SplitRecord,
+    /// The sources of the training split, or of both where validation is a fraction.
+    pub sources: Vec<SourceRecord>,
+    /// The sources of the validation split, where it has its own.
+    pub validation_sources: Vec<SourceRecord>,
+    /// Records that were malformed and left out.
+    pub bad_records: u64,
+    /// Documents without a token, left out.
+    pub empty_documents: u64,
+}
+
+/// The tokenizer that data was prepared with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerRecord {
+    /// The SHA-256 of its `tokenizer.json`.
+    pub sha256: String,
+    /// Its largest id plus one.
+    pub vocab_size: usize,
+    /// The token at the end of each document.
+    pub end_of_document: u32,
+    /// The token that fills windows up.
+    pub pad: u32,
+}
+
+/// One split of the data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitRecord {
+    /// Tokens in all shards.
+    pub tokens: u64,
+    /// Documents in all shards.
+    pub documents: u64,
+    /// Bytes of the text they were made from.
+    pub text_bytes: u64,
+    /// The largest id.
+    pub largest_id: u32,
+    /// Tokens of the longest document.
+    pub longest_document: u64,
+    /// The shards, in order.
+    pub shards: Vec<ShardRecord>,
+}
+
+/// One shard of a split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// Its tokens.
+    pub tokens: u64,
+    /// Its documents.
+    pub documents: u64,
+    /// The file of its tokens.
+    pub token_file: ShardFile,
+    /// The file of its documents' ends.
+    pub document_file: ShardFile,
+}
+
+/// A file of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256.
+    pub sha256: String,
+}
+
+/// Reads the manifest of a directory, its version first.
+pub(super) fn read_manifest(directory: &Path) -> Result<Manifest, DataError> {
+    let path = directory.join(MANIFEST);
+    let refused = |cause: String| DataError::Manifest {
+        path: path.clone(),
+        cause,
+    };
+    if !directory.exists() {
+        return Err(DataError::Manifest {
+            path: directory.into(),
+            cause: "no such directory".into(),
+        });
+    }
+    let bytes = fs::read(&path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DataError::Manifest {
+            path: directory.into(),
+            cause: format!("it holds no {MANIFEST}"),
+        },
+        _ => DataError::Io {
+            path: path.clone(),
+            cause,
+        },
+    })?;
+    // The version decides how the rest is to be read, so it is looked at first.
+    #[derive(Deserialize)]
+    struct Opening {
+        format: String,
+        version: u64,
+    }
+    let opening: Opening = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
+    if opening.format != FORMAT {
+        return Err(refused(format!("its format is `{}`, not `{FORMAT}`", opening.format)));
+    }
+    if opening.version != u64::from(VERSION) {
+        return Err(DataError::Version {
+            path,
+            found: opening.version,
+            expected: u64::from(VERSION),
+        });
+    }
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| refused(error.to_string()))?;
+    if !matches!(manifest.token_bytes, 2 | 4) {
+        return Err(refused(format!("tokens of {} bytes", manifest.token_bytes)));
+    }
+    if manifest.largest_id as usize >= manifest.tokenizer.vocab_size
+        || manifest.tokenizer.pad as usize >= manifest.tokenizer.vocab_size
+    {
+        return Err(refused("an id is outside the tokenizer's vocabulary".into()));
+    }
+    for split in [&manifest.train, &manifest.validation] {
+        let sum = |count: fn(&ShardRecord) -> u64| {
+            split
+                .shards
+                .iter()
+                .try_fold(0_u64, |sum, shard| sum.checked_add(count(shard)))
+        };
+        if sum(|shard| shard.tokens) != Some(split.tokens) || sum(|shard| shard.documents) != Some(split.documents) {
+            return Err(refused("its shards do not add up to its totals".into()));
+        }
+        if split.largest_id > manifest.largest_id {
+            return Err(refused("a split's largest id is above the largest id".into()));
+        }
+    }
+    Ok(manifest)
+}

@@ -1,0 +1,85 @@
+//! An open directory of prepared data.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::manifest::{Manifest, SplitRecord, TOKENIZER, read_manifest};
+use super::tokens::TokenStore;
+use crate::error::DataError;
+use crate::tokenizer::Tokenizer;
+
+/// An open directory of prepared data.
+#[derive(Debug, Clone)]
+pub struct PreparedData {
+    directory: PathBuf,
+    manifest: Arc<Manifest>,
+    tokenizer: Tokenizer,
+    train: TokenStore,
+    validation: TokenStore,
+}
+
+impl PreparedData {
+    /// Opens a directory, checking all that costs nothing: the manifest, the tokenizer's hash, each file's length,
+    /// magic, version and width. [`verify`] checks every byte.
+    ///
+    /// # Errors
+    /// Each kind of damage has its own, naming the file.
+    pub fn open(directory: &Path) -> Result<Self, DataError> {
+        let manifest = read_manifest(directory)?;
+        let path = directory.join(TOKENIZER);
+        let bytes = fs::read(&path).map_err(DataError::io_of_listed(&path))?;
+        let found = format!("{:x}", Sha256::digest(&bytes));
+        if found != manifest.tokenizer.sha256 {
+            let expected = manifest.tokenizer.sha256.clone();
+            return Err(DataError::TokenizerMismatch { path, expected, found });
+        }
+        let tokenizer = Tokenizer::from_bytes(bytes, &path)?;
+        let open = |split: &SplitRecord| TokenStore::open(directory, split, manifest.token_bytes);
+        let (train, validation) = (open(&manifest.train)?, open(&manifest.validation)?);
+        Ok(Self {
+            directory: directory.into(),
+            manifest: Arc::new(manifest),
+            tokenizer,
+            train,
+            validation,
+        })
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The tokenizer that the data was prepared with.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The largest id in the data: what a model's vocabulary must exceed, whatever the tokenizer's size.
+    pub fn max_id(&self) -> u32 {
+        self.manifest.largest_id
+    }
+
+    /// The token that fills windows up.
+    pub fn pad(&self) -> u32 {
+        self.manifest.tokenizer.pad
+    }
+
+    /// The training split.
+    pub fn train(&self) -> &TokenStore {
+        &self.train
+    }
+
+    /// The validation split.
+    pub fn validation(&self) -> &TokenStore {
+        &self.validation
+    }
+}
