@@ -141,7 +141,6 @@ fn with_output(tests: &str) -> String {
 
 fn steps(quick: bool, tests: &str) -> Vec<Step> {
     let format = Step::new("format", "cargo fmt --all --check");
-    let circles = xtask("circles");
     let dependencies = xtask("dependencies");
     // Every crate but the developer's own; what the packages hold is compiled as the workspace.
     let package = Step::new(
@@ -172,7 +171,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     if quick {
         return vec![format, lints, tests];
     }
-    let mut steps = vec![format, circles, dependencies, package, lints, documentation];
+    let mut steps = vec![format, dependencies, package, lints, documentation];
     steps.extend(backends);
     steps.extend([examples, tests, vulkan]);
     steps
