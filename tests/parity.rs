@@ -10,8 +10,8 @@ use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use gpas::selfcheck::golden::{Cut, Golden, HostBatch};
 use gpas::selfcheck::parity::{Measure, Tolerances, Trained, compare, compare_with_training};
-use gpas_model::weights::NamedTensors;
 use gpas_model::Llama;
+use gpas_model::weights::NamedTensors;
 use gpas_tests::{committed_goldens, goldens};
 use gpas_train::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig};
 

@@ -391,6 +391,7 @@ mod fused {
     use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
     use burn::optim::GradientsParams;
     use burn::tensor::TensorData;
+    use burn::tensor::backend::AutodiffBackend;
     use burn_flex::{Flex, FlexDevice};
     use gpas_host::check::{Tracked, assert_close, gradients};
 

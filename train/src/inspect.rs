@@ -3,8 +3,8 @@
 //! The formulas and their sources stand in [`gpas_model::analysis`]; this file takes them over validation text, adds what the weights alone
 //! tell, and puts what the run recorded beside them. One batch of streams is in memory at a time.
 //!
-//! Where [`Inspection`] is of a model at the end of training (or wherever its checkpoint is), [`crate::telemetry`] is the short look that
-//! training itself takes again and again; its records are the inspection's [`history`](Inspection::history).
+//! Where [`ModelInspection`] is of a model at the end of training (or wherever its checkpoint is), [`crate::telemetry`] is the short look that
+//! training itself takes again and again; its records are the inspection's [`history`](ModelInspection::history).
 
 mod text;
 
@@ -22,7 +22,7 @@ use crate::metrics::{LayersRecord, null_is_nan};
 
 /// A model layer by layer, on validation text. As JSON a number that is not finite is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Inspection {
+pub struct ModelInspection {
     /// Normalisation scheme.
     pub scheme: Scheme,
     /// Optimizer steps done.
@@ -93,8 +93,8 @@ fn numbers_of_projections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     Ok(numbers.into_iter().map(|(name, number)| (name, number.0)).collect())
 }
 
-impl Inspection {
-    /// Of a model that has been trained for `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
+impl ModelInspection {
+    /// Inspects a model after `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
     /// [`history`](Self::history) is left empty.
     ///
     /// # Errors
@@ -226,8 +226,8 @@ mod tests {
         model
     }
 
-    fn inspect(config: &LlamaConfig, model: &Llama<Flex>, windows: Windows, batch: usize) -> Inspection {
-        Inspection::of(model, config, STEP, windows, batch, 150, &FlexDevice).unwrap()
+    fn inspect(config: &LlamaConfig, model: &Llama<Flex>, windows: Windows, batch: usize) -> ModelInspection {
+        ModelInspection::of(model, config, STEP, windows, batch, 150, &FlexDevice).unwrap()
     }
 
     /// The windows that an inspection of 150 tokens takes.
@@ -391,7 +391,7 @@ mod tests {
             running_scale: None,
             weight_norms: [(Projection::Up, 4.0)].into(),
         };
-        let whole = Inspection {
+        let whole = ModelInspection {
             scheme: Scheme::default(),
             step: 9,
             tokens: 8,
@@ -408,7 +408,7 @@ mod tests {
             }],
         };
         let json = serde_json::to_string(&whole).unwrap();
-        assert_eq!(serde_json::from_str::<Inspection>(&json).unwrap(), whole);
+        assert_eq!(serde_json::from_str::<ModelInspection>(&json).unwrap(), whole);
 
         let place = tempfile::tempdir().unwrap();
         let data = prepared(place.path());
@@ -419,7 +419,7 @@ mod tests {
         let found = inspect(&config, &diverged, windows, 4);
         let json = serde_json::to_string(&found).unwrap();
         assert!(json.contains(r#""loss":null"#), "{json}");
-        let read: Inspection = serde_json::from_str(&json).unwrap();
+        let read: ModelInspection = serde_json::from_str(&json).unwrap();
         assert!(read.loss.is_nan() && read.last_variance.is_nan() && read.angular_distance[0][1].is_nan());
         assert!(read.layers[1].weight_norms[&Projection::Up].is_nan());
         assert!(read.layers[0].variance.is_finite());

@@ -106,10 +106,7 @@ pub fn compare_with_training<B: AutodiffBackend>(
     let states = model.hidden_states(golden.batch.on::<B>(device).ids);
     let states = states.into_iter().map(host).zip(&golden.hidden);
     let hidden = largest(states.map(|(found, expected)| difference(&found, expected)));
-    let logits = difference(
-        &host(model.logits(golden.batch.on::<B>(device).ids)),
-        &golden.logits,
-    );
+    let logits = difference(&host(model.logits(golden.batch.on::<B>(device).ids)), &golden.logits);
 
     let (loss, gradients) = backward(&model, &golden.batch, device);
     let gradients = gradients_by_name(&model, &gradients, config)?;
