@@ -142,7 +142,7 @@ impl<B: AutodiffBackend> Trainer<B> {
     ) -> Result<Self, SharedParameter> {
         let optimizer = ClippedAdam::new(optimizer, &model.parameters())?;
         Ok(Self {
-            model,
+            model: model.with_progress(Progress::after(0)),
             optimizer,
             schedule: Box::new(schedule),
             steps: 0,
@@ -157,13 +157,14 @@ impl<B: AutodiffBackend> Trainer<B> {
         let parameters = self.model.parameters();
         let optimizer = self.optimizer.with_tensors(&parameters, moments, updates)?;
         Ok(Self {
+            model: self.model.with_progress(Progress::after(steps)),
             optimizer,
             steps,
             ..self
         })
     }
 
-    /// The model as it is now.
+    /// The model as it is now. Its [`Progress`] is the number of steps done.
     pub fn model(&self) -> &Llama<B> {
         &self.model
     }
@@ -186,7 +187,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.optimizer.updates()
     }
 
-    /// Steps done; what the model's [`Progress`] counts.
+    /// Steps done.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -204,9 +205,8 @@ impl<B: AutodiffBackend> Trainer<B> {
             mut schedule,
             steps,
         } = self;
-        let progress = Progress::after(steps);
         let mut ids = Vec::new();
-        let mut sums = StepSums::new(&model, scored, progress);
+        let mut sums = StepSums::new(&model, scored);
         for batch in micro_batches {
             ids.push(batch.ids.clone());
             sums.add(batch.ids, batch.targets);
@@ -216,11 +216,11 @@ impl<B: AutodiffBackend> Trainer<B> {
         let model = if report.loss.is_finite() && report.norms.global.is_finite() {
             optimizer.step(report.rate, model, gradients, &report.norms)
         } else {
-            report.skipped = Some(first_not_finite(&model, &ids, progress, &report));
+            report.skipped = Some(first_not_finite(&model, &ids, &report));
             model
         };
         let trainer = Self {
-            model,
+            model: model.with_progress(Progress::after(steps + 1)),
             optimizer,
             schedule,
             steps: steps + 1,
@@ -230,19 +230,14 @@ impl<B: AutodiffBackend> Trainer<B> {
 }
 
 /// Where the numbers of a step went bad first, found by going through it once more.
-fn first_not_finite<B: AutodiffBackend>(
-    model: &Llama<B>,
-    ids: &[Tensor<B, 2, Int>],
-    progress: Progress,
-    report: &StepReport,
-) -> NotFinite {
+fn first_not_finite<B: AutodiffBackend>(model: &Llama<B>, ids: &[Tensor<B, 2, Int>], report: &StepReport) -> NotFinite {
     let inner = model.valid();
     let bad = |parameter: &Parameter<'_, B::InnerBackend>| !is_finite(parameter.flat());
     if let Some(weight) = inner.parameters().into_iter().find(bad) {
         return NotFinite::Weight(weight.kind);
     }
     for ids in ids {
-        let streams = inner.residual_streams(ids.clone().inner(), progress);
+        let streams = inner.residual_streams(ids.clone().inner());
         let layers = streams.len() - 1;
         if let Some(layer) = streams.into_iter().position(|stream| !is_finite(stream)) {
             return match layer {

@@ -11,7 +11,7 @@ use burn::optim::{Adam, LearningRate};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_train::metric::{Adaptor, ItemLazy};
 use burn_train::{InferenceStep, LearningComponentsMarker, TrainOutput, TrainStep};
-use gpas_model::{Llama, Progress, StepGradients, TokenBatch};
+use gpas_model::{Llama, StepGradients, TokenBatch};
 
 use crate::metrics::{EvalRecord, TrainRecord};
 use crate::trainer::StepReport;
@@ -35,9 +35,7 @@ impl<B: AutodiffBackend> TrainStep for Pretraining<B> {
         let begin = Instant::now();
         let positions = batch.ids.shape().num_elements();
         let scored = batch.scored;
-        let StepGradients { loss, gradients } =
-            self.llama
-                .backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
+        let StepGradients { loss, gradients } = self.llama.backward(batch.ids, batch.targets, scored);
         let report = StepReport::read(&self.llama, loss, &gradients, f64::NAN);
         let speed = positions as f64 / begin.elapsed().as_secs_f64();
         TrainOutput {
@@ -52,7 +50,7 @@ impl<B: Backend> InferenceStep for Pretraining<B> {
     type Output = EvalRecord;
 
     fn step(&self, batch: TokenBatch<B>) -> EvalRecord {
-        let losses = self.llama.token_losses(batch.ids, batch.targets, Progress::COMPLETE);
+        let losses = self.llama.token_losses(batch.ids, batch.targets);
         let sum: f64 = losses.into_data().iter::<f64>().sum();
         let loss = sum / batch.scored.max(1) as f64;
         EvalRecord {

@@ -14,7 +14,7 @@ use burn_train::{
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 use gpas_data::Damage;
-use gpas_model::{LlamaConfig, Progress, TokenBatch};
+use gpas_model::{LlamaConfig, TokenBatch};
 
 use super::components::{Components, Pretraining};
 use super::records::Records;
@@ -244,7 +244,7 @@ impl<B: AutodiffBackend> Session<B> {
         let layers = micro_batches
             .first()
             .filter(|_| looks)
-            .map(|first| Layers::of(trainer.model(), first.ids.clone(), Progress::after(trainer.steps())));
+            .map(|first| Layers::of(trainer.model(), first.ids.clone()));
         let (trainer, report) = trainer.step(micro_batches, scored);
         let speed = positions as f64 / begin.elapsed().as_secs_f64();
         advance(&mut self.state, &report, scored, trainer.updates());

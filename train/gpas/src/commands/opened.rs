@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::{PreparedData, Tokenizer, Windows};
-use gpas_model::{Llama, LlamaConfig, Progress};
+use gpas_model::{Llama, LlamaConfig};
 
 use super::provenance::data_directory;
 use crate::failure::Result;
@@ -73,11 +73,6 @@ impl OpenedRun {
         }
     }
 
-    /// How far its training had come.
-    pub fn progress(&self) -> Progress {
-        Progress::after(self.checkpoint.state.step)
-    }
-
     /// The model on a device.
     ///
     /// # Errors
@@ -92,7 +87,6 @@ impl OpenedRun {
         Generator {
             model,
             tokenizer: &self.tokenizer,
-            progress: self.progress(),
             context,
             vocab: self.config.vocab,
         }
