@@ -39,9 +39,13 @@ impl<B: Backend> ItemLazy for LossOutput<B> {
 }
 
 impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
-    /// The mean as the loss of every scored token.
+    /// As many entries as tokens are scored, so that the metric weighs the batch by them. One entry holds the whole sum: the metric's mean of
+    /// as many equal numbers would round with every addition.
     fn adapt(&self) -> LossInput<B> {
-        LossInput::new(self.loss.clone().expand([self.weight()]))
+        let weight = self.weight();
+        let sum = self.loss.clone().mul_scalar(weight as f64);
+        let entries = Tensor::zeros([weight], &self.loss.device());
+        LossInput::new(entries.slice_assign([0..1], sum))
     }
 }
 

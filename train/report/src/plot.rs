@@ -385,7 +385,9 @@ pub fn intervals(words: Words, x: &Axis, rows: &[Interval]) -> Drawing {
     let body = html! {
         (chart.grid(true))
         (chart.axes(&x.label, ""))
-        (in_shades(&TEXT, &html! { g shape-rendering="crispEdges" { (zero) } }))
+        @if !rows.is_empty() {
+            (in_shades(&TEXT, &html! { g shape-rendering="crispEdges" { (zero) } }))
+        }
         @for (index, interval) in rows.iter().enumerate() { (in_ink(&interval.ink, &row(index, interval))) }
     };
     drawing(words, height, body)
