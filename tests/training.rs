@@ -41,7 +41,8 @@ struct Rows;
 
 impl<B: Backend> Batcher<B, Row, TokenBatch<B>> for Rows {
     fn batch(&self, rows: Vec<Row>, device: &B::Device) -> TokenBatch<B> {
-        TokenBatch::from_rows(rows.iter().map(|(ids, targets)| (&ids[..], &targets[..])), device).unwrap()
+        TokenBatch::from_rows(rows.iter().map(|(ids, targets)| (&ids[..], &targets[..])), device)
+            .expect("rows of one length")
     }
 }
 

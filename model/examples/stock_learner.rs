@@ -3,6 +3,7 @@ use burn::backend::Autodiff;
 use burn::data::dataloader::{DataLoader, DataLoaderBuilder, batcher::Batcher};
 use burn::data::dataset::InMemDataset;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::optim::AdamConfig;
 use burn::prelude::*;
 use burn::tensor::backend::AutodiffBackend;
 use burn_flex::Flex;
@@ -10,9 +11,11 @@ use burn_train::metric::LossMetric;
 use burn_train::{InferenceStep, Learner, RegressionOutput, SupervisedTraining, TrainOutput, TrainStep};
 use gpas_model::{Gpas, GpasConfig};
 
+type Layer<B> = (LayerNorm<B>, Linear<B>, Linear<B>, Gpas<B>);
+
 #[derive(Module, Debug)]
 struct Sorter<B: Backend> {
-    layers: Vec<(LayerNorm<B>, Linear<B>, Linear<B>, Gpas<B>)>,
+    layers: Vec<Layer<B>>,
 }
 
 impl<B: Backend> Sorter<B> {
@@ -57,8 +60,10 @@ impl<B: Backend> Batcher<B, u32, [Tensor<B, 2>; 2]> for Numbers {
 }
 
 fn loader<B: Backend>(seeds: std::ops::Range<u32>) -> std::sync::Arc<dyn DataLoader<B, [Tensor<B, 2>; 2]>> {
-    let seeds = InMemDataset::new(seeds.collect());
-    DataLoaderBuilder::new(Numbers).batch_size(32).shuffle(1).build(seeds)
+    DataLoaderBuilder::new(Numbers)
+        .batch_size(32)
+        .shuffle(1)
+        .build(InMemDataset::new(seeds.collect()))
 }
 
 fn main() {
@@ -67,8 +72,7 @@ fn main() {
     let norm = || LayerNormConfig::new(8).init(&device);
     let layer = |_| (norm(), linear(8, 32), linear(32, 8), GpasConfig::new().init(&device));
     let layers = (0..4).map(layer).collect();
-    let adam = burn::optim::AdamConfig::new().init();
-    let learner = Learner::new(Sorter::<Autodiff<Flex>> { layers }, adam, 3e-3);
+    let learner = Learner::new(Sorter::<Autodiff<Flex>> { layers }, AdamConfig::new().init(), 3e-3);
     let place = std::env::temp_dir().join("gpas-stock-learner");
     let training = SupervisedTraining::new(place, loader(1..2048), loader(2048..2300))
         .metric_train_numeric(LossMetric::new())

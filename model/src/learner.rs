@@ -3,7 +3,7 @@
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, s};
 use burn_train::metric::{Adaptor, ItemLazy, LossInput, PerplexityInput};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use gpas_batch::TokenBatch;
@@ -45,7 +45,7 @@ impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
         let weight = self.weight();
         let sum = self.loss.clone().mul_scalar(weight as f64);
         let entries = Tensor::zeros([weight], &self.loss.device());
-        LossInput::new(entries.slice_assign([0..1], sum))
+        LossInput::new(entries.slice_assign(s![0..1], sum))
     }
 }
 

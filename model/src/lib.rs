@@ -6,7 +6,7 @@
 //! - [`scheme`]: the table of schemes, as data.
 //! - [`LlamaConfig`], [`Llama`]: the decoder with any of them.
 //! - [`StepSums`]: the gradient of a step of several micro-batches; [`loss`]: head and loss without whole logits.
-//! - [`Cache`]: generation.
+//! - [`Cache`]: the keys and values that generation keeps.
 //! - [`params`]: what each parameter is; [`weights`]: their names in files.
 //! - [`analysis`]: what a trained model does to its residual stream.
 

@@ -247,7 +247,7 @@ mod tests {
         impl<B: AutodiffBackend> ModuleVisitor<B> for Bits<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
                 if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {
-                    let values: Vec<f32> = gradient.into_data().to_vec().unwrap();
+                    let values: Vec<f32> = gradient.into_data().to_vec().expect("f32");
                     self.bits.push(values.into_iter().map(f32::to_bits).collect());
                 }
             }

@@ -263,10 +263,6 @@ impl BackendTask for Launch {
         let (optimizer, rate) = (AdamConfig::new().init::<B, Pretraining<B>>(), run.recipe.train.lr);
         let llama = trainer.model().clone();
         let learner = Learner::new(Pretraining { llama }, optimizer, rate);
-        #[expect(
-            clippy::arc_with_non_send_sync,
-            reason = "burn-train takes no other, and the strategy stays on this thread"
-        )]
         let strategy = Arc::new(ExactSteps::new(session, trainer));
         let epochs = run.recipe.train.steps.div_ceil(run.recipe.eval.every);
         let mut training = SupervisedTraining::<Components<B>>::new(directory.path(), loaders.train, loaders.valid)

@@ -130,7 +130,7 @@ impl Sources {
             .filter(|child| !is_for_tests(&child.attrs))
         {
             let name = child.ident.to_string();
-            let (path, below) = ([&path[..], &[name.clone()]].concat(), folder.join(&name));
+            let (path, below) = ([&path[..], std::slice::from_ref(&name)].concat(), folder.join(&name));
             if let Some((_, items)) = &child.content {
                 self.read_items(path, file, &below, items)?;
                 continue;

@@ -288,7 +288,7 @@ mod tests {
         let good = tensor([[1, 2], [3, 4]]);
         let refused = |ids: Tensor<Flex, 2, Int>, targets| TokenBatch::new(ids, targets).unwrap_err();
         assert_eq!(
-            refused(good.clone(), good.clone().slice([0..1])),
+            refused(good.clone(), good.clone().narrow(0, 0, 1)),
             BatchError::Shapes {
                 ids: [2, 2],
                 targets: [1, 2]

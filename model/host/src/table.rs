@@ -64,11 +64,17 @@ pub(crate) struct Memory<B: Backend> {
     pub(crate) matrix: fn(&FloatTensor<B>) -> Option<Matrix<'_>>,
 }
 
+/// A function that runs an operation of `N` tensors.
+type RunOperation<B, const N: usize> = fn(Box<dyn Operation<N>>, [FloatTensor<B>; N]) -> FloatTensor<B>;
+
 /// Runs an operation of `N` tensors.
-struct Fused<B: Backend, const N: usize>(fn(Box<dyn Operation<N>>, [FloatTensor<B>; N]) -> FloatTensor<B>);
+struct Fused<B: Backend, const N: usize>(RunOperation<B, N>);
+
+/// A function that runs [`carry`] on two tracked tensors and a sum.
+type RunCarry<B> = fn([FloatTensor<B>; 2], FloatTensor<<B as AutodiffBackend>::InnerBackend>) -> FloatTensor<B>;
 
 /// Runs [`carry`].
-struct Carry<B: AutodiffBackend>(fn([FloatTensor<B>; 2], FloatTensor<B::InnerBackend>) -> FloatTensor<B>);
+struct Carry<B: AutodiffBackend>(RunCarry<B>);
 
 struct Entries<M>(M);
 

@@ -72,8 +72,9 @@ fn norm<B: AutodiffBackend>(
     let upstream = Tensor::<B, 2>::from_data(TensorData::new(numbers(70 * 33), [70, 33]), &device).flip([0, 1]);
     let y = compute(&x, &weight);
     let gradients = (y.clone() * upstream).sum().backward();
-    let of_weight = weight.grad(&gradients).unwrap().unsqueeze();
-    [y.inner(), x.grad(&gradients).unwrap(), of_weight]
+    let of_x = x.grad(&gradients).expect("a gradient of the input");
+    let of_weight = weight.grad(&gradients).expect("a gradient of the weight");
+    [y.inner(), of_x, of_weight.unsqueeze()]
 }
 
 #[test]

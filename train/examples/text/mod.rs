@@ -22,7 +22,7 @@ pub fn prepared(place: &Path) -> Result<PreparedData, Box<dyn Error>> {
     fs::write(&source, text)?;
     let source = source.display().to_string();
     let tokenizer = place.join("tokenizer.json");
-    let documents = Documents::open(&[source.clone()], ReadOptions::default())?;
+    let documents = Documents::open(std::slice::from_ref(&source), ReadOptions::default())?;
     train_bpe(documents, 300, true)?.save(&tokenizer)?;
     let out = place.join("prepared");
     prepare(&PrepareOptions {

@@ -30,7 +30,7 @@ impl Axis {
     }
 
     /// Reaches at least from one value to another.
-    pub fn from_to(self, low: f64, high: f64) -> Self {
+    pub fn spanning(self, low: f64, high: f64) -> Self {
         Self {
             shown: vec![low, high],
             ..self

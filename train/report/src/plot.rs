@@ -426,7 +426,7 @@ pub fn heat_map(words: Words, rows: &[Vec<f64>], largest: f64) -> Drawing {
 fn colour_scale(chart: &Chart, largest: f64) -> Markup {
     const STEPS: usize = 40;
     let (left, right) = (chart.right + 16.0, chart.right + 34.0);
-    let ticks = Axis::linear("").from_to(0.0, largest).scale(std::iter::empty()).ticks;
+    let ticks = Axis::linear("").spanning(0.0, largest).scale(std::iter::empty()).ticks;
     let scale = Scale {
         ends: [0.0, largest.max(1e-9)],
         ticks: ticks.into_iter().filter(|(tick, _)| *tick <= largest * 1.001).collect(),

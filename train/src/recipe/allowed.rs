@@ -11,6 +11,9 @@ use super::RecipeError;
 /// No upper limit but what TOML can write.
 pub(super) const ANY: u64 = i64::MAX as u64;
 
+/// Reads a value, if it is one that a key may have.
+type Parse<T> = Box<dyn Fn(&Value) -> Option<T>>;
+
 /// The values that a key may have.
 pub(super) struct Allowed<T> {
     /// In words that complete "it must be".
@@ -19,7 +22,7 @@ pub(super) struct Allowed<T> {
     names: Vec<String>,
     /// What the names are names of; the key itself if absent.
     what: Option<&'static str>,
-    parse: Box<dyn Fn(&Value) -> Option<T>>,
+    parse: Parse<T>,
 }
 
 /// A number of optimizer steps as a recipe may give it.

@@ -69,7 +69,7 @@ impl Given {
         let is_section = |name: &str| Recipe::keys().any(|key| key.is_in(name));
         let is_empty = |value: &Value| value.as_table().is_some_and(Table::is_empty);
         let mut entries = self.entries.iter();
-        let unknown = entries.find(|(name, entry)| !is_key(name) && !(is_empty(&entry.value) && is_section(name)));
+        let unknown = entries.find(|(name, entry)| !(is_key(name) || is_empty(&entry.value) && is_section(name)));
         match unknown {
             None => Ok(()),
             Some((key, Entry { origin, .. })) => Err(RecipeError::UnknownKey {

@@ -55,7 +55,7 @@ impl BackendTask for GenerationBenchmark {
             state: recipe.train.seed,
             vocab: config.vocab as u64,
         };
-        let ids: Vec<u32> = (0..self.length).map(|_| random.next() as u32).collect();
+        let ids: Vec<u32> = (0..self.length).map(|_| random.next()).collect();
         // The first time warms up.
         generate(&model, &ids, self.tokens);
         let (prompt_s, times) = generate(&model, &ids, self.tokens);

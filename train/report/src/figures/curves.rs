@@ -168,7 +168,7 @@ pub fn training(quantity: &Quantity<TrainRecord>, subjects: &[Subject<'_>]) -> O
         .into(),
         panels: vec![Panel {
             title: String::new(),
-            drawing: lines(words, &Axis::linear("tokens").from_to(0.0, 0.0), &axis(curve), &drawn),
+            drawing: lines(words, &Axis::linear("tokens").spanning(0.0, 0.0), &axis(curve), &drawn),
         }],
         legend: Legend::Subjects,
         table,

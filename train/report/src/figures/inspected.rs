@@ -47,7 +47,7 @@ pub fn skipped_layers(subjects: &[Subject<'_>]) -> Option<Figure> {
         found.push((subject, (0..layers).map(|layer| mean(changes(layer))).collect()));
     }
     let (_, low, high) = spread(found.iter().flat_map(|(_, values)| values).copied())?;
-    let y = Axis::linear("loss change (nats)").from_to(low.min(0.0), high.max(0.0));
+    let y = Axis::linear("loss change (nats)").spanning(low.min(0.0), high.max(0.0));
     let layers = found.iter().map(|(_, values)| values.len()).max().unwrap_or(0);
     let mut table = Table {
         head: vec!["layer".into()],

@@ -74,7 +74,7 @@ pub fn by_layer(quantity: &LayerQuantity<LayersRecord>, subjects: &[Subject<'_>]
         .collect();
     let values = rows.iter().flat_map(|row| &row.values).copied();
     let (_, low, high) = spread(values.filter(|value| *value > 0.0))?;
-    let y = Axis::logarithmic(figure.y).from_to(low, high);
+    let y = Axis::logarithmic(figure.y).spanning(low, high);
     let (panels, legend) = match subjects {
         [_] => of_moments(figure, &y, &rows),
         _ => of_subjects(figure, &y, &moments, &rows),
@@ -197,7 +197,7 @@ pub fn gates(subjects: &[Subject<'_>]) -> Option<Figure> {
     let histories: Vec<GateHistory<'_>> = subjects.iter().map(GateHistory::of).collect();
     let looks = histories.iter().flat_map(|history| &history.looks);
     let (_, low, high) = spread(looks.flat_map(|(_, gates)| gates).copied())?;
-    let y = Axis::linear("gate α").from_to(low.min(0.0), high.max(0.0));
+    let y = Axis::linear("gate α").spanning(low.min(0.0), high.max(0.0));
     let gated: Vec<&GateHistory<'_>> = histories.iter().filter(|history| history.count > 0).collect();
     let count = gated.iter().map(|history| history.count).max().unwrap_or(0);
     let mut named = vec![(0, "first gate"), (count / 2, "middle"), (count - 1, "last gate")];
