@@ -19,8 +19,7 @@ struct Sorter<B: Backend> {
 }
 
 impl<B: Backend> Sorter<B> {
-    fn forward(&self, [numbers, sorted]: [Tensor<B, 2>; 2]) -> RegressionOutput<B> {
-        let mut stream = numbers;
+    fn forward(&self, [mut stream, sorted]: [Tensor<B, 2>; 2]) -> RegressionOutput<B> {
         for (norm, up, down, gpas) in &self.layers {
             let hidden = up.forward(norm.forward(stream.clone()));
             stream = gpas.forward(stream + down.forward(burn::tensor::activation::gelu(hidden)));
@@ -60,10 +59,8 @@ impl<B: Backend> Batcher<B, u32, [Tensor<B, 2>; 2]> for Numbers {
 }
 
 fn loader<B: Backend>(seeds: std::ops::Range<u32>) -> std::sync::Arc<dyn DataLoader<B, [Tensor<B, 2>; 2]>> {
-    DataLoaderBuilder::new(Numbers)
-        .batch_size(32)
-        .shuffle(1)
-        .build(InMemDataset::new(seeds.collect()))
+    let seeds = InMemDataset::new(seeds.collect());
+    DataLoaderBuilder::new(Numbers).batch_size(32).shuffle(1).build(seeds)
 }
 
 fn main() {
@@ -73,10 +70,13 @@ fn main() {
     let layer = |_| (norm(), linear(8, 32), linear(32, 8), GpasConfig::new().init(&device));
     let layers = (0..4).map(layer).collect();
     let learner = Learner::new(Sorter::<Autodiff<Flex>> { layers }, AdamConfig::new().init(), 3e-3);
-    let place = std::env::temp_dir().join("gpas-stock-learner");
-    let training = SupervisedTraining::new(place, loader(1..2048), loader(2048..2300))
-        .metric_train_numeric(LossMetric::new())
-        .metric_valid_numeric(LossMetric::new());
+    let training = SupervisedTraining::new(
+        std::env::temp_dir().join("gpas-sorter"),
+        loader(1..2048),
+        loader(2048..2300),
+    )
+    .metric_train_numeric(LossMetric::new())
+    .metric_valid_numeric(LossMetric::new());
     for (index, (.., gpas)) in training.num_epochs(3).launch(learner).model.layers.iter().enumerate() {
         println!("layer {index} scales the stream by {:.3}", gpas.scale());
     }

@@ -23,7 +23,7 @@ pub struct PreparedData {
 
 impl PreparedData {
     /// Opens a directory, checking all that costs nothing: the manifest, the tokenizer's hash, each file's length,
-    /// magic, version and width. [`verify`] checks every byte.
+    /// magic, version and width. [`verify`](super::verify) checks every byte.
     ///
     /// # Errors
     /// Each kind of damage has its own, naming the file.

@@ -128,7 +128,7 @@ pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), Reci
     Ok((key.into(), value))
 }
 
-/// `key=value,value,…` as the key and its values, each read as [`parse_assignment`] reads one.
+/// `key=value,value,…` as the key and its values, each of which is read as the value of `key=value`.
 pub fn parse_values(text: &str) -> Result<(String, Vec<Value>), RecipeError> {
     let (key, values) = parse_assignment(text)?;
     // TOML's parser tells the commas between values from those within one, as in a list of lists.
