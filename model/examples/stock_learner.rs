@@ -70,13 +70,9 @@ fn main() {
     let layer = |_| (norm(), linear(8, 32), linear(32, 8), GpasConfig::new().init(&device));
     let layers = (0..4).map(layer).collect();
     let learner = Learner::new(Sorter::<Autodiff<Flex>> { layers }, AdamConfig::new().init(), 3e-3);
-    let training = SupervisedTraining::new(
-        std::env::temp_dir().join("gpas-sorter"),
-        loader(1..2048),
-        loader(2048..2300),
-    )
-    .metric_train_numeric(LossMetric::new())
-    .metric_valid_numeric(LossMetric::new());
+    let training = SupervisedTraining::new("target/sorter", loader(1..2048), loader(2048..2300))
+        .metric_train_numeric(LossMetric::new())
+        .metric_valid_numeric(LossMetric::new());
     for (index, (.., gpas)) in training.num_epochs(3).launch(learner).model.layers.iter().enumerate() {
         println!("layer {index} scales the stream by {:.3}", gpas.scale());
     }
