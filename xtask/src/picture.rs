@@ -150,6 +150,16 @@ fn steps_done(metrics: &Path) -> usize {
 mod tests {
     use super::*;
 
+    /// Made again by `cargo xtask picture`.
+    #[test]
+    fn the_readme_shows_the_picture() {
+        let root = root().unwrap();
+        let readme = fs::read_to_string(root.join("README.md")).unwrap();
+        assert!(readme.contains("](train/assets/dashboard.svg)"));
+        let picture = fs::read_to_string(root.join("train/assets/dashboard.svg")).unwrap();
+        assert!(picture.starts_with("<svg xmlns=") && picture.contains("Training"));
+    }
+
     #[test]
     fn what_a_program_writes_is_on_the_screen() {
         let pair = native_pty_system()

@@ -18,6 +18,7 @@ use gpas_train::signals::StopRequest;
 use gpas_train::training::Observer;
 
 use crate::screen::{Screen, restore};
+use crate::shown::{declared_names, step};
 
 /// The options that say how a run is shown.
 #[derive(Clone, Copy, Debug, Args)]
@@ -110,12 +111,6 @@ impl Drop for Notices {
             eprintln!("{line}");
         }
     }
-}
-
-/// Names of the declared metrics in the order in which they are shown.
-pub fn declared_names() -> impl Iterator<Item = &'static str> {
-    let evaluations = EvalRecord::QUANTITIES.iter().map(|quantity| quantity.name);
-    evaluations.chain(TrainRecord::QUANTITIES.iter().map(|quantity| quantity.name))
 }
 
 /// Lines for a log file or a pipe: the first step, then one every few seconds, and every evaluation.
@@ -214,11 +209,6 @@ impl MetricsRenderer for PlainLines {
             self.own.sort_by(|(one, _), (other, _)| one.cmp(other));
         }
     }
-}
-
-/// Optimizer steps done.
-pub fn step(item: &TrainingProgress) -> usize {
-    item.iteration.unwrap_or(item.global_progress.items_processed)
 }
 
 #[cfg(test)]

@@ -10,3 +10,4 @@ pub mod options;
 pub mod profile;
 pub mod screen;
 pub mod selfcheck;
+pub mod shown;

@@ -37,11 +37,13 @@ use ratatui::prelude::{Color, CrosstermBackend, Line, Modifier, Style, Stylize, 
 use ratatui::symbols::Marker;
 use ratatui::widgets::{Axis, Block, Chart, Clear, Dataset, Gauge, GraphType, Paragraph, Tabs, Wrap};
 
-use crate::dashboard::{declared_names, step};
+use crate::shown::{declared_names, step};
 use gpas_train::signals::{Stop, StopRequest};
 
 /// Time between two pictures.
 const PERIOD: Duration = Duration::from_millis(250);
+/// How long the end of a run waits for the last picture.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Points that a curve keeps at most; of more, every second one goes.
 const POINTS: usize = 1024;
 /// Points of the recent history.
@@ -140,8 +142,14 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.closing.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
+            let begin = Instant::now();
+            while !thread.is_finished() && begin.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // The thread of a terminal that has gone may wait for events for ever, and the run is to end all the same.
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }
