@@ -16,9 +16,16 @@ pub fn prepared(place: &Path) -> Result<PreparedData, Box<dyn Error>> {
         ["runs", "sleeps", "eats", "sings"],
     );
     let text: String = (0..512)
-        .map(|line| format!("{} {} {} times\n\n", who[line % 4], what[line / 4 % 4], line / 16))
+        .map(|line| {
+            format!(
+                "{{\"text\": \"{} {} {} times\"}}\n",
+                who[line % 4],
+                what[line / 4 % 4],
+                line / 16
+            )
+        })
         .collect();
-    let source = place.join("sentences.txt");
+    let source = place.join("sentences.jsonl");
     fs::write(&source, text)?;
     let source = source.display().to_string();
     let tokenizer = place.join("tokenizer.json");
