@@ -40,7 +40,7 @@ pub struct StreamVariance {
 struct Moments {
     means: f64,
     squared_means: f64,
-    /// Of the squared differences of a token's entries from `m`.
+    /// Sum over tokens of the squared differences of a token's entries from `m`.
     spread: f64,
 }
 
@@ -86,16 +86,16 @@ impl StreamVariance {
 pub struct StreamAngles {
     streams: usize,
     tokens: usize,
-    /// Of every pair i < j, those of i = 0 first.
+    /// One entry for each pair (i, j) of streams with i < j, ordered by i, then j.
     pairs: Vec<Pair>,
 }
 
 /// Sums over tokens.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pair {
-    /// Of `1 − cos`.
+    /// Sum of `1 − cos`.
     influence: f64,
-    /// Of the angles, in radians.
+    /// Sum of the angles, in radians.
     angle: f64,
 }
 

@@ -247,7 +247,7 @@ mod tests {
     const HIDDEN: usize = 24;
     const LAYERS: usize = 3;
     const WARMUP: u64 = 10;
-    /// Of the layer in the middle, whose branches take 20 steps: a quarter.
+    /// Steps done: a quarter of the 20 in which the branches of the middle layer grow.
     const PROGRESS: u64 = 5;
 
     /// The layer in the middle, its norms, scales and gate drawn at random.

@@ -235,7 +235,8 @@ fn table(rows: &[Work], rounds: usize, compiled: bool, time: &dyn Fn(Peer, &Work
     let rates = rates
         .map(|ours| number(ours, "matmul_flops_per_s"))
         .collect::<Result<Vec<_>>>()?;
-    let fastest = rates.into_iter().fold(0.0, f64::max);
+    // A rate that is no number counts as the largest, so that it shows.
+    let fastest = rates.into_iter().max_by(f64::total_cmp).unwrap_or(0.0);
     let mut text = format!(
         "| work | tokens/s | of torch eager | of torch.compile | model TFLOP/s | of the fastest product ({:.1} TFLOP/s) | peak GiB | peak of \
          torch eager | step over `pre` |\n|---|---|---|---|---|---|---|---|---|\n",

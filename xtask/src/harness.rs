@@ -80,7 +80,9 @@ pub fn run(args: &HarnessArgs) -> Result<()> {
             let theirs = number(&found["results"][task], &format!("{figure},none"))?;
             let ours = number(&own, figure)?;
             writeln!(table, "| `{task}` | {figure} | {theirs:.6} | {ours:.6} |")?;
-            if (theirs - ours).abs() > TOLERANCE {
+            // What is no number agrees with nothing.
+            let agrees = (theirs - ours).abs() <= TOLERANCE;
+            if !agrees {
                 differs.push(format!("{figure} of {task}"));
             }
         }

@@ -326,7 +326,8 @@ fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Se
         });
         2.0 * (rows * inner * columns) as f64 / seconds.fold(f64::INFINITY, f64::min)
     };
-    shapes.into_iter().map(rate).fold(0.0, f64::max)
+    // A rate that is no number counts as the largest, so that it shows.
+    shapes.into_iter().map(rate).max_by(f64::total_cmp).unwrap_or(0.0)
 }
 
 /// What the PyTorch peer calls a number format.

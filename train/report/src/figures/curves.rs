@@ -94,7 +94,7 @@ fn whole_and_second_half(curve: &Curve, drawn: &[Line]) -> Vec<Panel> {
         }
     };
     let tokens = drawn.iter().flat_map(|line| &line.points).map(|point| point.0);
-    let end = tokens.fold(0.0, f64::max);
+    let end = spread(tokens).map_or(0.0, |(_, _, last)| last);
     let late: Vec<Line> = drawn.iter().map(|line| line.after(end / 2.0)).collect();
     let mut panels = vec![panel("the whole training", drawn)];
     if late.iter().any(|line| line.points.len() > 1) {
