@@ -106,7 +106,7 @@ fn prompts_of_a_file_go_together_and_each_says_what_it_says_alone() {
     );
 }
 
-/// Of a pair one sentence is the more probable: with the two in each other's place what was right is wrong.
+/// One sentence of a pair is the more probable, so that with the two exchanged what was right is wrong.
 #[test]
 fn a_task_is_scored() {
     let place = trained();

@@ -89,7 +89,7 @@ fn text(text: &str) -> Vec<u8> {
 fn number(number: u64) -> Vec<u8> {
     match u8::try_from(number) {
         Ok(small) => vec![b'K', small],
-        // Of eight bytes.
+        // An integer of eight bytes.
         Err(_) => [&[0x8a, 8][..], &number.to_le_bytes()].concat(),
     }
 }

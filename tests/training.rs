@@ -15,7 +15,7 @@ use burn::train::renderer::CliMetricsRenderer;
 use burn::train::{InferenceStep, Learner, SupervisedTraining};
 use burn_flex::{Flex, FlexDevice};
 use gpas_model::{GateConfig, Initialisation, LlamaConfig, Scheme, TokenBatch};
-use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
+use gpas_train::optimizer::OptimizerConfig;
 use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
 
@@ -54,12 +54,8 @@ fn batch<B: Backend<Device = FlexDevice>>(step: usize) -> TokenBatch<B> {
 #[test]
 fn every_scheme_trains_thirty_steps_from_every_initialisation() {
     let optimizer = OptimizerConfig {
-        kind: OptimizerKind::Adam,
-        betas: (0.9, 0.999),
-        eps: 1e-8,
-        weight_decay: 0.0,
         clip: 1.0,
-        clip_gate: 0.0,
+        ..OptimizerConfig::ADAM
     };
     for scheme in Scheme::all() {
         for initialisation in [Initialisation::Published, Initialisation::Released] {
@@ -97,14 +93,7 @@ fn every_scheme_trains_thirty_steps_from_every_initialisation() {
 /// The step that a scheme warms up by is the same for every micro-batch, and again for a layer that is computed again.
 #[test]
 fn a_step_of_the_newer_schemes_is_the_same_however_it_is_computed() {
-    let optimizer = OptimizerConfig {
-        kind: OptimizerKind::Adam,
-        betas: (0.9, 0.999),
-        eps: 1e-8,
-        weight_decay: 0.0,
-        clip: 0.0,
-        clip_gate: 0.0,
-    };
+    let optimizer = OptimizerConfig::ADAM;
     for name in ["peri", "prores", "keel", "layerscale", "rezero"] {
         for scheme in [name.to_string(), format!("{name}_gpas")] {
             // Losses and gradient norms of steps that are cut or computed in some way.

@@ -41,7 +41,7 @@ impl Precision {
         self.into()
     }
 
-    /// Of the parameters, their gradients and the optimizer's state.
+    /// Number format of the parameters, their gradients and the optimizer's state.
     pub fn parameters(self) -> DType {
         match self {
             Precision::F32 | Precision::Bf16 => DType::F32,
@@ -49,7 +49,7 @@ impl Precision {
         }
     }
 
-    /// Of the matrix products.
+    /// Number format of the matrix products.
     pub fn products(self) -> DType {
         match self {
             Precision::F32 => DType::F32,

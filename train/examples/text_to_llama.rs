@@ -13,7 +13,7 @@ use gpas_data::prepare::{PrepareOptions, prepare};
 use gpas_data::source::{Documents, ReadOptions};
 use gpas_data::{PreparedData, TrainBatches, WindowMode, Windows};
 use gpas_model::LlamaConfig;
-use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
+use gpas_train::optimizer::OptimizerConfig;
 use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
 
@@ -47,12 +47,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A model of two layers, and training steps on what the data loader gives.
     let config = LlamaConfig::new(data.tokenizer().vocab_size(), 32, 88, 2, 2).with_scheme("pre_gpas".parse()?);
     let optimizer = OptimizerConfig {
-        kind: OptimizerKind::Adam,
-        betas: (0.9, 0.999),
-        eps: 1e-8,
-        weight_decay: 0.0,
         clip: 1.0,
-        clip_gate: 0.0,
+        ..OptimizerConfig::ADAM
     };
     let schedule = Schedule::cosine(1e-2, 6, STEPS as u64, 0.1);
     let mut trainer = Trainer::new(config.init::<B>(seed, &device), optimizer, schedule.rates())?;

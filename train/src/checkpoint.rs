@@ -158,7 +158,7 @@ impl Snapshot {
         })
     }
 
-    /// Of weights that no step has changed yet, so that there are no moments.
+    /// A snapshot of weights that no step has changed yet, so that there are no moments.
     pub fn initial(weights: NamedTensors, state: RunState) -> Self {
         Self {
             weights,

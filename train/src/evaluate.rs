@@ -16,7 +16,7 @@ use crate::metrics::EvalRecord;
 pub struct ValidationText {
     /// The windows.
     pub windows: Windows,
-    /// Of each token the bytes of text that it stands for, where the tokenizer tells.
+    /// The bytes of text that each token stands for, where the tokenizer tells.
     pub bytes: Option<Vec<u32>>,
 }
 
@@ -115,7 +115,7 @@ pub(crate) mod tests {
         PreparedData::open(&options.out).unwrap()
     }
 
-    /// Of steps, in the middle of the model's residual warm-up.
+    /// Steps done, in the middle of the model's residual warm-up.
     pub(crate) const STEP: u64 = 7;
 
     /// A model whose losses differ much from token to token, so that a mean over batches is not one over tokens.

@@ -82,7 +82,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Of a run's `metrics.jsonl`, as [`read_records`] reads it.
+    /// Reads a run's `metrics.jsonl` as [`read_records`] does.
     ///
     /// # Errors
     /// If the file cannot be read.

@@ -53,6 +53,18 @@ pub struct OptimizerConfig {
     pub clip_gate: f64,
 }
 
+impl OptimizerConfig {
+    /// Adam with PyTorch's defaults, without decay and without clipping.
+    pub const ADAM: OptimizerConfig = OptimizerConfig {
+        kind: OptimizerKind::Adam,
+        betas: (0.9, 0.999),
+        eps: 1e-8,
+        weight_decay: 0.0,
+        clip: 0.0,
+        clip_gate: 0.0,
+    };
+}
+
 /// The squared gradient norm of every parameter, in module order.
 ///
 /// Each is summed row by row and then in order, and their sum is taken in module order, so that a norm is the same in every run: gradients
@@ -66,7 +78,7 @@ pub struct SquaredNorms<B: Backend> {
 }
 
 impl<B: Backend> SquaredNorms<B> {
-    /// Of the gradients of some parameters.
+    /// The squared norms of the gradients of some parameters.
     pub fn of<A>(parameters: &[Parameter<'_, A>], gradients: &GradientsParams) -> Self
     where
         A: AutodiffBackend<InnerBackend = B>,
@@ -93,14 +105,14 @@ fn squared_norm<B: Backend, const D: usize>(gradient: Tensor<B, D>) -> Tensor<B,
 /// Gradient norms of a step before clipping.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradientNorms {
-    /// Of all parameters together.
+    /// Norm of the gradients of all parameters together.
     pub global: f64,
-    /// Of all gates together; 0 without gates.
+    /// Norm of the gradients of all gates together; 0 without gates.
     pub gates: f64,
 }
 
 impl GradientNorms {
-    /// Of the gradients of some parameters, read from the device.
+    /// The norms of the gradients of some parameters, read from the device.
     pub fn of<B: AutodiffBackend>(parameters: &[Parameter<'_, B>], gradients: &GradientsParams) -> Self {
         let SquaredNorms { kinds, sums } = SquaredNorms::of(parameters, gradients);
         let squares = sums.into_iter().map(|sum| sum.into_scalar().elem());

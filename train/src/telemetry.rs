@@ -18,7 +18,7 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Of a model on some sequences.
+    /// Looks at a model on some sequences.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`

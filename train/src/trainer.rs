@@ -116,19 +116,11 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// use burn::tensor::Tensor;
     /// use burn_flex::{Flex, FlexDevice};
     /// use gpas_model::{LlamaConfig, TokenBatch};
-    /// use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
+    /// use gpas_train::optimizer::OptimizerConfig;
     /// use gpas_train::trainer::Trainer;
     ///
     /// let model = LlamaConfig::new(32, 16, 32, 2, 2).init::<Autodiff<Flex>>(1, &FlexDevice);
-    /// let adam = OptimizerConfig {
-    ///     kind: OptimizerKind::Adam,
-    ///     betas: (0.9, 0.999),
-    ///     eps: 1e-8,
-    ///     weight_decay: 0.0,
-    ///     clip: 1.0,
-    ///     clip_gate: 0.0,
-    /// };
-    /// let mut trainer = Trainer::new(model, adam, |step| 1e-2 * 0.5f64.powi(step as i32))?;
+    /// let mut trainer = Trainer::new(model, OptimizerConfig::ADAM, |step| 1e-2 * 0.5f64.powi(step as i32))?;
     /// let mut losses = Vec::new();
     /// for _ in 0..3 {
     ///     let ids = Tensor::from_ints([[1, 2, 3, 4]], &FlexDevice);

@@ -84,7 +84,7 @@ pub struct Notices {
 }
 
 impl Notices {
-    /// Of a run that is shown so.
+    /// The notices of a run that is shown in this way.
     pub fn new(dashboard: Dashboard) -> Self {
         Self {
             kept: (dashboard != Dashboard::Plain).then(Vec::new),

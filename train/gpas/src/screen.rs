@@ -202,7 +202,7 @@ struct State {
     stopping: bool,
     changed: bool,
     is_validating: bool,
-    /// Of the whole run.
+    /// Steps of the whole run.
     steps: usize,
     progress: Option<Progress>,
     /// When the first progress came, and how far it was.

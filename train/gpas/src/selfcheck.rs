@@ -23,7 +23,7 @@ use crate::benchmark::{Benchmark, BenchmarkReport, Candidate};
 use crate::memory::{allocated_memory, growth, peak_memory};
 use golden::{Golden, HostBatch};
 use gpas_train::backend::{BackendError, BackendName, BackendTask, Selected};
-use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
+use gpas_train::optimizer::OptimizerConfig;
 use gpas_train::recipe::RecipeOptions;
 use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
@@ -282,12 +282,8 @@ fn train<B: AutodiffBackend>(
     let text = b"the quick brown fox jumps over the lazy dog and runs away; ";
     let id = |position: usize| text[position % text.len()] % 64;
     let optimizer = OptimizerConfig {
-        kind: OptimizerKind::Adam,
-        betas: (0.9, 0.999),
-        eps: 1e-8,
-        weight_decay: 0.0,
         clip: 1.0,
-        clip_gate: 0.0,
+        ..OptimizerConfig::ADAM
     };
     let schedule = Schedule::cosine(3e-3, 3, count as u64, 0.1);
     let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule.rates())

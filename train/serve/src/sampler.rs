@@ -275,7 +275,7 @@ mod tests {
         };
         assert_is(&top_k(1), &[(1, 1.0)]);
         assert_is(&top_k(2), &[(1, 2.0 / 3.0), (2, 1.0 / 3.0)]);
-        // Of two that are equally probable the lower id.
+        // Where two ids are equally probable, the lower one is kept.
         assert_is(&top_k(3), &[(1, 4.0 / 7.0), (2, 2.0 / 7.0), (0, 1.0 / 7.0)]);
         assert_eq!(top_k(9).len(), 4);
     }
