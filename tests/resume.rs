@@ -3,6 +3,7 @@
 mod place;
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use gpas_model::compare;
 use gpas_model::weights::{HostTensor, NamedTensors, read_safetensors};
 use place::{Place, of_kind};
+use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use serde_json::Value;
 use xtask::kill::Campaign;
 
@@ -148,6 +150,44 @@ fn a_second_signal_leaves_at_once() {
         !place.path("slow/checkpoints/step-2").exists(),
         "it did not wait for the step"
     );
+}
+
+/// The dashboard's thread waits for events of a terminal that will never have any again; the run does not wait for it.
+#[test]
+fn a_run_ends_though_its_terminal_has_gone() {
+    let place = Place::prepared();
+    let terminal = native_pty_system().openpty(PtySize::default()).unwrap();
+    let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_gpas"));
+    command.args(["train", "tiny.toml", "--set", "train.steps=1000000", "-o", "run"]);
+    command.cwd(place.root());
+    command.env("TERM", "xterm-256color");
+    let mut child = terminal.slave.spawn_command(command).unwrap();
+    drop(terminal.slave);
+    let mut reader = terminal.master.try_clone_reader().unwrap();
+    // What the dashboard draws is read, so that it is never held up, until the run has made some steps.
+    let metrics = place.path("run/metrics.jsonl");
+    let has_begun = || fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() > 5);
+    let mut drawn = [0; 4096];
+    while !has_begun() {
+        assert!(reader.read(&mut drawn).unwrap() > 0, "the run has ended");
+    }
+    drop(reader);
+    drop(terminal.master);
+
+    let begin = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begin.elapsed() > Duration::from_secs(30) {
+            child.kill().unwrap();
+            panic!("the run has not ended");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.exit_code(), 143, "{status:?}");
+    let steps = place.read("run/metrics.jsonl").matches(r#""kind":"train""#).count();
+    assert!(place.path(&format!("run/checkpoints/step-{steps}")).is_dir(), "{steps}");
 }
 
 #[test]
