@@ -6,6 +6,7 @@ pub mod bpe;
 pub mod corpus;
 pub mod prepare;
 pub mod source;
+pub mod special;
 pub mod store;
 pub mod tokenizer;
 
@@ -25,6 +26,7 @@ pub use damage::Damage;
 pub use error::DataError;
 pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 pub use order::BatchOrder;
+pub use special::SpecialTokens;
 pub use store::PreparedData;
 pub use tokenizer::Tokenizer;
 pub use windows::{Window, WindowMode, Windows};

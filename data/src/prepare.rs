@@ -186,6 +186,7 @@ pub(crate) fn prepare_sources(
             vocab_size: tokenizer.vocab_size(),
             end_of_document: end,
             pad: tokenizer.pad(),
+            special_tokens: tokenizer.decided_special_tokens().cloned(),
         },
         train,
         validation,
@@ -400,6 +401,38 @@ mod tests {
         assert_eq!(verify(&options.out).unwrap().tokens, 12);
         let error = prepare(&options).unwrap_err();
         assert!(matches!(error, DataError::OutputExists { .. }), "{error}");
+    }
+
+    /// Also by data that was prepared before the manifest had all special tokens: it has the end of a document.
+    #[test]
+    fn a_named_end_is_the_datas_wherever_it_is_opened() {
+        let place = tempfile::tempdir().unwrap();
+        let text = lines((0..40).map(word));
+        let mut options = options(place.path(), &text, ValidationSplit::Fraction(0.5));
+        prepare(&options).unwrap();
+        let manifest = |out: &Path| fs::read_to_string(out.join(MANIFEST)).unwrap();
+        assert!(!manifest(&options.out).contains("special_tokens"));
+
+        options.end_of_document = Some("z".into());
+        options.out = place.path().join("named");
+        prepare(&options).unwrap();
+        let written = manifest(&options.out);
+        let mut older: serde_json::Value = serde_json::from_str(&written).unwrap();
+        older["tokenizer"].as_object_mut().unwrap().remove("special_tokens").unwrap();
+        for manifest in [written, older.to_string()] {
+            fs::write(options.out.join(MANIFEST), manifest).unwrap();
+            let data = PreparedData::open(&options.out).unwrap();
+            let special = data.tokenizer().special_tokens();
+            assert_eq!((special.end_of_document, special.ends.as_slice()), (Some(28), &[28][..]));
+            assert_eq!((special.pad, data.tokenizer().closing()), (Some(0), &[28][..]));
+            let document = data.train().document(0).unwrap();
+            assert_eq!(document.last(), Some(&28));
+            assert!(!document.contains(&1), "the tokenizer's own end is gone: {document:?}");
+        }
+        older["tokenizer"]["end_of_document"] = 29.into();
+        fs::write(options.out.join(MANIFEST), older.to_string()).unwrap();
+        let error = PreparedData::open(&options.out).unwrap_err().to_string();
+        assert!(error.contains("an id is outside the tokenizer's vocabulary"), "{error}");
     }
 
     #[test]

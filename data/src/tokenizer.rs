@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{ModelWrapper, PaddingParams};
 
 use crate::error::DataError;
+use crate::special::{SpecialNames, SpecialTokens};
 
 /// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
 const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>"];
@@ -19,14 +20,15 @@ const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
 /// A tokenizer, with the tokens that open and end a document.
 ///
 /// A document becomes `opening tokens · its text · closing tokens`: those that the tokenizer's own
-/// post-processor puts around a text, and the end-of-document token if that has not put it there.
+/// post-processor puts around a text, the last of which is the end of a document. That is the token that was named for it, else the
+/// post-processor's, else that of the `tokenizer_config.json` beside the tokenizer, else the first of those in use that it has.
 /// A special token spelled out in a text is text: no document can forge its own end.
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
     opening: Vec<u32>,
     closing: Vec<u32>,
-    end_of_document: Option<u32>,
+    special: SpecialTokens,
 }
 
 struct Shared {
@@ -36,14 +38,17 @@ struct Shared {
     sha256: String,
     vocabulary: usize,
     pad: u32,
-    pad_token: Option<&'static str>,
+    /// Whether the post-processor puts tokens after a text.
+    ends_texts: bool,
+    /// The special tokens that the file alone tells.
+    own_special: SpecialTokens,
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, and the names of special tokens in the `tokenizer_config.json` beside it.
     ///
     /// # Errors
-    /// When the file cannot be read or is not a tokenizer.
+    /// When a file cannot be read, or the first is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let bytes = fs::read(path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => DataError::Tokenizer {
@@ -52,10 +57,10 @@ impl Tokenizer {
             },
             _ => DataError::io(path)(cause),
         })?;
-        Self::from_bytes(bytes, path)
+        Ok(Self::from_bytes(bytes, path)?.with_names(&SpecialNames::beside(path)?))
     }
 
-    /// Parses the bytes of a `tokenizer.json`; `path` names them in errors.
+    /// Parses the bytes of a `tokenizer.json`; `path` names them in errors, and nothing is read there.
     ///
     /// # Errors
     /// When the bytes are not a tokenizer.
@@ -73,9 +78,8 @@ impl Tokenizer {
         if vocabulary > i32::MAX as usize {
             return Err(refused(format!("its largest id, {}, is not an id", vocabulary - 1)));
         }
-        let pad_token = PAD.into_iter().find(|token| tokenizer.token_to_id(token).is_some());
+        let pad_token = PAD.into_iter().find_map(|token| tokenizer.token_to_id(token));
         let pad = pad_token
-            .and_then(|token| tokenizer.token_to_id(token))
             .or(tokenizer.get_padding().map(|padding: &PaddingParams| padding.pad_id))
             .unwrap_or(0);
         // Windows cut and pad documents, not the tokenizer.
@@ -107,6 +111,13 @@ impl Tokenizer {
 
         let named = END_OF_DOCUMENT.iter().find_map(|token| tokenizer.token_to_id(token));
         let end_of_document = closing.last().copied().or(named);
+        let own_special = SpecialTokens {
+            end_of_document,
+            ends: end_of_document.into_iter().collect(),
+            begin: opening.first().copied(),
+            pad: pad_token,
+            unknown: None,
+        };
         let sha256 = format!("{:x}", Sha256::digest(&bytes));
         let shared = Shared {
             tokenizer,
@@ -115,18 +126,31 @@ impl Tokenizer {
             sha256,
             vocabulary,
             pad,
-            pad_token,
+            ends_texts: !closing.is_empty(),
+            own_special: own_special.clone(),
         };
-        let mut this = Self {
+        let this = Self {
             shared: Arc::new(shared),
             opening,
             closing,
-            end_of_document: None,
+            special: SpecialTokens::default(),
         };
-        if let Some(id) = end_of_document {
-            this.end_documents_with(id);
+        Ok(this.with_special_tokens(own_special))
+    }
+
+    /// The same tokenizer with the special tokens that a configuration names, where its own post-processor does not decide. A token that
+    /// begins texts counts only if documents begin with it: the model would never have seen it.
+    fn with_names(self, names: &SpecialNames) -> Self {
+        let id = |name: &Option<String>| name.as_deref().and_then(|name| self.token_to_id(name));
+        let mut special = self.special.clone();
+        if let Some(end) = id(&names.end).filter(|_| !self.shared.ends_texts) {
+            (special.end_of_document, special.ends) = (Some(end), vec![end]);
         }
-        Ok(this)
+        let begins = |begin: &u32| special.end_of_document == Some(*begin);
+        special.begin = special.begin.or(id(&names.begin).filter(begins));
+        special.pad = id(&names.pad).or(special.pad);
+        special.unknown = id(&names.unknown);
+        self.with_special_tokens(special)
     }
 
     /// The same tokenizer with another token at the end of each document.
@@ -137,15 +161,25 @@ impl Tokenizer {
         let id = self
             .token_to_id(token)
             .ok_or_else(|| DataError::TokenUnknown { token: token.into() })?;
-        self.end_documents_with(id);
-        Ok(self)
+        self.special = SpecialTokens {
+            end_of_document: Some(id),
+            ends: vec![id],
+            begin: self.opening.first().copied(),
+            ..self.special
+        };
+        let special = self.special.clone();
+        Ok(self.with_special_tokens(special))
     }
 
-    fn end_documents_with(&mut self, id: u32) {
-        self.end_of_document = Some(id);
-        if self.closing.last() != Some(&id) {
-            self.closing.push(id);
+    /// The same tokenizer with the special tokens that something else has decided. The end of a document takes the place of the one that
+    /// stood there.
+    pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
+        if let Some(end) = special.end_of_document {
+            self.closing.pop();
+            self.closing.push(end);
         }
+        self.special = special;
+        self
     }
 
     /// The file's bytes.
@@ -165,17 +199,32 @@ impl Tokenizer {
 
     /// The token at the end of a document, if one is known.
     pub fn end_of_document(&self) -> Option<u32> {
-        self.end_of_document
+        self.special.end_of_document
+    }
+
+    /// The special tokens.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// The special tokens, if they are others than the file alone tells.
+    pub(crate) fn decided_special_tokens(&self) -> Option<&SpecialTokens> {
+        Some(&self.special).filter(|special| **special != self.shared.own_special)
     }
 
     /// The token that fills windows up.
     pub fn pad(&self) -> u32 {
-        self.shared.pad
+        self.special.pad.unwrap_or(self.shared.pad)
     }
 
-    /// The token that is there for padding, if there is one.
-    pub fn pad_token(&self) -> Option<&str> {
-        self.shared.pad_token
+    /// The tokens before the first of a text: those that open a document. Without any, an empty text is the token that begins a text, or
+    /// else the one that ends a document, because another document follows it.
+    pub fn start_of_text(&self, is_empty: bool) -> Vec<u32> {
+        let mut start = self.opening.clone();
+        if start.is_empty() && is_empty {
+            start.extend(self.special.begin.or(self.special.end_of_document));
+        }
+        start
     }
 
     /// The id of a token as the tokenizer spells it.
@@ -278,8 +327,7 @@ impl std::fmt::Debug for Tokenizer {
             .field("path", &self.shared.path)
             .field("sha256", &self.shared.sha256)
             .field("vocab_size", &self.shared.vocabulary)
-            .field("end_of_document", &self.end_of_document)
-            .field("pad", &self.shared.pad)
+            .field("special", &self.special)
             .finish_non_exhaustive()
     }
 }
@@ -310,7 +358,7 @@ mod tests {
             assert_eq!(tokenizer.end_of_document(), Some(1));
             assert_eq!((tokenizer.opening(), tokenizer.closing()), (&[][..], &[1][..]));
             assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (0, 29));
-            assert_eq!(tokenizer.pad_token(), Some("<pad>"));
+            assert_eq!(tokenizer.special_tokens().pad, Some(0));
             assert_eq!(tokenizer.encode("abz").unwrap(), [3, 4, 28]);
             assert_eq!(tokenizer.decode(&[3, 4, 28, 1]).unwrap(), "abz</s>");
             assert!(
@@ -335,6 +383,40 @@ mod tests {
         assert!(unnamed.end_of_document_unknown().hint().unwrap().contains("--eos"));
         let named = unnamed.with_end_of_document("z").unwrap();
         assert_eq!((named.end_of_document(), named.closing()), (Some(28), &[28][..]));
+    }
+
+    /// Whatever has put an end there: the post-processor, or a name in use.
+    #[test]
+    fn a_named_end_takes_the_place_of_the_tokenizers_own() {
+        for post_processor in [false, true] {
+            let named = load(&letters(post_processor)).unwrap().with_end_of_document("z").unwrap();
+            assert_eq!((named.end_of_document(), named.closing()), (Some(28), &[28][..]));
+            assert_eq!(named.special_tokens().ends, [28]);
+            assert!(named.decided_special_tokens().is_some());
+        }
+    }
+
+    #[test]
+    fn the_configuration_beside_the_file_decides_what_the_post_processor_does_not() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("tokenizer.json");
+        let names = json!({"eos_token": "y", "bos_token": "y", "pad_token": {"content": "z"}, "unk_token": "<unk>"});
+        fs::write(place.path().join("tokenizer_config.json"), names.to_string()).unwrap();
+        for (post_processor, end, begin) in [(false, 27, Some(27)), (true, 1, None)] {
+            fs::write(&path, letters(post_processor).to_string()).unwrap();
+            let tokenizer = Tokenizer::from_file(&path).unwrap();
+            let expected = SpecialTokens {
+                end_of_document: Some(end),
+                ends: vec![end],
+                begin,
+                pad: Some(28),
+                unknown: Some(2),
+            };
+            assert_eq!(tokenizer.special_tokens(), &expected);
+            assert_eq!((tokenizer.closing(), tokenizer.pad()), (&[end][..], 28));
+            assert_eq!(tokenizer.start_of_text(true), [end]);
+            assert!(tokenizer.start_of_text(false).is_empty());
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl PreparedData {
             let expected = manifest.tokenizer.sha256.clone();
             return Err(DataError::TokenizerMismatch { path, expected, found });
         }
-        let tokenizer = Tokenizer::from_bytes(bytes, &path)?;
+        let tokenizer = manifest.tokenizer.restore(Tokenizer::from_bytes(bytes, &path)?);
         let open = |split: &SplitRecord| TokenStore::open(directory, split, manifest.token_bytes);
         let (train, validation) = (open(&manifest.train)?, open(&manifest.validation)?);
         Ok(Self {
@@ -58,7 +58,7 @@ impl PreparedData {
         &self.manifest
     }
 
-    /// The tokenizer that the data was prepared with.
+    /// The tokenizer that the data was prepared with, with the special tokens of then.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
