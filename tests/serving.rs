@@ -352,7 +352,7 @@ fn what_has_no_meaning_is_refused_and_does_no_harm() {
     refused(
         &body(json!({"prompt": "fox ".repeat(10_000)})),
         400,
-        "are more than the 16",
+        "are more than a context of 16",
     );
     // No more than the context holds, however much is asked for.
     let answer = server.complete(&json!({"prompt": [5], "max_tokens": 1_000_000_000_000_u64, "seed": 1}));

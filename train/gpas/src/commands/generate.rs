@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::opened::OpenedRun;
 use crate::failure::{Failure, Hint, Result};
 use gpas_serve::generate::{Finish, GenerationOptions, Sequence, TOGETHER, encode};
-use gpas_serve::inference::check_ids;
+use gpas_serve::inference::{Context, check_ids};
 use gpas_serve::sampler::Sampling;
 use gpas_train::backend::{BackendChoice, BackendTask};
 
@@ -51,7 +51,7 @@ pub struct GenerateArgs {
     /// End before this string; may be given several times
     #[arg(long, value_name = "STRING")]
     stop: Vec<String>,
-    /// Positions that may be used by prompt and text together [default: those of a sequence in training]
+    /// Positions that may be used by prompt and text together [default: those of a sequence in training; of an imported model all]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// Print one JSON object for each prompt
@@ -164,7 +164,7 @@ struct Generation {
     opened: OpenedRun,
     prompts: Vec<String>,
     options: GenerationOptions,
-    context: usize,
+    context: Context,
     json: bool,
 }
 
@@ -248,10 +248,12 @@ impl BackendTask for Generation {
             }
         }
         if is_cut {
-            eprintln!(
-                "note: the context of {} tokens is full; `--context N` lets the text run on past what was trained",
-                self.context
-            );
+            let Context { tokens, positions } = self.context;
+            if self.context.can_grow() {
+                eprintln!("note: the context of {tokens} tokens is full; the model has {positions} positions for `--context N`");
+            } else {
+                eprintln!("note: the {positions} positions that the model has are full");
+            }
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use clap::Args;
 use super::opened::OpenedRun;
 use crate::failure::{Failure, Result};
 use gpas_serve::generate::TOGETHER;
+use gpas_serve::inference::Context;
 use gpas_serve::server::worker::work;
 use gpas_serve::server::{Limits, ServedModel, seconds_since_1970, serve};
 use gpas_train::backend::{BackendChoice, BackendTask};
@@ -38,7 +39,7 @@ pub struct ServeArgs {
     /// Port to listen on; 0 for any
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
-    /// Positions that may be used by prompt and text together [default: those of a sequence in training]
+    /// Positions that may be used by prompt and text together [default: those of a sequence in training; of an imported model all]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// Requests that may wait for the model; more are told to come back
@@ -96,7 +97,7 @@ struct Serving {
     opened: OpenedRun,
     listener: TcpListener,
     name: String,
-    context: usize,
+    context: Context,
     queue: usize,
     together: usize,
 }
@@ -125,8 +126,9 @@ impl BackendTask for Serving {
         let mut out = std::io::stdout();
         writeln!(
             out,
-            "serving {} ({context} tokens of context) on http://{}",
+            "serving {} ({} tokens of context) on http://{}",
             served.name,
+            context.tokens,
             self.listener.local_addr()?
         )?;
         out.flush()?;

@@ -248,6 +248,11 @@ pub(super) fn go_on(
         changes,
         passed_over: passed_over.iter().map(ToString::to_string).collect(),
     });
+    if unstarted && let Some(end) = data.tokenizer().end_of_document() {
+        // The data may end its documents otherwise than the model ended its texts.
+        let special = run.tokenizer()?.special_tokens().clone();
+        run.write_special_tokens(&special.trained_on_documents_with(end))?;
+    }
     run.write(&recipe, &info)?;
     Ok(Prepared {
         recipe,

@@ -68,7 +68,7 @@ async fn models(State(model): State<Arc<ServedModel>>) -> Json<Value> {
         "object": "model",
         "created": model.created,
         "owned_by": "gpas",
-        "max_model_len": model.context,
+        "max_model_len": model.context.tokens,
     });
     Json(json!({"object": "list", "data": [served]}))
 }
