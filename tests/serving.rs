@@ -44,6 +44,11 @@ impl Server {
     fn start(options: &str) -> Self {
         let place = Place::prepared();
         place.does("train tiny.toml --plain -o run");
+        Self::of(place, options)
+    }
+
+    /// A server of the run that is there.
+    fn of(place: Place, options: &str) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_gpas"))
             .args(["serve", "run", "--port", "0"])
             .args(options.split_whitespace())
@@ -144,6 +149,22 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// With every token but the first an end, whichever is drawn ends the text.
+#[test]
+fn a_text_ends_at_every_end_of_the_model() {
+    let place = Place::prepared();
+    place.does("train tiny.toml --plain -o run");
+    let ends: Vec<u32> = (1..300).collect();
+    place.write(
+        "run/special_tokens.json",
+        json!({"end_of_document": 0, "ends": ends, "begin": null, "pad": null, "unknown": null}).to_string(),
+    );
+    let server = Server::of(place, "");
+    let answer = server.complete(&json!({"prompt": "fox", "max_tokens": 5, "seed": 3}));
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 1, "{answer}");
 }
 
 #[test]
