@@ -418,12 +418,19 @@ mod tests {
         prepare(&options).unwrap();
         let written = manifest(&options.out);
         let mut older: serde_json::Value = serde_json::from_str(&written).unwrap();
-        older["tokenizer"].as_object_mut().unwrap().remove("special_tokens").unwrap();
+        older["tokenizer"]
+            .as_object_mut()
+            .unwrap()
+            .remove("special_tokens")
+            .unwrap();
         for manifest in [written, older.to_string()] {
             fs::write(options.out.join(MANIFEST), manifest).unwrap();
             let data = PreparedData::open(&options.out).unwrap();
             let special = data.tokenizer().special_tokens();
-            assert_eq!((special.end_of_document, special.ends.as_slice()), (Some(28), &[28][..]));
+            assert_eq!(
+                (special.end_of_document, special.ends.as_slice()),
+                (Some(28), &[28][..])
+            );
             assert_eq!((special.pad, data.tokenizer().closing()), (Some(0), &[28][..]));
             let document = data.train().document(0).unwrap();
             assert_eq!(document.last(), Some(&28));

@@ -389,7 +389,10 @@ mod tests {
     #[test]
     fn a_named_end_takes_the_place_of_the_tokenizers_own() {
         for post_processor in [false, true] {
-            let named = load(&letters(post_processor)).unwrap().with_end_of_document("z").unwrap();
+            let named = load(&letters(post_processor))
+                .unwrap()
+                .with_end_of_document("z")
+                .unwrap();
             assert_eq!((named.end_of_document(), named.closing()), (Some(28), &[28][..]));
             assert_eq!(named.special_tokens().ends, [28]);
             assert!(named.decided_special_tokens().is_some());

@@ -319,7 +319,9 @@ impl Export {
         };
         let put_json = |name: &str, value: &Value| put(name, format!("{value:#}\n").as_bytes());
 
-        let LlamaConfig { vocab, max_positions, .. } = model.config;
+        let LlamaConfig {
+            vocab, max_positions, ..
+        } = model.config;
         let (special, lacking) = self.tokenizer.special_tokens().clone().within(vocab);
         exported.notes = lacking
             .iter()

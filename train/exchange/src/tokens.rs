@@ -101,7 +101,9 @@ impl Ids {
                 key,
                 found: config[key].to_string(),
             })?;
-            let (kept, lacking) = found.into_iter().partition::<Vec<i64>, _>(|id| (0..vocab as i64).contains(id));
+            let (kept, lacking) = found
+                .into_iter()
+                .partition::<Vec<i64>, _>(|id| (0..vocab as i64).contains(id));
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             ids.notes.extend(
                 lacking
@@ -277,7 +279,11 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_refused_by_name() {
-        for (value, said) in [(json!("2"), "\"2\""), (json!([1, 2.5]), "[1,2.5]"), (json!(true), "true")] {
+        for (value, said) in [
+            (json!("2"), "\"2\""),
+            (json!([1, 2.5]), "[1,2.5]"),
+            (json!(true), "true"),
+        ] {
             let error = found(json!({"eos_token_id": value}), None, SpecialNames::default()).unwrap_err();
             let message = error.to_string();
             let expected = format!("config.json: `eos_token_id` is {said}, which is no token id");

@@ -566,7 +566,10 @@ pub(crate) mod tests {
         for ends in [vec![third, ninth], vec![ninth, third]] {
             assert_eq!(ends_at(ends), (free[..=earlier].to_vec(), Finish::EndOfText));
         }
-        assert_eq!(ends_at(vec![ninth]), (free[..=first(ninth)].to_vec(), Finish::EndOfText));
+        assert_eq!(
+            ends_at(vec![ninth]),
+            (free[..=first(ninth)].to_vec(), Finish::EndOfText)
+        );
     }
 
     #[test]
@@ -593,9 +596,6 @@ pub(crate) mod tests {
         assert_eq!(stopped.1, Finish::Stop);
         assert_eq!(stopped.0, long.0[..long.0.find(&middle).unwrap()]);
         let error = generator.prompt(vec![1; 25]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "25 tokens are more than a context of 24"
-        );
+        assert_eq!(error.to_string(), "25 tokens are more than a context of 24");
     }
 }

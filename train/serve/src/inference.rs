@@ -138,10 +138,16 @@ mod tests {
                 "shorten the text, or take up to 8 positions of the model with `--context N`"
             )
         );
-        let whole = Context { positions: 3, ..context };
+        let whole = Context {
+            positions: 3,
+            ..context
+        };
         assert_eq!(
             too_long(whole),
-            expected("4 tokens are more than the 3 positions that the model has", "shorten the text")
+            expected(
+                "4 tokens are more than the 3 positions that the model has",
+                "shorten the text"
+            )
         );
     }
 }

@@ -250,7 +250,9 @@ impl BackendTask for Generation {
         if is_cut {
             let Context { tokens, positions } = self.context;
             if self.context.can_grow() {
-                eprintln!("note: the context of {tokens} tokens is full; the model has {positions} positions for `--context N`");
+                eprintln!(
+                    "note: the context of {tokens} tokens is full; the model has {positions} positions for `--context N`"
+                );
             } else {
                 eprintln!("note: the {positions} positions that the model has are full");
             }
