@@ -10,7 +10,7 @@
 //! ```no_run
 //! use burn_flex::Flex;
 //! use gpas_data::Tokenizer;
-//! use gpas_model::{Llama, Progress};
+//! use gpas_model::Llama;
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
 //! use gpas_serve::inference::Context;
 //!
@@ -18,7 +18,6 @@
 //! let generator = Generator {
 //!     model: &model,
 //!     tokenizer: &tokenizer,
-//!     progress: Progress::COMPLETE,
 //!     context: Context { tokens: 256, positions: 2048 },
 //!     vocab: tokenizer.vocab_size(),
 //! };
@@ -43,7 +42,7 @@ use std::collections::HashSet;
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
 use gpas_data::Tokenizer;
-use gpas_model::{Cache, Llama, Progress};
+use gpas_model::{Cache, Llama};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -213,8 +212,6 @@ pub struct Generator<'a, B: Backend> {
     pub model: &'a Llama<B>,
     /// Its tokenizer; a text ends at each of the ends among its special tokens.
     pub tokenizer: &'a Tokenizer,
-    /// How far its training had come.
-    pub progress: Progress,
     /// Positions that may be used.
     pub context: Context,
     /// Number of the model's token ids.
@@ -229,7 +226,7 @@ impl<B: Backend> Generator<'_, B> {
     pub fn prompt(&self, ids: Vec<u32>) -> Result<Prompt<B>, InferenceError> {
         check_ids(&ids, self.vocab, self.context)?;
         let mut cache = self.model.cache();
-        let hidden = self.model.extend(&ids, self.progress, &mut cache);
+        let hidden = self.model.extend(&ids, &mut cache);
         let logits = self.next(hidden);
         Ok(Prompt { ids, cache, logits })
     }
@@ -245,7 +242,7 @@ impl<B: Backend> Generator<'_, B> {
     ) -> Result<(Prompt<B>, Vec<TokenScore>), InferenceError> {
         check_ids(&ids, self.vocab, self.context)?;
         let mut cache = self.model.cache();
-        let hidden = self.model.extend(&ids, self.progress, &mut cache);
+        let hidden = self.model.extend(&ids, &mut cache);
         let mut scores = Vec::with_capacity(ids.len() - 1);
         for start in (0..ids.len() - 1).step_by(ROWS) {
             let rows = ROWS.min(ids.len() - 1 - start);
@@ -321,7 +318,7 @@ impl<B: Backend> Generator<'_, B> {
             let mut caches: Vec<_> = running.iter_mut().map(|sequence| &mut sequence.cache).collect();
             let logits: Vec<f32> = self
                 .model
-                .decode(&next, self.progress, &mut caches)
+                .decode(&next, &mut caches)
                 .into_data()
                 .iter::<f32>()
                 .collect();
@@ -445,7 +442,6 @@ pub(crate) mod tests {
         Generator {
             model,
             tokenizer,
-            progress: Progress::COMPLETE,
             context: Context {
                 tokens: context,
                 positions: 2048,

@@ -312,7 +312,7 @@ mod tests {
     use super::*;
     use crate::generate::tests::tokenizer;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_model::{LlamaConfig, Progress};
+    use gpas_model::LlamaConfig;
 
     const CONTEXT: Context = Context {
         tokens: 12,
@@ -396,7 +396,6 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
             context: CONTEXT,
             vocab: 3,
         };
@@ -419,7 +418,6 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
             context: CONTEXT,
             vocab: 270,
         };
