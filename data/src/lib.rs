@@ -3,6 +3,7 @@
 
 pub mod aside;
 pub mod bpe;
+pub mod chat_template;
 pub mod corpus;
 pub mod prepare;
 pub mod source;
@@ -26,5 +27,5 @@ pub use error::DataError;
 pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 pub use order::BatchOrder;
 pub use store::PreparedData;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use windows::{Window, WindowMode, Windows};

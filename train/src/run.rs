@@ -4,6 +4,7 @@
 //! RUN/recipe.toml            the recipe, fully resolved
 //! RUN/run.json               versions, device, hashes of data and tokenizer, parameters, seed
 //! RUN/tokenizer.json         the data's tokenizer
+//! RUN/chat_template.json     its chat template, if it has one
 //! RUN/metrics.jsonl          one line per step and per evaluation
 //! RUN/checkpoints/step-N/    weights and optimizer after step N
 //! RUN/inspection.json        the look at its layers that the report shows
@@ -18,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use gpas_data::aside::{self, AsideDirectory};
+use gpas_data::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::{Recipe, RecipeError};
@@ -140,11 +142,17 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory with its recipe, its facts and its tokenizer. They are written aside and moved into place together.
+    /// Makes the directory with its recipe, its facts, and its tokenizer with its chat template. They are written aside and moved into place together.
     ///
     /// # Errors
     /// If it exists, or cannot be written.
-    pub fn create(path: &Path, recipe: &Recipe, info: &RunInfo, tokenizer: &[u8]) -> Result<(Self, RunLock), RunError> {
+    pub fn create(
+        path: &Path,
+        recipe: &Recipe,
+        info: &RunInfo,
+        tokenizer: &[u8],
+        template: Option<&ChatTemplate>,
+    ) -> Result<(Self, RunLock), RunError> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
             move |cause: io::Error| match cause.kind() {
@@ -158,6 +166,10 @@ impl RunDirectory {
         };
         run.write(recipe, info)?;
         fs::write(run.tokenizer_path(), tokenizer).map_err(failed(&run.tokenizer_path()))?;
+        if let Some(template) = template {
+            let path = aside.path().join(CHAT_TEMPLATE);
+            fs::write(&path, template.file()).map_err(failed(&path))?;
+        }
         // Held before anybody else sees the directory.
         let lock = run.lock()?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
@@ -340,7 +352,7 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/run");
         let recipe = resolve(None, &RecipeOptions::default()).unwrap().with_vocab(99);
-        let (_, lock) = RunDirectory::create(&path, &recipe, &info(), b"{}").unwrap();
+        let (_, lock) = RunDirectory::create(&path, &recipe, &info(), b"{}", None).unwrap();
         let run = RunDirectory::open(&path).unwrap();
         assert_eq!(
             run.lock().unwrap_err().to_string(),
@@ -359,7 +371,7 @@ pub(crate) mod tests {
     fn an_existing_directory_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let recipe = resolve(None, &RecipeOptions::default()).unwrap();
-        let error = RunDirectory::create(folder.path(), &recipe, &info(), b"{}").unwrap_err();
+        let error = RunDirectory::create(folder.path(), &recipe, &info(), b"{}", None).unwrap_err();
         assert_eq!(error.to_string(), format!("{} already exists", folder.path().display()));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         let error = RunDirectory::open(folder.path()).unwrap_err();

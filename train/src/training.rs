@@ -249,7 +249,13 @@ impl BackendTask for TrainingRun {
 
         let (run, lock, checkpoint) = match start {
             Start::New { out, info } => {
-                let (run, lock) = RunDirectory::create(&out, &recipe, &info, data.tokenizer().bytes())?;
+                let (run, lock) = RunDirectory::create(
+                    &out,
+                    &recipe,
+                    &info,
+                    data.tokenizer().bytes(),
+                    data.tokenizer().chat_template(),
+                )?;
                 (run, lock, None)
             }
             Start::Resume { run, lock, checkpoint } => (run, lock, checkpoint),

@@ -43,6 +43,9 @@ pub struct Manifest {
     pub bad_records: u64,
     /// Documents without a token, left out.
     pub empty_documents: u64,
+    /// Whether special tokens that the texts spell out became the tokens they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub special_tokens: bool,
 }
 
 /// The tokenizer that data was prepared with.
@@ -56,6 +59,9 @@ pub struct TokenizerRecord {
     pub end_of_document: u32,
     /// The token that fills windows up.
     pub pad: u32,
+    /// The SHA-256 of the chat template's file, if the tokenizer has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template_sha256: Option<String>,
 }
 
 /// One split of the data.

@@ -4,7 +4,7 @@
 //! OUT/config.json               sizes; for an architecture of our own, the wiring of every layer
 //! OUT/model.safetensors         weights by their released names; above the largest size of a file, shards and an index
 //! OUT/modeling_gpas.py          for an architecture of our own: the model, in one small file
-//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json
+//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json, which holds the chat template if there is one
 //! OUT/generation_config.json    the ids that begin, end and pad
 //! OUT/README.md                 the model card
 //! ```
@@ -328,7 +328,11 @@ impl Export {
             put("modeling_gpas.py", MODELING.as_bytes())?;
         }
         put("tokenizer.json", self.tokenizer.bytes())?;
-        put_json("tokenizer_config.json", &names.config(model.config.max_positions))?;
+        let mut tokenizer_config = names.config(model.config.max_positions);
+        if let Some(template) = self.tokenizer.chat_template() {
+            tokenizer_config["chat_template"] = template.value().clone();
+        }
+        put_json("tokenizer_config.json", &tokenizer_config)?;
         put_json(
             "generation_config.json",
             &json!({"bos_token_id": ids.begin, "eos_token_id": ids.end, "pad_token_id": ids.pad.or(ids.end)}),

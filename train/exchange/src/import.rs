@@ -201,7 +201,7 @@ impl Import {
     /// If a file cannot be read, or the directory exists or cannot be written.
     pub fn write(&self, out: &Path, info: &RunInfo, tokenizer: &Tokenizer) -> Result<RunDirectory, ExchangeError> {
         let weights = self.weights()?;
-        let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer.bytes())?;
+        let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer.bytes(), tokenizer.chat_template())?;
         let state = RunState::new(self.recipe.clone());
         let keep = self.recipe.checkpoint.keep as usize;
         let written = Snapshot::initial(weights, state).write(&run.checkpoints_path(), keep);

@@ -9,7 +9,7 @@
 //!
 //! ```no_run
 //! use burn_flex::Flex;
-//! use gpas_data::Tokenizer;
+//! use gpas_data::{SpecialTokens, Tokenizer};
 //! use gpas_model::{Llama, Progress};
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
 //!
@@ -21,7 +21,7 @@
 //!     context: 256,
 //!     vocab: tokenizer.vocab_size(),
 //! };
-//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of")?)?;
+//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of", SpecialTokens::AsText)?)?;
 //! let options = GenerationOptions {
 //!     max_tokens: 40,
 //!     seed: 1,
@@ -41,7 +41,7 @@ use std::collections::HashSet;
 
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
-use gpas_data::Tokenizer;
+use gpas_data::{SpecialTokens, Tokenizer};
 use gpas_model::{Cache, Llama, Progress};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -195,13 +195,18 @@ pub struct GeneratedPiece {
 }
 
 /// The tokens of a prompt, which begins as a document does: with the tokenizer's opening tokens. An empty prompt without such tokens is the
-/// token that ends a document, because another document follows it.
+/// token that ends a document, because another document follows it. A text that brings the opening tokens itself, which it can where
+/// `special` tokens are taken as tokens, does not get them twice.
 ///
 /// # Errors
 /// If the tokenizer refuses the text.
-pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> {
+pub fn encode(tokenizer: &Tokenizer, text: &str, special: SpecialTokens) -> Result<Vec<u32>, DataError> {
     let mut ids = tokenizer.opening().to_vec();
-    ids.extend(tokenizer.encode(text)?);
+    let tokens = tokenizer.encode_with(text, special)?;
+    if special == SpecialTokens::AsTokens && tokens.starts_with(&ids) {
+        ids.clear();
+    }
+    ids.extend(tokens);
     if ids.is_empty() {
         ids.extend(tokenizer.end_of_document());
     }
@@ -421,7 +426,9 @@ pub(crate) mod tests {
         let mut sequences: Vec<_> = asked
             .into_iter()
             .map(|(prompt, options)| {
-                let prompt = generator.prompt(encode(generator.tokenizer, prompt).unwrap()).unwrap();
+                let prompt = generator
+                    .prompt(encode(generator.tokenizer, prompt, SpecialTokens::AsText).unwrap())
+                    .unwrap();
                 generator.sequence(prompt, options).unwrap()
             })
             .collect();
@@ -485,7 +492,7 @@ pub(crate) mod tests {
             alternatives: Some(3),
             ..options(8, 0)
         };
-        let ids = encode(&tokenizer, "the cat").unwrap();
+        let ids = encode(&tokenizer, "the cat", SpecialTokens::AsText).unwrap();
         let mut sequence = generator
             .sequence(generator.prompt(ids.clone()).unwrap(), greedy)
             .unwrap();
@@ -536,7 +543,7 @@ pub(crate) mod tests {
     fn a_text_ends_where_it_is_told_to() {
         let (tokenizer, model) = (tokenizer(), model(false));
         let generator = generator(&model, &tokenizer, 24);
-        let prompt = encode(&tokenizer, "the cat").unwrap().len();
+        let prompt = encode(&tokenizer, "the cat", SpecialTokens::AsText).unwrap().len();
         let seed =
             (0..).find(|seed| generate(&generator, vec![("the cat", options(99, *seed))])[0].1 == Finish::Context);
         let long = generate(&generator, vec![("the cat", options(99, seed.unwrap()))]).remove(0);
