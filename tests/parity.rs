@@ -10,8 +10,8 @@ use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use gpas::selfcheck::golden::{Cut, Golden, HostBatch};
 use gpas::selfcheck::parity::{Measure, Tolerances, Trained, compare, compare_with_training};
+use gpas_model::Llama;
 use gpas_model::weights::NamedTensors;
-use gpas_model::{Llama, Progress};
 use gpas_tests::{committed_goldens, goldens};
 use gpas_train::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig};
 
@@ -65,7 +65,7 @@ fn train_wrongly<B: AutodiffBackend>(
         for host in step {
             let batch = host.on::<B>(device);
             let denominator = if singly { scored } else { host.scored() * step.len() };
-            let part = model.backward(batch.ids, batch.targets, denominator, Progress::COMPLETE);
+            let part = model.backward(batch.ids, batch.targets, denominator);
             loss += part.loss.into_data().iter::<f64>().sum::<f64>();
             accumulator.accumulate(&model, part.gradients);
         }

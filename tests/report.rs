@@ -95,6 +95,7 @@ fn the_page_of_a_comparison_has_the_numbers_of_its_file() {
     for title in [
         "The result",
         "Validation perplexity",
+        "Validation bits per byte",
         "Training loss",
         "Variance of the residual stream",
         "Gradient norm by layer",
@@ -109,7 +110,7 @@ fn the_page_of_a_comparison_has_the_numbers_of_its_file() {
     // Every figure says how it was computed and has its numbers.
     assert_eq!(
         texts(&page, "figcaption").iter().filter(|text| text.len() > 60).count(),
-        8
+        9
     );
     assert!(html.contains("in model.scheme, train.seed, and in nothing else"));
     assert!(texts(&page, "pre")[0].contains("scheme = \"pre\""));

@@ -14,7 +14,7 @@ use burn::train::metric::{LossMetric, NumericEntry};
 use burn::train::renderer::CliMetricsRenderer;
 use burn::train::{InferenceStep, Learner, SupervisedTraining};
 use burn_flex::{Flex, FlexDevice};
-use gpas_model::{GpasConfig, Initialisation, LlamaConfig, Progress, Scheme, TokenBatch};
+use gpas_model::{GateConfig, Initialisation, LlamaConfig, Scheme, TokenBatch};
 use gpas_train::optimizer::{OptimizerConfig, OptimizerKind};
 use gpas_train::schedule::Schedule;
 use gpas_train::trainer::Trainer;
@@ -69,7 +69,7 @@ fn every_scheme_trains_thirty_steps_from_every_initialisation() {
             let mut trainer = Trainer::<B>::new(
                 config.init(3, &FlexDevice),
                 optimizer,
-                Schedule::cosine(3e-3, 3, 30, 0.1),
+                Schedule::cosine(3e-3, 3, 30, 0.1).rates(),
             )
             .unwrap();
             let mut losses = Vec::new();
@@ -115,7 +115,7 @@ fn a_step_of_the_newer_schemes_is_the_same_however_it_is_computed() {
                 let mut trainer = Trainer::<B>::new(
                     config.init(3, &FlexDevice),
                     optimizer,
-                    Schedule::cosine(3e-3, 0, 5, 0.1),
+                    Schedule::cosine(3e-3, 0, 5, 0.1).rates(),
                 )
                 .unwrap();
                 let mut reports = Vec::new();
@@ -147,7 +147,7 @@ fn a_step_of_the_newer_schemes_is_the_same_however_it_is_computed() {
 /// embedding is neither that of the same scaling without the stop-gradient nor that of the model without GPAS.
 #[test]
 fn inside_a_model_gpas_changes_the_gradient_that_flows_down() {
-    let gate = GpasConfig::new().with_init(0.7);
+    let gate = GateConfig::new().with_init(0.7);
     let plain = LlamaConfig::new(64, 32, 88, 2, 2).with_scheme("pre".parse().unwrap());
     let stopped = plain.clone().with_scheme("pre_gpas".parse().unwrap()).with_gate(gate);
     let unstopped = stopped.clone().with_gate(gate.with_stop_gradient(false));
@@ -155,7 +155,7 @@ fn inside_a_model_gpas_changes_the_gradient_that_flows_down() {
     let run = |config: &LlamaConfig| {
         let model = config.init::<B>(3, &FlexDevice);
         let TokenBatch { ids, targets, .. } = batch(0);
-        let part = model.backward(ids, targets, 2 * SEQ, Progress::COMPLETE);
+        let part = model.backward(ids, targets, 2 * SEQ);
         let gradient = part.gradients.get::<Flex, 2>(model.embedding.weight.id);
         (part.loss.into_scalar(), gradient.expect("a gradient of the embedding"))
     };

@@ -11,7 +11,7 @@ use burn::tensor::{Int, Tensor};
 use burn_flex::{Flex, FlexDevice};
 use gpas_model::scheme::{BranchScaling, SchemeRow, Wiring};
 use gpas_model::weights::SafetensorsFile;
-use gpas_model::{Llama, LlamaConfig, NormScheme, Progress, Scheme};
+use gpas_model::{Llama, LlamaConfig, NormScheme, Scheme};
 
 type B = Autodiff<Flex>;
 
@@ -36,7 +36,7 @@ fn sequences(first: i32) -> (Tensor<B, 2, Int>, Tensor<B, 2, Int>) {
 
 fn loss(model: &Llama<Flex>) -> f32 {
     let (ids, targets) = sequences(0);
-    let losses = model.token_losses(ids.inner(), targets.inner(), Progress::COMPLETE);
+    let losses = model.token_losses(ids.inner(), targets.inner());
     losses.mean().into_scalar()
 }
 
@@ -53,8 +53,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut adam = AdamConfig::new().init();
     for step in 0..60 {
         let (ids, targets) = sequences(step);
-        let found = model.backward(ids, targets, 8 * 16, Progress::after(step as u64));
-        model = adam.step(3e-3, model, found.gradients);
+        let found = model.backward(ids, targets, 8 * 16);
+        let progress = model.progress().next();
+        model = adam.step(3e-3, model, found.gradients).with_progress(progress);
     }
     let trained = model.valid();
     println!("loss {before:.3} before, {:.3} after 60 steps", loss(&trained));

@@ -233,10 +233,10 @@ mod tests {
     }
 
     /// Streams of the tokens that count, `[stream][token][channel]`.
-    fn streams(model: &crate::Llama<Flex>, progress: Progress) -> Vec<Vec<Vec<f64>>> {
+    fn streams(model: &crate::Llama<Flex>) -> Vec<Vec<Vec<f64>>> {
         let mut found = vec![Vec::new(); LAYERS + 1];
         for (ids, counts) in batches() {
-            for (found, stream) in found.iter_mut().zip(model.residual_streams(ids, progress)) {
+            for (found, stream) in found.iter_mut().zip(model.residual_streams(ids)) {
                 let values: Vec<f64> = stream.into_data().iter::<f64>().collect();
                 let rows = values.chunks(HIDDEN).zip(&counts).filter(|(_, counts)| **counts);
                 found.extend(rows.map(|(row, _)| row.to_vec()));
@@ -266,14 +266,14 @@ mod tests {
     #[test]
     fn variances_influences_and_angles_are_their_formulas() {
         for scheme in ["pre_gpas", "post", "prores_gpas", "layerscale"] {
-            let (model, progress) = (model(scheme), Progress::after(3));
+            let model = model(scheme).with_progress(Progress::after(3));
             let (mut variance, mut angles) = (StreamVariance::default(), StreamAngles::default());
             for (ids, counts) in batches() {
-                let streams = model.residual_streams(ids, progress);
+                let streams = model.residual_streams(ids);
                 variance.add(&streams, &counts);
                 angles.add(&streams, &counts);
             }
-            let streams = streams(&model, progress);
+            let streams = streams(&model);
             assert_eq!(streams[0].len(), 11 + 6);
             assert_eq!(variance.values().len(), LAYERS + 1);
             for (found, stream) in variance.values().into_iter().zip(&streams) {
@@ -325,19 +325,19 @@ mod tests {
     #[test]
     fn a_layer_that_is_left_out_is_not_there() {
         for scheme in ["pre_gpas", "post", "prores", "peri"] {
-            let (model, progress) = (model(scheme), Progress::after(9));
+            let model = model(scheme).with_progress(Progress::after(9));
             let (ids, _) = batches().remove(0);
             let targets = Tensor::<Flex, 2, Int>::from_data(
                 TensorData::from([[1, 2, 3, -100, 5, 6, 7], [4, 5, -100, 7, 8, 9, 0]]),
                 &FlexDevice,
             );
-            let streams = model.residual_streams(ids.clone(), progress);
-            let whole = model.token_losses(ids.clone(), targets.clone(), progress).into_data();
+            let streams = model.residual_streams(ids.clone());
+            let whole = model.token_losses(ids.clone(), targets.clone()).into_data();
             for (index, stream) in streams.into_iter().enumerate().take(LAYERS) {
-                let found = model.token_losses_without(index, stream, targets.clone(), progress);
+                let found = model.token_losses_without(index, stream, targets.clone());
                 let mut shorter = model.clone();
                 shorter.layers.remove(index);
-                let expected = shorter.token_losses(ids.clone(), targets.clone(), progress);
+                let expected = shorter.token_losses(ids.clone(), targets.clone());
                 assert_eq!(found.clone().into_data(), expected.into_data(), "{scheme} {index}");
                 assert_ne!(found.into_data(), whole, "{scheme} {index}");
             }

@@ -1,4 +1,8 @@
-//! Causal self-attention with rotary positions and grouped key-value heads, as LLaMA has it.
+//! Causal self-attention with rotary positions and grouped key-value heads, as LLaMA has it:
+//! `softmax(q·kᵀ / √d + causal mask) · v`, head by head.
+//!
+//! Over whole sequences ([`Attention::forward`]) and over new tokens of sequences whose earlier ones a cache has kept
+//! ([`Attention::extend`]) it is the same function of queries, keys, values and mask; they differ in where keys and values come from.
 
 use std::cell::OnceCell;
 
@@ -7,7 +11,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
-use crate::cache::{DeviceCache, LayerCache, Place};
+use crate::cache::LayerCache;
 use crate::fast;
 use crate::precision::{fused_projections, project};
 use crate::rotary::Rotary;
@@ -25,16 +29,32 @@ pub struct AttentionConfig {
 
 impl AttentionConfig {
     /// Attention with Burn's default initialisation.
+    ///
+    /// # Panics
+    /// If `heads` does not divide `hidden`, or `kv_heads` does not divide `heads`.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Attention<B> {
-        let head_dim = self.hidden / self.heads;
-        let linear = |output| LinearConfig::new(self.hidden, output).with_bias(false).init(device);
+        let Self {
+            hidden,
+            heads,
+            kv_heads,
+        } = *self;
+        assert!(
+            heads > 0 && hidden.is_multiple_of(heads),
+            "{heads} heads do not divide a stream of {hidden} channels"
+        );
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{kv_heads} key-value heads do not divide {heads} query heads"
+        );
+        let head_dim = hidden / heads;
+        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
         Attention {
-            query: linear(self.hidden),
-            key: linear(self.kv_heads * head_dim),
-            value: linear(self.kv_heads * head_dim),
-            output: linear(self.hidden),
-            heads: self.heads,
-            kv_heads: self.kv_heads,
+            query: linear(hidden, hidden),
+            key: linear(hidden, kv_heads * head_dim),
+            value: linear(hidden, kv_heads * head_dim),
+            output: linear(hidden, hidden),
+            heads,
+            kv_heads,
         }
     }
 }
@@ -54,28 +74,54 @@ pub struct Attention<B: Backend> {
     kv_heads: usize,
 }
 
+/// The mathematics: all of attention between its projections.
+///
+/// `softmax(q·kᵀ / √d + mask) · v`. The query heads that share a key head may stand below each other, as rows of one product.
+///
+/// # Shapes
+/// - query: `[batch, heads, rows, head_dim]`, turned by its positions; `rows` is a multiple of the mask's queries
+/// - key, value: `[batch, heads, seen, head_dim]`, the keys turned by their positions
+/// - output: as the query
+fn attend<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    mask: &CausalMask<B>,
+) -> Tensor<B, 4> {
+    let [batch, heads, rows, head_dim] = query.dims();
+    let seen = key.dims()[2];
+    let query = query.mul_scalar((head_dim as f64).sqrt().recip());
+    let scores = query.matmul(key.swap_dims(2, 3));
+    let dtype = scores.dtype();
+    let weights = softmax(mask.hide_later(scores.cast(DType::F32))).cast(dtype);
+    weights.reshape([batch, heads, rows, seen]).matmul(value)
+}
+
+/// Softmax over the last dimension. Burn's own divides by the sum, and the backward pass of a division is dear; this one multiplies by
+/// its reciprocal, of which there is one per row.
+fn softmax<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2> {
+    let exponentials = (scores.clone() - scores.detach().max_dim(1)).exp();
+    exponentials.clone() * exponentials.sum_dim(1).recip()
+}
+
 impl<B: Backend> Attention<B> {
     /// Attends to the positions up to and including each one.
     ///
     /// # Shapes
     /// - x: `[batch, seq, hidden]`
     /// - output: `[batch, seq, hidden]`
+    ///
+    /// # Panics
+    /// If the mask is for another length, or the rotary tables are shorter than `seq`.
     pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, mask: &CausalMask<B>) -> Tensor<B, 3> {
         let [batch, seq, hidden] = x.dims();
+        assert_eq!(seq, mask.queries, "the length of the sequences, and that of the mask");
         // On [tokens, hidden]: Burn's weight gradient of a rank-3 input would hold one [in, out] matrix per sequence.
         let x = x.reshape([batch * seq, hidden]);
-        let projections = [&self.query, &self.key, &self.value];
-        let fused = fused_projections(&x, projections, seq)
-            .and_then(|projected| fast::causal_attention(&projected, &rotary.tables(seq), self.heads, self.kv_heads));
-        let mixed = match fused {
-            Some(mixed) => mixed,
-            None => self.in_tensor_operations(
-                projections.map(|linear| project(x.clone(), linear, seq)),
-                seq,
-                rotary,
-                mask,
-            ),
-        };
+        let mixed = self.fused(&x, seq, rotary).unwrap_or_else(|| {
+            let projected = self.projected(x, seq).map(|x| self.split(x, seq));
+            self.in_tensor_operations(projected, rotary, mask)
+        });
         project(mixed, &self.output, seq).reshape([batch, seq, hidden])
     }
 
@@ -84,122 +130,57 @@ impl<B: Backend> Attention<B> {
     /// # Shapes
     /// - x: `[sequences, count, hidden]`, as many new tokens of each sequence
     /// - output: `[sequences, count, hidden]`
-    pub(crate) fn extend(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, places: &mut [Place<'_, B>]) -> Tensor<B, 3> {
-        let [sequences, count, hidden] = x.dims();
-        let x = x.reshape([sequences * count, hidden]);
-        let projections = [&self.query, &self.key, &self.value];
-        let fused = fused_projections(&x, projections, count)
-            .and_then(|projected| self.extend_fused(projected, count, rotary, places));
-        let mixed = fused.unwrap_or_else(|| {
-            let projected = projections.map(|linear| project(x.clone(), linear, count));
-            let parts = places.iter_mut().enumerate().map(|(index, place)| {
-                let own = projected
-                    .each_ref()
-                    .map(|all| all.clone().narrow(0, index * count, count));
-                self.extend_in_tensor_operations(own, rotary, place)
+    pub(crate) fn extend(&self, x: Tensor<B, 3>, rotary: &Rotary<B>, sequences: &mut [Place<'_, B>]) -> Tensor<B, 3> {
+        let [batch, count, hidden] = x.dims();
+        let x = x.reshape([batch * count, hidden]);
+        let mixed = self.fused_extend(&x, count, rotary, sequences).unwrap_or_else(|| {
+            let projected = self.projected(x, count);
+            let parts = sequences.iter_mut().enumerate().map(|(index, place)| {
+                let own = projected.each_ref().map(|x| x.clone().narrow(0, index * count, count));
+                let [query, key, value] = own.map(|x| self.split(x, count));
+                let [query, key] = [query, key].map(|x| rotary.forward_from(place.mask.before, x).swap_dims(1, 2));
+                let [key, value] = place.cache.append(key, value.swap_dims(1, 2));
+                // Keys are many here and queries few: no key is repeated, the query heads that share it meet it together.
+                let query = query.reshape([1, self.kv_heads, self.group() * count, hidden / self.heads]);
+                let mixed = attend(query, key, value, place.mask);
+                let mixed = mixed.reshape([1, self.heads, count, hidden / self.heads]);
+                mixed.swap_dims(1, 2).reshape([count, hidden])
             });
             Tensor::cat(parts.collect(), 0)
         });
-        project(mixed, &self.output, count).reshape([sequences, count, hidden])
+        project(mixed, &self.output, count).reshape([batch, count, hidden])
     }
 
-    /// The fused way, where it is open: what the heads have mixed of `[tokens, (heads + 2 · kv_heads) · head_dim]`.
-    fn extend_fused(
-        &self,
-        projected: Tensor<B, 2>,
-        count: usize,
-        rotary: &Rotary<B>,
-        places: &mut [Place<'_, B>],
-    ) -> Option<Tensor<B, 2>> {
-        let (heads, kv_heads) = (self.heads, self.kv_heads);
-        let tables = rotary.all_tables();
-        if let [Place { cache, before: 0 }] = places
-            && count > 1
-        {
-            let mut kept = fast::cache(&projected, heads, kv_heads)?;
-            fast::keep(&projected, &tables, &mut kept)?;
-            **cache = LayerCache::Host(kept);
-            return fast::causal_attention(&projected, &rotary.tables(count), heads, kv_heads);
-        }
-        let mut sequences = Vec::new();
-        for place in places.iter_mut() {
-            if matches!(place.cache, LayerCache::Empty) {
-                *place.cache = LayerCache::Host(fast::cache(&projected, heads, kv_heads)?);
-            }
-            match place.cache {
-                LayerCache::Host(kept) => sequences.push((kept, place.before)),
-                _ => return None,
-            }
-        }
-        fast::cached_attention(&projected, &tables, count, &mut sequences)
-    }
-
-    /// From queries, keys and values `[tokens, heads · head_dim]` of one sequence to what the heads have mixed, `[tokens, hidden]`.
-    fn extend_in_tensor_operations(
-        &self,
-        [query, key, value]: [Tensor<B, 2>; 3],
-        rotary: &Rotary<B>,
-        place: &mut Place<'_, B>,
-    ) -> Tensor<B, 2> {
-        let [count, hidden] = query.dims();
-        let (head_dim, group) = (hidden / self.heads, self.heads / self.kv_heads);
-        let split = |x: Tensor<B, 2>, heads: usize| x.reshape([1, count, heads, head_dim]);
-        let by_heads = |x: Tensor<B, 4>| x.swap_dims(1, 2).squeeze_dim::<3>(0);
-        let query = by_heads(rotary.forward_from(place.before, split(query, self.heads)));
-        let key = by_heads(rotary.forward_from(place.before, split(key, self.kv_heads)));
-        let value = by_heads(split(value, self.kv_heads));
-        let [keys, values] = DeviceCache::extended(place.cache, key, value).filled();
-
-        let seen = place.before + count;
-        // The query heads that share a key head meet it together.
-        let query =
-            query
-                .mul_scalar((head_dim as f64).sqrt().recip())
-                .reshape([self.kv_heads, group * count, head_dim]);
-        let scores = query.matmul(keys.swap_dims(1, 2));
-        let dtype = scores.dtype();
-        let scores = scores.cast(DType::F32).reshape([self.heads, count, seen]);
-        let scores = if count == 1 {
-            scores
-        } else {
-            let later = Tensor::<B, 2, Bool>::tril_mask([count, seen], place.before as i64, &scores.device());
-            let zeros = Tensor::<B, 2>::zeros([count, seen], (&scores.device(), DType::F32));
-            scores + zeros.mask_fill(later, f32::NEG_INFINITY).unsqueeze()
-        };
-        let weights = softmax(scores.reshape([self.heads * count, seen])).cast(dtype);
-        let mixed = weights.reshape([self.kv_heads, group * count, seen]).matmul(values);
-        let mixed = mixed.reshape([self.heads, count, head_dim]).swap_dims(0, 1);
-        mixed.reshape([count, hidden])
-    }
-
-    /// From queries, keys and values `[tokens, heads · head_dim]` to what the heads have mixed, `[tokens, hidden]`.
+    /// From queries, keys and values `[batch, seq, heads, head_dim]` to what the heads mix, `[batch · seq, hidden]`.
     fn in_tensor_operations(
         &self,
-        [query, key, value]: [Tensor<B, 2>; 3],
-        seq: usize,
+        [query, key, value]: [Tensor<B, 4>; 3],
         rotary: &Rotary<B>,
         mask: &CausalMask<B>,
     ) -> Tensor<B, 2> {
-        let [tokens, hidden] = query.dims();
-        let (batch, head_dim) = (tokens / seq, hidden / self.heads);
-        let split = |x: Tensor<B, 2>, heads: usize| x.reshape([batch, seq, heads, head_dim]);
-        let query = rotary.forward(split(query, self.heads)).swap_dims(1, 2);
-        let key = self.repeat(rotary.forward(split(key, self.kv_heads)).swap_dims(1, 2));
-        let value = self.repeat(split(value, self.kv_heads).swap_dims(1, 2));
+        let [batch, seq, heads, head_dim] = query.dims();
+        let [query, key] = [query, key].map(|x| rotary.forward(x).swap_dims(1, 2));
+        let [key, value] = [key, value.swap_dims(1, 2)].map(|x| self.repeat(x));
+        let mixed = attend(query, key, value, mask);
+        mixed.swap_dims(1, 2).reshape([batch * seq, heads * head_dim])
+    }
 
-        let query = query.mul_scalar((head_dim as f64).sqrt().recip());
-        let scores = query.matmul(key.swap_dims(2, 3));
-        let dtype = scores.dtype();
-        let scores = scores.cast(DType::F32).reshape([batch * self.heads, seq * seq]) + mask.tensor();
-        let weights = softmax(scores.reshape([batch * self.heads * seq, seq])).cast(dtype);
-        let mixed = weights.reshape([batch, self.heads, seq, seq]).matmul(value);
-        mixed.swap_dims(1, 2).reshape([tokens, hidden])
+    /// Queries, keys and values of `x`, `[tokens, heads · head_dim]` each.
+    fn projected(&self, x: Tensor<B, 2>, seq: usize) -> [Tensor<B, 2>; 3] {
+        [&self.query, &self.key, &self.value].map(|linear| project(x.clone(), linear, seq))
+    }
+
+    /// `[tokens, heads · head_dim]` as `[batch, seq, heads, head_dim]`.
+    fn split(&self, x: Tensor<B, 2>, seq: usize) -> Tensor<B, 4> {
+        let [tokens, width] = x.dims();
+        let head_dim = self.head_dim();
+        x.reshape([tokens / seq, seq, width / head_dim, head_dim])
     }
 
     /// Gives every query head its key or value head: `[batch, kv_heads, seq, head_dim]` to `[batch, heads, seq, head_dim]`.
     fn repeat(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [batch, kv_heads, seq, head_dim] = x.dims();
-        let group = self.heads / kv_heads;
+        let group = self.group();
         if group == 1 {
             return x;
         }
@@ -207,13 +188,74 @@ impl<B: Backend> Attention<B> {
             .expand([batch, kv_heads, group, seq, head_dim])
             .reshape([batch, self.heads, seq, head_dim])
     }
+
+    fn head_dim(&self) -> usize {
+        self.query.weight.shape()[1] / self.heads
+    }
+
+    /// Query heads that share a key and a value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// What the heads mix, where there is a fast way.
+    fn fused(&self, x: &Tensor<B, 2>, seq: usize, rotary: &Rotary<B>) -> Option<Tensor<B, 2>> {
+        let projected = fused_projections(x, [&self.query, &self.key, &self.value], seq)?;
+        fast::causal_attention(&projected, &rotary.tables(seq), self.heads, self.kv_heads)
+    }
+
+    /// What the heads mix of new tokens, where there is a fast way.
+    fn fused_extend(
+        &self,
+        x: &Tensor<B, 2>,
+        count: usize,
+        rotary: &Rotary<B>,
+        sequences: &mut [Place<'_, B>],
+    ) -> Option<Tensor<B, 2>> {
+        // Under autodiff what is kept stays in tensors.
+        if B::ad_enabled(&x.device()) {
+            return None;
+        }
+        let projected = fused_projections(x, [&self.query, &self.key, &self.value], count)?;
+        let tables = rotary.all_tables();
+        if let [place] = sequences
+            && place.mask.before == 0
+            && count > 1
+        {
+            let mut kept = fast::cache(&projected, self.heads, self.kv_heads)?;
+            fast::keep(&projected, &tables, &mut kept)?;
+            *place.cache = LayerCache::Host(kept);
+            return fast::causal_attention(&projected, &rotary.tables(count), self.heads, self.kv_heads);
+        }
+        let mut kept = Vec::new();
+        for place in sequences.iter_mut() {
+            if matches!(place.cache, LayerCache::Empty) {
+                *place.cache = LayerCache::Host(fast::cache(&projected, self.heads, self.kv_heads)?);
+            }
+            match place.cache {
+                LayerCache::Host(cache) => kept.push((cache, place.mask.before)),
+                _ => return None,
+            }
+        }
+        fast::cached_attention(&projected, &tables, count, &mut kept)
+    }
+}
+
+/// The place of some new tokens of one sequence in one layer.
+pub(crate) struct Place<'a, B: Backend> {
+    /// What the layer has of the tokens before them.
+    pub(crate) cache: &'a mut LayerCache<B>,
+    /// What they see.
+    pub(crate) mask: &'a CausalMask<B>,
 }
 
 /// What hides later positions from earlier ones, for sequences of one length; made when it is first asked for, since fused attention never
 /// asks.
 #[derive(Debug)]
 pub struct CausalMask<B: Backend> {
-    seq: usize,
+    /// Positions that every query sees besides those of the queries.
+    before: usize,
+    queries: usize,
     device: B::Device,
     tensor: OnceCell<Tensor<B, 2>>,
 }
@@ -221,33 +263,48 @@ pub struct CausalMask<B: Backend> {
 impl<B: Backend> CausalMask<B> {
     /// The mask for sequences of length `seq`.
     pub fn new(seq: usize, device: B::Device) -> Self {
+        Self::after(0, seq, device)
+    }
+
+    /// The mask for `queries` tokens behind `before` others, all of which they see.
+    pub(crate) fn after(before: usize, queries: usize, device: B::Device) -> Self {
         Self {
-            seq,
+            before,
+            queries,
             device,
             tensor: OnceCell::new(),
         }
     }
 
-    /// To be added to the scores: 0 where a query (row) may see a key (column), −∞ where the key comes later; `[1, seq · seq]`.
+    /// Adds 0 where a query (row) may see a key (column), −∞ where the key comes later.
+    ///
+    /// # Shapes
+    /// - scores: `[batch, heads, rows, before + queries]`, where `rows` is a multiple of the queries
+    /// - output: `[batch · heads · rows, before + queries]`
+    fn hide_later(&self, scores: Tensor<B, 4>) -> Tensor<B, 2> {
+        let [batch, heads, rows, seen] = scores.dims();
+        let all_rows = batch * heads * rows;
+        // A single query is the last position: nothing comes later.
+        if self.queries == 1 {
+            return scores.reshape([all_rows, seen]);
+        }
+        let masked = scores.reshape([all_rows / self.queries, self.queries * seen]) + self.tensor();
+        masked.reshape([all_rows, seen])
+    }
+
+    /// `[1, queries · (before + queries)]`.
     fn tensor(&self) -> Tensor<B, 2> {
         let make = || {
-            let shape = [self.seq, self.seq];
+            let shape = [self.queries, self.before + self.queries];
             // `tril_mask` is false on and below the diagonal.
-            let later = Tensor::<B, 2, Bool>::tril_mask(shape, 0, &self.device);
+            let later = Tensor::<B, 2, Bool>::tril_mask(shape, self.before as i64, &self.device);
             let zeros = Tensor::<B, 2>::zeros(shape, (&self.device, DType::F32));
             zeros
                 .mask_fill(later, f32::NEG_INFINITY)
-                .reshape([1, self.seq * self.seq])
+                .reshape([1, shape[0] * shape[1]])
         };
         self.tensor.get_or_init(make).clone()
     }
-}
-
-/// Softmax over the last dimension. Burn's own divides by the sum, and the backward pass of a division is dear; this one multiplies by
-/// its reciprocal, of which there is one per row.
-fn softmax<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2> {
-    let exponentials = (scores.clone() - scores.detach().max_dim(1)).exp();
-    exponentials.clone() * exponentials.sum_dim(1).recip()
 }
 
 #[cfg(test)]
@@ -290,6 +347,30 @@ mod tests {
             .into_data()
             .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-6));
     }
+
+    #[test]
+    #[should_panic(expected = "3 heads do not divide a stream of 8 channels")]
+    fn heads_that_do_not_divide_the_stream_are_named() {
+        AttentionConfig::new(8, 3, 1).init::<Flex>(&FlexDevice);
+    }
+
+    #[test]
+    #[should_panic(expected = "3 key-value heads do not divide 4 query heads")]
+    fn key_heads_that_do_not_divide_the_query_heads_are_named() {
+        AttentionConfig::new(8, 4, 3).init::<Flex>(&FlexDevice);
+    }
+
+    #[test]
+    #[should_panic(expected = "the length of the sequences, and that of the mask")]
+    fn a_mask_for_another_length_is_refused() {
+        let attention = AttentionConfig::new(8, 2, 1).init::<Flex>(&FlexDevice);
+        let rotary = RotaryConfig::new(16, 4).init(&FlexDevice);
+        attention.forward(
+            Tensor::ones([1, 3, 8], &FlexDevice),
+            &rotary,
+            &CausalMask::new(4, FlexDevice),
+        );
+    }
 }
 
 #[cfg(all(test, feature = "host"))]
@@ -311,7 +392,8 @@ mod fused {
             let flat = x.clone().reshape([batch * seq, hidden]);
             let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
             let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
-            let mixed = attention.in_tensor_operations(projected, seq, &rotary, &mask);
+            let projected = projected.map(|x| attention.split(x, seq));
+            let mixed = attention.in_tensor_operations(projected, &rotary, &mask);
             let plain = mixed
                 .matmul(attention.output.weight.val())
                 .reshape([batch, seq, hidden]);

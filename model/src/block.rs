@@ -181,7 +181,7 @@ impl<B: Backend> Block<B> {
             attention_residual: residual()?,
             mlp: MlpConfig::new(config.hidden, config.intermediate).init(device),
             mlp_residual: residual()?,
-            gates: (0..gates).map(|_| config.gate.init(device)).collect(),
+            gates: (0..gates).map(|_| config.gate.gpas().init(device)).collect(),
         })
     }
 
@@ -232,8 +232,9 @@ impl<B: Backend> ModuleDisplay for Block<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpas::{GateSite, GpasConfig};
+    use crate::config::GateConfig;
     use crate::rotary::RotaryConfig;
+    use crate::scheme::GateSite;
     use burn::module::Param;
     use burn::tensor::activation::silu;
     use burn_flex::FlexDevice;
@@ -357,7 +358,7 @@ mod tests {
         let wired = |wiring, place| Residual::<Tracked>::new(wiring, place, &norm, Precision::F32, &FlexDevice);
         assert!(wired(Wiring::PRE, GatePlace::AfterNorm).is_ok());
         assert_eq!(wired(Wiring::POST, GatePlace::AfterNorm).unwrap_err(), NoPlaceForGate);
-        let gate = GpasConfig::new().with_site(GateSite::AfterNorm);
+        let gate = GateConfig::new().with_site(GateSite::AfterNorm);
         let config = LlamaConfig::new(10, HIDDEN, 40, 2, LAYERS).with_gate(gate);
         let block = |config: &LlamaConfig, wiring| Block::<Tracked>::from_wiring(config, wiring, &FlexDevice);
         assert!(block(&config, Wiring::PRE).is_ok());

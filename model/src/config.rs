@@ -4,9 +4,9 @@ use burn::config::Config;
 use serde::{Deserialize, Serialize};
 use strum::VariantNames;
 
-use crate::gpas::GpasConfig;
+use crate::gpas::{GateActivation, GpasConfig};
 use crate::precision::Precision;
-use crate::scheme::{GatePlace, Layer, Scheme, Wiring};
+use crate::scheme::{GatePlace, GateSite, Layer, Scheme, Wiring};
 
 /// How weights start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
@@ -18,6 +18,47 @@ pub enum Initialisation {
     Published,
     /// As the GPAS authors' released code: like `published`, but `deeppost_gpas` misses DeepNorm's initialisation there.
     Released,
+}
+
+/// The gates of a `_gpas` scheme: what each one is, as in [`GpasConfig`], how many a layer has, and where they stand.
+#[derive(Config, Debug, Copy, PartialEq)]
+pub struct GateConfig {
+    /// Activation of the gates.
+    #[config(default = "GpasConfig::new().act")]
+    pub act: GateActivation,
+    /// Whether the gates are trained.
+    #[config(default = "GpasConfig::new().learnable")]
+    pub learnable: bool,
+    /// Value of the gates at the start; 0 is the identity.
+    #[config(default = "GpasConfig::new().init")]
+    pub init: f64,
+    /// Whether attention and MLP have a gate each, rather than one for both.
+    #[config(default = false)]
+    pub per_sublayer: bool,
+    /// Where the gates stand.
+    #[config(default = "GateSite::Default")]
+    pub site: GateSite,
+    /// Whether the scaling is hidden from the gradient. Off, GPAS is a plain trainable scale.
+    #[config(default = "GpasConfig::new().stop_gradient")]
+    pub stop_gradient: bool,
+}
+
+impl Default for GateConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GateConfig {
+    /// Each of the gates.
+    pub fn gpas(&self) -> GpasConfig {
+        GpasConfig {
+            act: self.act,
+            learnable: self.learnable,
+            init: self.init,
+            stop_gradient: self.stop_gradient,
+        }
+    }
 }
 
 /// A LLaMA-style decoder with any scheme of the [scheme table](crate::scheme).
@@ -48,8 +89,8 @@ pub struct LlamaConfig {
     #[config(default = false)]
     pub tied_head: bool,
     /// The gates of a `_gpas` scheme.
-    #[config(default = "GpasConfig::new()")]
-    pub gate: GpasConfig,
+    #[config(default = "GateConfig::new()")]
+    pub gate: GateConfig,
     /// How weights start.
     #[config(default = "Initialisation::Published")]
     pub initialisation: Initialisation,
@@ -258,7 +299,7 @@ mod tests {
             error(LlamaConfig { layers: 0, ..small() }),
             "model.layers must be at least 1"
         );
-        let gate = GpasConfig::new().with_site(crate::GateSite::AfterNorm);
+        let gate = GateConfig::new().with_site(GateSite::AfterNorm);
         let scheme = "post_pre_gpas".parse().unwrap();
         assert_eq!(
             error(small().with_scheme(scheme).with_gate(gate)),

@@ -22,6 +22,14 @@ pub(crate) use gpas_host::HostCache;
 #[derive(Clone, Debug)]
 pub(crate) enum HostCache {}
 
+/// Whether the tensors of a backend lie in the memory of this process, where to look at their values is to wait for nothing.
+pub(crate) fn is_in_memory<B: Backend>() -> bool {
+    #[cfg(feature = "host")]
+    return gpas_host::runs::<B>();
+    #[cfg(not(feature = "host"))]
+    false
+}
+
 /// Declares functions that ask the accelerators one after the other, each by a function of the same name, and return what the first one does
 /// that takes the tensors.
 macro_rules! ask {

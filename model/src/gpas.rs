@@ -7,7 +7,7 @@
 use burn::config::Config;
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::activation::{relu, sigmoid, silu, tanh};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, ElementConversion, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 use strum::VariantNames;
 
@@ -94,23 +94,7 @@ impl GateActivation {
     }
 }
 
-/// Where the gate stands in a layer. All but the default are the paper's ablations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
-#[serde(rename_all = "snake_case")]
-#[strum(serialize_all = "snake_case")]
-pub enum GateSite {
-    /// As the scheme's row says: the stream in pre-like layers, the residual in post-like ones.
-    #[default]
-    Default,
-    /// `z = G(x)`, then the scheme's line on `z`.
-    Before,
-    /// On what the sub-layer sees; needs a scheme with a norm before the sub-layer in every layer.
-    AfterNorm,
-    /// On the branch as it is added to the residual.
-    AfterModule,
-}
-
-/// The GPAS gates of a model.
+/// One gate.
 #[derive(Config, Debug, Copy, PartialEq)]
 pub struct GpasConfig {
     /// Activation of the gate.
@@ -122,12 +106,6 @@ pub struct GpasConfig {
     /// Value of the gate at the start; 0 is the identity.
     #[config(default = 0.0)]
     pub init: f64,
-    /// Whether attention and MLP have a gate each, rather than one for both.
-    #[config(default = false)]
-    pub per_sublayer: bool,
-    /// Where the gate stands.
-    #[config(default = "GateSite::Default")]
-    pub site: GateSite,
     /// Whether the scaling is hidden from the gradient. Off, GPAS is a plain trainable scale.
     #[config(default = true)]
     pub stop_gradient: bool,
@@ -140,7 +118,7 @@ impl Default for GpasConfig {
 }
 
 impl GpasConfig {
-    /// One gate with its initial value.
+    /// The gate with its initial value.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Gpas<B> {
         let gate = Tensor::full([1], self.init, device).set_require_grad(self.learnable);
         Gpas {
@@ -165,6 +143,7 @@ impl GpasConfig {
 ///     &TensorData::from([0.61261, -1.22522]),
 ///     burn::tensor::Tolerance::absolute(1e-5),
 /// );
+/// assert!((gpas.scale() - 0.61261).abs() < 1e-5);
 /// ```
 #[derive(Module, Debug)]
 #[module(custom_display)]
@@ -192,6 +171,19 @@ impl<B: Backend> Gpas<B> {
             self.stop_gradient,
         )
         .unwrap_or_else(|| self.in_tensor_operations(x))
+    }
+
+    /// The factor of the forward pass, `1 − act(α)`. Reads the gate from its device, which waits for it.
+    ///
+    /// ```
+    /// use burn_flex::{Flex, FlexDevice};
+    /// use gpas_model::GpasConfig;
+    ///
+    /// assert_eq!(GpasConfig::new().init::<Flex>(&FlexDevice).scale(), 1.0);
+    /// ```
+    pub fn scale(&self) -> f64 {
+        let gate: f64 = self.gate.val().into_scalar().elem();
+        1.0 - self.act.value(gate)
     }
 
     /// GPAS of a sum, for which one walk over memory is enough where both are there.

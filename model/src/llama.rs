@@ -4,27 +4,18 @@
 //! - rotary positions, RMSNorm, SwiGLU, causal attention
 //! - every normalisation scheme of the [scheme table](crate::scheme), with or without GPAS
 //! - training never holds the logits of all tokens: see [`crate::loss`]
-//! - with `recompute`, it never holds the activations of more than one layer: see [`StepSums::add`]
-
-mod step;
-
-pub use step::{StepGradients, StepSums};
+//! - with `recompute`, it never holds the activations of more than one layer: see [`StepSums::add`](crate::StepSums::add)
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-#[cfg(feature = "train")]
-use burn_train::metric::{Adaptor, ItemLazy, LossInput};
-#[cfg(feature = "train")]
-use burn_train::{InferenceStep, TrainOutput, TrainStep};
-use gpas_batch::TokenBatch;
 
 use crate::attention::CausalMask;
 use crate::block::Block;
+use crate::cache::ModelIdentity;
 use crate::config::{ConfigError, LlamaConfig};
 use crate::fast;
-use crate::loss::token_losses;
+use crate::loss::{is_outside, token_losses};
 use crate::norm::{RmsNorm, RmsNormConfig};
 use crate::precision::Precision;
 use crate::progress::Progress;
@@ -32,6 +23,31 @@ use crate::rotary::{Rotary, RotaryConfig};
 use crate::scheme::NormStart;
 
 /// A LLaMA-style decoder.
+///
+/// ```
+/// use burn::tensor::{Int, Tensor};
+/// use burn_flex::{Flex, FlexDevice};
+/// use gpas_model::LlamaConfig;
+///
+/// let scheme = "sandwich_gpas".parse()?;
+/// // 50 token ids, a stream of 16 channels, an MLP of 44, 2 heads, 3 layers.
+/// let config = LlamaConfig::new(50, 16, 44, 2, 3).with_scheme(scheme);
+/// let model = config.init::<Flex>(1, &FlexDevice);
+///
+/// let ids = Tensor::<Flex, 2, Int>::from_ints([[7, 12, 3, 9]], &FlexDevice);
+/// assert_eq!(model.forward(ids.clone()).dims(), [1, 4, 16]);
+/// assert_eq!(model.logits(ids.clone()).dims(), [1, 4, 50]);
+/// // The target of a position is the id that follows it; after the last one nothing follows here.
+/// let targets = Tensor::<Flex, 2, Int>::from_ints([[12, 3, 9, gpas_model::IGNORE_INDEX]], &FlexDevice);
+/// let losses = model.token_losses(ids, targets);
+/// assert_eq!(losses.dims(), [4]);
+/// # Ok::<(), gpas_model::UnknownScheme>(())
+/// ```
+///
+/// # Panics
+/// All that take token ids panic if there is no sequence or a sequence has no token; if sequences are longer than the model's
+/// [positions](Self::positions); and, where tensors lie in the memory of this process, if an id is outside the vocabulary. To look at the
+/// ids of a device would mean to wait for it in every step: there an id outside the vocabulary makes every loss that it has a part in NaN.
 #[derive(Module, Debug)]
 pub struct Llama<B: Backend> {
     /// Token embedding, `[vocab, hidden]`.
@@ -47,7 +63,11 @@ pub struct Llama<B: Backend> {
     rotary: Rotary<B>,
     #[module(skip)]
     precision: Precision,
-    recompute: bool,
+    pub(crate) recompute: bool,
+    #[module(skip)]
+    progress: Progress,
+    #[module(skip)]
+    identity: ModelIdentity,
 }
 
 impl LlamaConfig {
@@ -72,18 +92,41 @@ impl LlamaConfig {
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
+            progress: Progress::after(0),
+            identity: ModelIdentity::default(),
         })
     }
 }
 
 impl<B: Backend> Llama<B> {
+    /// The model after so many optimizer steps. Weights do not change: it is for schemes whose branches warm up.
+    pub fn with_progress(self, progress: Progress) -> Self {
+        Self { progress, ..self }
+    }
+
+    /// How far training has come: 0 steps for a model with initial weights, [complete](Progress::COMPLETE) for one with loaded weights,
+    /// unless it has been [told](Self::with_progress).
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Number of token ids.
+    pub fn vocab(&self) -> usize {
+        self.embedding.weight.shape()[0]
+    }
+
+    /// Length of the longest sequence.
+    pub fn positions(&self) -> usize {
+        self.rotary.positions()
+    }
+
     /// The residual stream before each layer, then after the last: `layers + 1` tensors `[batch, seq, hidden]`.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Vec<Tensor<B, 3>> {
+    pub fn residual_streams(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
         let mut streams = Vec::new();
-        let last = self.walk(ids, progress, |x| streams.push(x.clone()));
+        let last = self.walk(ids, |x| streams.push(x.clone()));
         streams.push(last);
         streams
     }
@@ -93,9 +136,9 @@ impl<B: Backend> Llama<B> {
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn hidden_states(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Vec<Tensor<B, 3>> {
+    pub fn hidden_states(&self, ids: Tensor<B, 2, Int>) -> Vec<Tensor<B, 3>> {
         let mut states = Vec::new();
-        let last = self.walk(ids, progress, |x| states.push(x.clone()));
+        let last = self.walk(ids, |x| states.push(x.clone()));
         states.push(self.norm.forward(last));
         states
     }
@@ -105,12 +148,15 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, hidden]`
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
-        self.norm.forward(self.walk(ids, progress, |_| ()))
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.norm.forward(self.walk(ids, |_| ()))
     }
 
     /// The stream before the first layer, `[batch, seq, hidden]`.
     pub(crate) fn embed(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let [batch, seq] = ids.dims();
+        assert!(batch > 0 && seq > 0, "{batch} sequences of {seq} tokens are no batch");
+        self.assert_length(seq);
         let rows = self.look_up(ids);
         match &self.embedding_norm {
             Some(norm) => norm.forward(rows),
@@ -120,18 +166,24 @@ impl<B: Backend> Llama<B> {
 
     /// The embeddings' rows, `[batch, seq, hidden]`.
     fn look_up(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let table = self.embedding.weight.val();
-        fast::embed(&table, &ids).unwrap_or_else(|| self.embedding.forward(ids))
+        if fast::is_in_memory::<B>() {
+            let vocab = self.vocab();
+            ids.to_data().iter::<i64>().for_each(|id| _ = checked(id, vocab));
+        }
+        fast::embed(&self.embedding.weight.val(), &ids).unwrap_or_else(|| self.embedding.forward(ids))
+    }
+
+    pub(crate) fn assert_length(&self, tokens: usize) {
+        let positions = self.positions();
+        assert!(
+            tokens <= positions,
+            "a sequence of {tokens} tokens is longer than the model's {positions} positions"
+        );
     }
 
     /// Goes through the layers, showing the stream before each one, and returns it after the last.
-    fn walk(
-        &self,
-        ids: Tensor<B, 2, Int>,
-        progress: Progress,
-        before_layer: impl FnMut(&Tensor<B, 3>),
-    ) -> Tensor<B, 3> {
-        self.walk_from(0, self.embed(ids), progress, before_layer)
+    fn walk(&self, ids: Tensor<B, 2, Int>, before_layer: impl FnMut(&Tensor<B, 3>)) -> Tensor<B, 3> {
+        self.walk_from(0, self.embed(ids), before_layer)
     }
 
     /// Goes through the layers from `first` on, before which the stream is `x`.
@@ -139,19 +191,26 @@ impl<B: Backend> Llama<B> {
         &self,
         first: usize,
         mut x: Tensor<B, 3>,
-        progress: Progress,
         mut before_layer: impl FnMut(&Tensor<B, 3>),
     ) -> Tensor<B, 3> {
         let mask = CausalMask::new(x.dims()[1], x.device());
         for layer in self.layers.iter().skip(first) {
             before_layer(&x);
-            x = layer.forward(x, progress, &self.rotary, &mask);
+            x = layer.forward(x, self.progress, &self.rotary, &mask);
         }
         x
     }
 
     pub(crate) fn rotary(&self) -> &Rotary<B> {
         &self.rotary
+    }
+
+    pub(crate) fn identity(&self) -> &ModelIdentity {
+        &self.identity
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Number format of the matrix products.
@@ -164,12 +223,21 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids: `[batch, seq]`
     /// - output: `[batch, seq, vocab]`
-    pub fn logits(&self, ids: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 3> {
+    pub fn logits(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [batch, seq] = ids.dims();
-        let hidden = flatten(self.forward(ids, progress));
-        let logits = self.head_logits(hidden);
+        let logits = self.head_logits(self.forward(ids).flatten(0, 1));
         let vocab = logits.dims()[1];
         logits.reshape([batch, seq, vocab])
+    }
+
+    /// Logits of hidden states after the final norm, in f32.
+    ///
+    /// # Shapes
+    /// - hidden: `[tokens, hidden]`
+    /// - output: `[tokens, vocab]`
+    pub fn head_logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (weight, products) = (self.head_weight(), self.products());
+        hidden.cast(products).matmul(weight.cast(products)).cast(DType::F32)
     }
 
     /// Loss of every position, 0 where the target is [`IGNORE_INDEX`](crate::IGNORE_INDEX).
@@ -177,8 +245,13 @@ impl<B: Backend> Llama<B> {
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; the target of a position is the id that follows it
     /// - output: `[batch · seq]`
-    pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, progress: Progress) -> Tensor<B, 1> {
-        self.losses_of(self.walk(ids, progress, |_| ()), targets)
+    ///
+    /// # Panics
+    /// If ids and targets have not one shape, and, where tensors lie in the memory of this process, if a target is neither an id nor
+    /// [`IGNORE_INDEX`](crate::IGNORE_INDEX). On a device the loss of such a target is NaN.
+    pub fn token_losses(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        let targets = self.targets_of(&ids, targets);
+        self.losses_of(self.walk(ids, |_| ()), targets)
     }
 
     /// Loss of every position when the stream is this after the last layer, 0 where the target is [`IGNORE_INDEX`](crate::IGNORE_INDEX).
@@ -188,7 +261,7 @@ impl<B: Backend> Llama<B> {
     /// - targets: `[batch, seq]`
     /// - output: `[batch · seq]`
     pub fn losses_of(&self, stream: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
-        let hidden = flatten(self.norm.forward(stream));
+        let hidden = self.norm.forward(stream).flatten(0, 1);
         token_losses(hidden, self.head_weight(), targets.flatten(0, 1), self.precision)
     }
 
@@ -199,14 +272,21 @@ impl<B: Backend> Llama<B> {
     /// - stream: `[batch, seq, hidden]`, that before the layer
     /// - targets: `[batch, seq]`
     /// - output: `[batch · seq]`
-    pub fn token_losses_without(
-        &self,
-        index: usize,
-        stream: Tensor<B, 3>,
-        targets: Tensor<B, 2, Int>,
-        progress: Progress,
-    ) -> Tensor<B, 1> {
-        self.losses_of(self.walk_from(index + 1, stream, progress, |_| ()), targets)
+    pub fn token_losses_without(&self, index: usize, stream: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        self.losses_of(self.walk_from(index + 1, stream, |_| ()), targets)
+    }
+
+    /// The targets of a batch, [marked] where nobody looks at the ids.
+    pub(crate) fn targets_of(&self, ids: &Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+        assert_eq!(
+            ids.dims(),
+            targets.dims(),
+            "the shape of the ids, and that of their targets"
+        );
+        if fast::is_in_memory::<B>() {
+            return targets;
+        }
+        marked(ids.clone(), targets, self.vocab())
     }
 
     /// The projection to the vocabulary, `[hidden, vocab]`.
@@ -218,91 +298,100 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-fn flatten<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 2> {
-    x.flatten(0, 1)
+/// A token id of the vocabulary.
+pub(crate) fn checked(id: i64, vocab: usize) -> i64 {
+    assert!(
+        usize::try_from(id).is_ok_and(|row| row < vocab),
+        "token id {id} is outside the vocabulary of {vocab}"
+    );
+    id
 }
 
-impl<B: AutodiffBackend> Llama<B> {
-    /// Loss and gradients of an optimizer step of one micro-batch that scores `scored` tokens and comes after those of `progress`.
-    /// [`StepSums`] takes more than one.
-    ///
-    /// # Shapes
-    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
-    pub fn backward(
-        &self,
-        ids: Tensor<B, 2, Int>,
-        targets: Tensor<B, 2, Int>,
-        scored: usize,
-        progress: Progress,
-    ) -> StepGradients<B> {
-        let mut sums = StepSums::new(self, scored, progress);
-        sums.add(ids, targets);
-        sums.finish().expect("there was a micro-batch")
+/// The targets, and one outside the vocabulary where the id is outside it, for a device on which nobody looks at ids: the loss is NaN there.
+fn marked<B: Backend>(ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, vocab: usize) -> Tensor<B, 2, Int> {
+    targets.mask_fill(is_outside(ids, vocab), -1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::{Flex, FlexDevice};
+
+    fn small() -> Llama<Flex> {
+        LlamaConfig::new(10, 8, 16, 2, 1)
+            .with_max_positions(4)
+            .init(1, &FlexDevice)
     }
-}
 
-/// Mean loss over the scored tokens of a batch, for Burn's metrics.
-#[cfg(feature = "train")]
-#[derive(Debug)]
-pub struct LossOutput<B: Backend> {
-    /// Shape `[1]`.
-    pub loss: Tensor<B, 1>,
-}
-
-#[cfg(feature = "train")]
-impl<B: Backend> ItemLazy for LossOutput<B> {
-    type ItemSync = LossOutput<burn_flex::Flex>;
-
-    fn sync(self) -> Self::ItemSync {
-        LossOutput {
-            loss: Tensor::from_data(self.loss.into_data(), &Default::default()),
-        }
+    fn ids<const S: usize>(ids: [i32; S]) -> Tensor<Flex, 2, Int> {
+        Tensor::<Flex, 1, Int>::from_ints(ids, &FlexDevice).unsqueeze()
     }
-}
 
-#[cfg(feature = "train")]
-impl<B: Backend> Adaptor<LossInput<B>> for LossOutput<B> {
-    fn adapt(&self) -> LossInput<B> {
-        LossInput::new(self.loss.clone())
+    #[cfg(feature = "host")]
+    #[test]
+    #[should_panic(expected = "token id 10 is outside the vocabulary of 10")]
+    fn an_id_above_the_vocabulary_is_named() {
+        small().forward(ids([3, 10]));
     }
-}
 
-/// Burn's learner counts no steps for its models: to it, every branch has its full weight from the start.
-#[cfg(feature = "train")]
-impl<B: AutodiffBackend> TrainStep for Llama<B> {
-    type Input = TokenBatch<B>;
-    type Output = LossOutput<B::InnerBackend>;
-
-    fn step(&self, batch: TokenBatch<B>) -> TrainOutput<Self::Output> {
-        let StepGradients { loss, gradients } =
-            self.backward(batch.ids, batch.targets, batch.scored, Progress::COMPLETE);
-        TrainOutput {
-            grads: gradients,
-            item: LossOutput { loss },
-        }
+    #[cfg(feature = "host")]
+    #[test]
+    #[should_panic(expected = "token id -1 is outside the vocabulary of 10")]
+    fn an_id_below_zero_is_named() {
+        small().logits(ids([-1]));
     }
-}
 
-#[cfg(feature = "train")]
-impl<B: Backend> InferenceStep for Llama<B> {
-    type Input = TokenBatch<B>;
-    type Output = LossOutput<B>;
+    #[test]
+    #[should_panic(expected = "a sequence of 5 tokens is longer than the model's 4 positions")]
+    fn a_sequence_that_is_too_long_is_named() {
+        small().forward(ids([1, 2, 3, 4, 5]));
+    }
 
-    fn step(&self, batch: TokenBatch<B>) -> Self::Output {
-        let loss = self.token_losses(batch.ids, batch.targets, Progress::COMPLETE).sum();
-        LossOutput {
-            loss: loss.div_scalar(batch.scored.max(1) as f64),
-        }
+    #[test]
+    #[should_panic(expected = "0 sequences of 4 tokens are no batch")]
+    fn a_batch_without_sequences_is_refused() {
+        small().forward(Tensor::empty([0, 4], &FlexDevice));
+    }
+
+    #[test]
+    #[should_panic(expected = "2 sequences of 0 tokens are no batch")]
+    fn sequences_without_tokens_are_refused() {
+        small().forward(Tensor::empty([2, 0], &FlexDevice));
+    }
+
+    #[test]
+    #[should_panic(expected = "the shape of the ids, and that of their targets")]
+    fn targets_of_another_shape_are_refused() {
+        small().token_losses(ids([1, 2]), ids([1, 2, 3]));
+    }
+
+    /// See `loss` for what becomes of such a target.
+    #[test]
+    fn a_position_whose_id_nobody_looks_at_gets_a_target_outside_the_vocabulary() {
+        let targets = marked(ids([3, 10, -1, 9]), ids([1, 2, -100, -100]), 10);
+        assert_eq!(targets.into_data().iter::<i64>().collect::<Vec<_>>(), [1, -1, -1, -100]);
+    }
+
+    #[test]
+    fn progress_is_set_and_kept() {
+        let model = small();
+        assert_eq!(model.progress(), Progress::after(0));
+        let model = model.with_progress(Progress::after(7));
+        assert_eq!(model.clone().progress(), Progress::after(7));
+        let model: Llama<burn::backend::Autodiff<Flex>> = LlamaConfig::new(10, 8, 16, 2, 1).init(1, &FlexDevice);
+        let inner = burn::module::AutodiffModule::valid(&model.with_progress(Progress::after(7)));
+        assert_eq!(inner.progress(), Progress::after(7));
     }
 }
 
 #[cfg(all(test, feature = "host"))]
-mod tests {
+mod fused {
     use super::*;
     use burn::backend::Autodiff;
     use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
     use burn::optim::GradientsParams;
     use burn::tensor::TensorData;
+    use burn::tensor::backend::AutodiffBackend;
     use burn_flex::{Flex, FlexDevice};
     use gpas_host::check::{Tracked, assert_close, gradients};
 
@@ -328,7 +417,7 @@ mod tests {
                 let ids: Vec<i64> = (0..60).map(|i| (i * times % 50) as i64).collect();
                 Tensor::from_data(TensorData::new(ids, [3, 20]), &Default::default())
             };
-            let found = model.backward(tokens(7), tokens(11), 60, Progress::COMPLETE);
+            let found = model.backward(tokens(7), tokens(11), 60);
             (model, found.gradients)
         }
         assert!(!gpas_host::runs::<Balanced>());

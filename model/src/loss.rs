@@ -6,7 +6,7 @@
 //!
 //! Products are in the number format of the [`Precision`]; softmax, loss and sums are in f32 in every one.
 
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 use gpas_batch::IGNORE_INDEX;
 
 use crate::fast;
@@ -41,6 +41,10 @@ pub struct LossGradients<B: Backend> {
 /// - hidden: `[tokens, hidden]`
 /// - weight: `[hidden, vocab]`
 /// - targets: `[tokens]`, ids below `vocab` or [`IGNORE_INDEX`]
+///
+/// # Panics
+/// If there is not one target for each row of hidden states, and, where tensors lie in the memory of this process, if a target is neither
+/// an id nor [`IGNORE_INDEX`]. To look at the targets of a device would mean to wait for it: there the loss of such a target is NaN.
 pub fn loss_with_gradients<B: Backend>(
     hidden: Tensor<B, 2>,
     weight: Tensor<B, 2>,
@@ -50,8 +54,9 @@ pub fn loss_with_gradients<B: Backend>(
     sum: Option<Tensor<B, 2>>,
     precision: Precision,
 ) -> LossGradients<B> {
+    check_targets(&hidden, &weight, &targets);
     let sum = if precision.products() == DType::F32 {
-        match fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX.into(), scored, seq, sum) {
+        match fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), scored, seq, sum) {
             Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
             Err(sum) => sum,
         }
@@ -85,7 +90,7 @@ fn loss_with_gradients_in_chunks<B: Backend>(
     let mut losses = Vec::new();
     let mut hidden_gradients = Vec::new();
     let mut weight_gradient: Option<Tensor<B, 2>> = None;
-    for chunk in chunks(hidden, targets, rows) {
+    for chunk in chunks(hidden, targets, weight.dims()[1], rows) {
         let softmax = Softmax::new(&chunk, weight.clone());
         losses.push(softmax.loss(&chunk).mul_scalar(share));
         let share_of_row = chunk.is_scored.clone().mul_scalar(share);
@@ -115,15 +120,19 @@ fn loss_with_gradients_in_chunks<B: Backend>(
 ///
 /// Shapes as in [`loss_with_gradients`]. The logits are chunked here too; on an autodiff backend their softmax is kept for the
 /// backward pass all the same, which is why training uses [`loss_with_gradients`].
+///
+/// # Panics
+/// As [`loss_with_gradients`].
 pub fn token_losses<B: Backend>(
     hidden: Tensor<B, 2>,
     weight: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
     precision: Precision,
 ) -> Tensor<B, 1> {
+    check_targets(&hidden, &weight, &targets);
     let products = precision.products();
     if products == DType::F32
-        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX.into())
+        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX))
     {
         return found;
     }
@@ -138,7 +147,7 @@ fn token_losses_in_chunks<B: Backend>(
     targets: Tensor<B, 1, Int>,
     rows: usize,
 ) -> Tensor<B, 1> {
-    let losses = chunks(hidden, targets, rows)
+    let losses = chunks(hidden, targets, weight.dims()[1], rows)
         .map(|chunk| Softmax::new(&chunk, weight.clone()).loss(&chunk))
         .collect();
     Tensor::cat(losses, 0)
@@ -150,21 +159,53 @@ struct Chunk<B: Backend> {
     hidden: Tensor<B, 2>,
     /// `[rows, 1]`, 0 where not scored.
     targets: Tensor<B, 2, Int>,
-    /// `[rows, 1]`, 1 where scored, else 0.
+    /// `[rows, 1]`, 1 where scored, else 0; NaN where the target is neither an id nor [`IGNORE_INDEX`].
     is_scored: Tensor<B, 2>,
 }
 
-fn chunks<B: Backend>(hidden: Tensor<B, 2>, targets: Tensor<B, 1, Int>, rows: usize) -> impl Iterator<Item = Chunk<B>> {
+fn chunks<B: Backend>(
+    hidden: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    vocab: usize,
+    rows: usize,
+) -> impl Iterator<Item = Chunk<B>> {
     let tokens = hidden.dims()[0];
+    let is_ignored = targets.clone().equal_elem(IGNORE_INDEX);
+    let is_wrong = is_outside(targets.clone(), vocab).bool_and(is_ignored.clone().bool_not());
+    let is_scored = is_ignored.bool_not().float().cast(DType::F32);
+    let is_scored = is_scored.mask_fill(is_wrong, f32::NAN).reshape([tokens, 1]);
+    let targets = targets.clamp(0, vocab as i64 - 1).reshape([tokens, 1]);
     (0..tokens).step_by(rows).map(move |start| {
         let length = rows.min(tokens - start);
-        let targets = targets.clone().narrow(0, start, length).reshape([length, 1]);
         Chunk {
             hidden: hidden.clone().narrow(0, start, length),
-            is_scored: targets.clone().not_equal_elem(IGNORE_INDEX).float().cast(DType::F32),
-            targets: targets.clamp_min(0),
+            is_scored: is_scored.clone().narrow(0, start, length),
+            targets: targets.clone().narrow(0, start, length),
         }
     })
+}
+
+/// Which of these are no ids of a vocabulary.
+pub(crate) fn is_outside<B: Backend, const D: usize>(ids: Tensor<B, D, Int>, vocab: usize) -> Tensor<B, D, Bool> {
+    ids.clone().lower_elem(0).bool_or(ids.greater_equal_elem(vocab as i64))
+}
+
+/// Panics where the targets do not fit the hidden states; where nobody has to wait for their values, these are looked at too.
+fn check_targets<B: Backend>(hidden: &Tensor<B, 2>, weight: &Tensor<B, 2>, targets: &Tensor<B, 1, Int>) {
+    let (tokens, vocab) = (hidden.dims()[0], weight.dims()[1]);
+    assert_eq!(
+        targets.dims(),
+        [tokens],
+        "the number of targets, and that of the hidden states"
+    );
+    if !fast::is_in_memory::<B>() {
+        return;
+    }
+    let is_target =
+        |target: &i64| *target == i64::from(IGNORE_INDEX) || usize::try_from(*target).is_ok_and(|id| id < vocab);
+    if let Some(target) = targets.to_data().iter::<i64>().find(|target| !is_target(target)) {
+        panic!("target {target} is neither an id of the vocabulary of {vocab} nor {IGNORE_INDEX}, which is not scored");
+    }
 }
 
 /// The softmax of a chunk before its division, and what the loss needs besides.
@@ -295,6 +336,61 @@ mod tests {
         assert_eq!(fused.loss.into_scalar(), 0.0);
         assert_eq!(fused.weight.abs().max().into_scalar(), 0.0);
     }
+
+    #[cfg(feature = "host")]
+    fn loss_of(targets: [i32; 2]) -> f32 {
+        let hidden = Tensor::<Flex, 2>::ones([2, 3], &FlexDevice);
+        let weight = Tensor::<Flex, 2>::ones([3, 4], &FlexDevice);
+        let targets = Tensor::<Flex, 1, Int>::from_ints(targets, &FlexDevice);
+        loss_with_gradients(hidden, weight, targets, 2, 2, None, Precision::F32)
+            .loss
+            .into_scalar()
+    }
+
+    #[cfg(feature = "host")]
+    #[test]
+    #[should_panic(expected = "target -1 is neither an id of the vocabulary of 4 nor -100, which is not scored")]
+    fn a_target_below_zero_is_named() {
+        loss_of([1, -1]);
+    }
+
+    #[cfg(feature = "host")]
+    #[test]
+    #[should_panic(expected = "target 4 is neither an id of the vocabulary of 4 nor -100, which is not scored")]
+    fn a_target_above_the_vocabulary_is_named() {
+        loss_of([4, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the number of targets, and that of the hidden states")]
+    fn targets_of_another_number_are_refused() {
+        let hidden = Tensor::<Flex, 2>::ones([3, 3], &FlexDevice);
+        let weight = Tensor::<Flex, 2>::ones([3, 4], &FlexDevice);
+        token_losses(
+            hidden,
+            weight,
+            Tensor::<Flex, 1, Int>::from_ints([1, 2], &FlexDevice),
+            Precision::F32,
+        );
+    }
+
+    /// As on a device, where nobody looks at the targets.
+    #[test]
+    fn a_target_that_nobody_looks_at_has_no_number_as_loss() {
+        let hidden = Tensor::<Flex, 2>::ones([3, 3], &FlexDevice);
+        let weight = Tensor::<Flex, 2>::ones([3, 4], &FlexDevice);
+        for wrong in [-1, 4, -99] {
+            let targets = || Tensor::<Flex, 1, Int>::from_ints([1, wrong, -100], &FlexDevice);
+            let losses = token_losses_in_chunks(hidden.clone(), weight.clone(), targets(), 2);
+            let losses: Vec<f32> = losses.into_data().into_vec().unwrap();
+            assert!((losses[0] - 4f32.ln()).abs() < 1e-6, "{losses:?}");
+            assert!(losses[1].is_nan() && losses[2] == 0.0, "{losses:?}");
+            let (hidden, weight) = (hidden.clone(), weight.clone());
+            let found = loss_with_gradients_in_chunks(hidden, weight, targets(), 2, Precision::F32, 2);
+            assert!(found.loss.into_scalar().is_nan());
+            assert!(found.weight.is_nan().all().into_scalar());
+        }
+    }
 }
 
 #[cfg(all(test, feature = "host"))]
@@ -318,13 +414,14 @@ mod fused {
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
             for seq in [50, 550, 1100] {
-                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, IGNORE_INDEX.into(), 900, seq, None);
+                let fused =
+                    fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), 900, seq, None);
                 let (loss, of_hidden, of_weight) = fused.unwrap();
                 assert_close(loss, plain.loss.clone(), "loss");
                 assert_close(of_hidden, plain.hidden.clone(), "hidden");
                 assert_close(of_weight, plain.weight.clone(), "weight");
             }
-            let fused = fast::token_losses(&hidden, &weight, &targets, IGNORE_INDEX.into()).unwrap();
+            let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX)).unwrap();
             assert_close(
                 fused,
                 token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),

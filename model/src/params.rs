@@ -595,7 +595,7 @@ mod tests {
     fn the_walk_is_the_one_of_burn() {
         for scheme in Scheme::all() {
             for (tied, per_sublayer) in [(false, false), (true, true)] {
-                let gate = crate::GpasConfig::new().with_per_sublayer(per_sublayer);
+                let gate = crate::GateConfig::new().with_per_sublayer(per_sublayer);
                 let config = LlamaConfig::new(24, 16, 40, 4, 5)
                     .with_kv_heads(Some(2))
                     .with_scheme(scheme)

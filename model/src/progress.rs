@@ -2,9 +2,10 @@
 
 /// Optimizer steps done, t in the [scheme table](crate::scheme).
 ///
-/// It is an argument of every forward pass, so that a model has no clock of its own: all micro-batches of a step see the steps done before
-/// it, an evaluation after step n sees n, and a run that goes on from a checkpoint sees what it would have seen without the stop. Skipped
-/// steps count, as in the learning rate's schedule.
+/// A model carries it ([`Llama::progress`](crate::Llama::progress)), and who trains the model sets it once after every step
+/// ([`Llama::with_progress`](crate::Llama::with_progress)). It is a plain value, not a clock that clones share: all micro-batches of a step
+/// see the steps done before it, an evaluation after step n sees n, and a copy of a model stays where it was copied. A run that goes on
+/// from a checkpoint sets it to the checkpoint's step. Skipped steps count, as in the learning rate's schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Progress(u64);
 
@@ -16,6 +17,11 @@ impl Progress {
     /// After this many optimizer steps.
     pub fn after(steps: u64) -> Self {
         Self(steps)
+    }
+
+    /// One step later.
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 
     /// `min(t / steps, 1)`; 1 where there are no steps to warm up.
@@ -37,5 +43,7 @@ mod tests {
         assert_eq!([at(0), at(2), at(8), at(9)], [0.0, 0.25, 1.0, 1.0]);
         assert_eq!(Progress::after(0).warmup(0), 1.0);
         assert_eq!(Progress::COMPLETE.warmup(u64::MAX), 1.0);
+        assert_eq!(Progress::after(2).next(), Progress::after(3));
+        assert_eq!(Progress::COMPLETE.next(), Progress::COMPLETE);
     }
 }

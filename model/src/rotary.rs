@@ -19,8 +19,12 @@ pub struct RotaryConfig {
 
 impl RotaryConfig {
     /// Computes the tables in f64 and keeps them in f32, whatever the precision of the model.
+    ///
+    /// # Panics
+    /// If `head_dim` is odd: the entries of a head are turned in pairs.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Rotary<B> {
         let half = self.head_dim / 2;
+        assert_eq!(2 * half, self.head_dim, "the entries of a head are turned in pairs");
         let angles = (0..self.positions).flat_map(|position| {
             (0..self.head_dim).map(move |j| position as f64 * self.base.powf(-((j % half) as f64) / half as f64))
         });
@@ -47,6 +51,11 @@ pub struct Rotary<B: Backend> {
 }
 
 impl<B: Backend> Rotary<B> {
+    /// Length of the tables.
+    pub(crate) fn positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
     /// The tables for `seq` positions, cosines and sines, each `[seq, head_dim]`.
     ///
     /// # Panics

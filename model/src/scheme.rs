@@ -59,8 +59,7 @@ use core::hash::{Hash, Hasher};
 use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-
-use crate::gpas::GateSite;
+use strum::VariantNames;
 
 /// Every scheme that is known by name.
 static ROWS: [SchemeRow; 14] = [
@@ -531,6 +530,22 @@ impl Wiring {
         let sum = normed(self.post_norm, format!("{residual} + {branch}"));
         format!("x ← {}", gated(GatePlace::Stream, sum))
     }
+}
+
+/// Where the gate stands in a layer. All but the default are the paper's ablations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, VariantNames)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum GateSite {
+    /// As the scheme's row says: the stream in pre-like layers, the residual in post-like ones.
+    #[default]
+    Default,
+    /// `z = G(x)`, then the scheme's line on `z`.
+    Before,
+    /// On what the sub-layer sees; needs a scheme with a norm before the sub-layer in every layer.
+    AfterNorm,
+    /// On the branch as it is added to the residual.
+    AfterModule,
 }
 
 /// Where in a wiring the gate stands.

@@ -33,6 +33,7 @@ use crate::config::{ConfigError, LlamaConfig};
 use crate::init::parameter_id;
 use crate::llama::Llama;
 use crate::params::{NormPlace, Parameter, ParameterKind, ParameterValue, Projection, SharedParameter, SubLayer};
+use crate::progress::Progress;
 
 pub use file::{SafetensorsFile, is_float};
 
@@ -306,7 +307,8 @@ impl<B: Backend> Llama<B> {
         Ok(tensors)
     }
 
-    /// The model of a configuration with the tensors of its parameters' released names. No weights are drawn for it.
+    /// The model of a configuration with the tensors of its parameters' released names. No weights are drawn for it, and its
+    /// [progress](Self::progress) is complete.
     ///
     /// # Errors
     /// If the configuration is not [valid](LlamaConfig::validate), or a tensor is missing, has another shape, or is left over. A released
@@ -329,7 +331,7 @@ impl<B: Backend> Llama<B> {
         let model = model.map(&mut reader);
         match reader.failed {
             Some(error) => Err(error),
-            None => Ok(model),
+            None => Ok(model.with_progress(Progress::COMPLETE)),
         }
     }
 
@@ -341,7 +343,8 @@ impl<B: Backend> Llama<B> {
         write_safetensors(&self.to_tensors(config)?, path)
     }
 
-    /// The model of a configuration with the weights of a safetensors file. No weights are drawn for it.
+    /// The model of a configuration with the weights of a safetensors file. No weights are drawn for it, and its
+    /// [progress](Self::progress) is complete.
     ///
     /// # Errors
     /// If the file cannot be read or does not fit the model, which is known before its tensors are read.

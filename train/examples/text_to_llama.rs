@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         clip_gate: 0.0,
     };
     let schedule = Schedule::cosine(1e-2, 6, STEPS as u64, 0.1);
-    let mut trainer = Trainer::new(config.init::<B>(seed, &device), optimizer, schedule)?;
+    let mut trainer = Trainer::new(config.init::<B>(seed, &device), optimizer, schedule.rates())?;
     let mut losses = Vec::new();
     for batch in batches.iter() {
         let scored = batch.scored;

@@ -20,7 +20,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::aside::AsideDirectory;
 use gpas_model::weights::{NamedTensors, SafetensorsFile, WeightsError, write_safetensors};
-use gpas_model::{Llama, LlamaConfig};
+use gpas_model::{Llama, LlamaConfig, Progress};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -320,12 +320,13 @@ impl Checkpoint {
         })
     }
 
-    /// The model.
+    /// The model, as far as its training had come.
     ///
     /// # Errors
     /// If the weights cannot be read or do not fit.
     pub fn model<B: Backend>(&self, config: &LlamaConfig, device: &B::Device) -> Result<Llama<B>, CheckpointError> {
-        Ok(Llama::load(config, &self.path.join(MODEL), device)?)
+        let model = Llama::load(config, &self.path.join(MODEL), device)?;
+        Ok(model.with_progress(Progress::after(self.state.step)))
     }
 
     /// The weights, whole on the host.
@@ -466,7 +467,7 @@ mod tests {
             cycles: 1,
             decay_fraction: 0.0,
         };
-        Trainer::new(model, optimizer, schedule).unwrap()
+        Trainer::new(model, optimizer, schedule.rates()).unwrap()
     }
 
     fn step(trainer: Trainer<B>) -> Trainer<B> {

@@ -8,7 +8,7 @@ use std::f64::consts::LN_2;
 use burn::tensor::backend::Backend;
 use gpas_data::tokenizer::ByteLengths;
 use gpas_data::{DataError, EvaluationBatches, Windows, stack};
-use gpas_model::{Llama, Progress};
+use gpas_model::Llama;
 
 use crate::metrics::EvalRecord;
 
@@ -21,7 +21,7 @@ pub struct ValidationText {
     pub bytes: Option<ByteLengths>,
 }
 
-/// Loss and perplexity of `model` on the first windows that hold `tokens` scored tokens, after `step` optimizer steps.
+/// Loss and perplexity of `model`, which has been trained for `step` optimizer steps, on the first windows that hold `tokens` scored tokens.
 ///
 /// It ends early, with nothing, once `stop` says so.
 ///
@@ -51,9 +51,7 @@ pub fn evaluate<B: Backend>(
         }
         let batch = stack(&windows, device)?;
         // Added up on the host in f64: the same on every backend but for the losses themselves.
-        let losses = model
-            .token_losses(batch.ids, batch.targets, Progress::after(step))
-            .into_data();
+        let losses = model.token_losses(batch.ids, batch.targets).into_data();
         loss += losses.iter::<f64>().sum::<f64>();
     }
     let bits_per_byte = (length > 0).then(|| loss / LN_2 / length as f64);
@@ -82,7 +80,7 @@ pub(crate) mod tests {
     use gpas_data::source::{Documents, ReadOptions};
     use gpas_data::{IGNORE_INDEX, Window, WindowMode};
     use gpas_data::{PreparedData, SpecialTokens};
-    use gpas_model::LlamaConfig;
+    use gpas_model::{LlamaConfig, Progress};
 
     pub(crate) const VOCAB: usize = 270;
     pub(crate) const SEQ: usize = 12;
@@ -128,7 +126,7 @@ pub(crate) mod tests {
         let config = LlamaConfig::new(VOCAB, 16, 32, 2, 2)
             .with_scheme("prores".parse().unwrap())
             .with_residual_warmup(10);
-        let mut model = config.init::<Flex>(5, &FlexDevice);
+        let mut model = config.init::<Flex>(5, &FlexDevice).with_progress(Progress::after(STEP));
         let mut head = model.head.take().unwrap();
         head.weight = head.weight.map(|weight| weight.mul_scalar(50.0));
         model.head = Some(head);
@@ -138,7 +136,7 @@ pub(crate) mod tests {
     /// Sum of the losses of a window's scored tokens and their number, from the logits.
     pub(crate) fn by_hand(model: &Llama<Flex>, window: Window) -> (f64, usize) {
         let targets = window.targets.clone();
-        let logits = model.logits(stack(&[window], &FlexDevice).unwrap().ids, Progress::after(STEP));
+        let logits = model.logits(stack(&[window], &FlexDevice).unwrap().ids);
         let logs = log_softmax(logits, 2).into_data().into_vec::<f32>().unwrap();
         let losses: Vec<f64> = logs
             .chunks(VOCAB)
@@ -179,6 +177,7 @@ pub(crate) mod tests {
             };
 
             let at = |step| {
+                let model = model.clone().with_progress(Progress::after(step));
                 let found = evaluate(&model, &validation, batch, None, step, &FlexDevice, || false);
                 found.unwrap().unwrap()
             };

@@ -3,8 +3,8 @@
 //! The formulas and their sources stand in [`gpas_model::analysis`]; this file takes them over validation text, adds what the weights alone
 //! tell, and puts what the run recorded beside them. One batch of streams is in memory at a time.
 //!
-//! Where [`Inspection`] is of a model at the end of training (or wherever its checkpoint is), [`crate::telemetry`] is the short look that
-//! training itself takes again and again; its records are the inspection's [`history`](Inspection::history).
+//! Where [`ModelInspection`] is of a model at the end of training (or wherever its checkpoint is), [`crate::telemetry`] is the short look that
+//! training itself takes again and again; its records are the inspection's [`history`](ModelInspection::history).
 
 mod text;
 
@@ -15,14 +15,14 @@ use gpas_data::{DataError, EvaluationBatches, IGNORE_INDEX, Windows, stack};
 use gpas_model::analysis::{StreamAngles, StreamVariance, weight_norms};
 use gpas_model::params::Projection;
 use gpas_model::scheme::GatePlace;
-use gpas_model::{Llama, LlamaConfig, Progress, Scheme};
+use gpas_model::{Llama, LlamaConfig, Scheme};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::metrics::{LayersRecord, null_is_nan};
 
 /// A model layer by layer, on validation text. As JSON a number that is not finite is `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Inspection {
+pub struct ModelInspection {
     /// Normalisation scheme.
     pub scheme: Scheme,
     /// Optimizer steps done.
@@ -93,8 +93,8 @@ fn numbers_of_projections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     Ok(numbers.into_iter().map(|(name, number)| (name, number.0)).collect())
 }
 
-impl Inspection {
-    /// Of a model after `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
+impl ModelInspection {
+    /// Inspects a model after `step` optimizer steps, on the first windows that hold `tokens` scored tokens, `batch` of them at a time. The
     /// [`history`](Self::history) is left empty.
     ///
     /// # Errors
@@ -108,7 +108,6 @@ impl Inspection {
         tokens: usize,
         device: &B::Device,
     ) -> Result<Self, DataError> {
-        let progress = Progress::after(step);
         let batches = EvaluationBatches::<B>::new(windows, batch, Some(tokens), device.clone())?;
         let (mut variance, mut angles) = (StreamVariance::default(), StreamAngles::default());
         let mut loss = 0.0;
@@ -119,14 +118,14 @@ impl Inspection {
             let targets = windows.iter().flat_map(|window| &window.targets);
             let scored: Vec<bool> = targets.map(|target| *target != IGNORE_INDEX).collect();
             let batch = stack::<B>(&windows, device)?;
-            let mut streams = model.residual_streams(batch.ids, progress);
+            let mut streams = model.residual_streams(batch.ids);
             variance.add(&streams, &scored);
             angles.add(&streams, &scored);
             if let Some(last) = streams.pop() {
                 loss += total(model.losses_of(last, batch.targets.clone()));
             }
             for (layer, (stream, sum)) in streams.into_iter().zip(&mut losses_without).enumerate() {
-                *sum += total(model.token_losses_without(layer, stream, batch.targets.clone(), progress));
+                *sum += total(model.token_losses_without(layer, stream, batch.targets.clone()));
             }
         }
         let count = batches.scored().max(1) as f64;
@@ -199,7 +198,7 @@ mod tests {
     use burn::module::Param;
     use burn_flex::{Flex, FlexDevice};
     use gpas_data::{Window, WindowMode};
-    use gpas_model::{GateSite, GpasConfig};
+    use gpas_model::{GateConfig, GateSite, Progress};
 
     const LAYERS: usize = 3;
     const HIDDEN: usize = 16;
@@ -213,7 +212,7 @@ mod tests {
 
     /// A model whose layers do much to the stream and to the loss.
     fn model(config: &LlamaConfig) -> Llama<Flex> {
-        let mut model = config.init::<Flex>(5, &FlexDevice);
+        let mut model = config.init::<Flex>(5, &FlexDevice).with_progress(Progress::after(STEP));
         for layer in &mut model.layers {
             layer.mlp.down.weight = layer.mlp.down.weight.clone().map(|weight| weight * 400.0);
         }
@@ -227,8 +226,8 @@ mod tests {
         model
     }
 
-    fn inspect(config: &LlamaConfig, model: &Llama<Flex>, windows: Windows, batch: usize) -> Inspection {
-        Inspection::of(model, config, STEP, windows, batch, 150, &FlexDevice).unwrap()
+    fn inspect(config: &LlamaConfig, model: &Llama<Flex>, windows: Windows, batch: usize) -> ModelInspection {
+        ModelInspection::of(model, config, STEP, windows, batch, 150, &FlexDevice).unwrap()
     }
 
     /// The windows that an inspection of 150 tokens takes.
@@ -247,7 +246,7 @@ mod tests {
         let mut found = vec![Vec::new(); LAYERS + 1];
         for window in windows {
             let ids = stack(std::slice::from_ref(window), &FlexDevice).unwrap().ids;
-            for (found, stream) in found.iter_mut().zip(model.residual_streams(ids, Progress::after(STEP))) {
+            for (found, stream) in found.iter_mut().zip(model.residual_streams(ids)) {
                 let values: Vec<f64> = stream.into_data().iter::<f64>().collect();
                 let scored = values.chunks(HIDDEN).zip(&window.targets);
                 found.extend(
@@ -343,7 +342,7 @@ mod tests {
     #[test]
     fn the_running_scale_is_that_of_the_stream() {
         let silu = |gate: f64| gate / (1.0 + (-gate).exp());
-        let running = |scheme: &str, gate: GpasConfig| {
+        let running = |scheme: &str, gate: GateConfig| {
             let config = config(scheme).with_gate(gate);
             let layers = Gates::of_layers(&model(&config), &config);
             for layer in &layers {
@@ -362,7 +361,7 @@ mod tests {
         };
         let shared = |index: usize| (1.0 - silu(GATES[index])).powi(2);
         let own = |index: usize| (1.0 - silu(GATES[2 * index])) * (1.0 - silu(GATES[2 * index + 1]));
-        let gate = GpasConfig::new();
+        let gate = GateConfig::new();
         check(running("pre_gpas", gate), &shared);
         check(running("sandwich_gpas", gate.with_site(GateSite::Before)), &shared);
         check(running("pre_gpas", gate.with_per_sublayer(true)), &own);
@@ -392,7 +391,7 @@ mod tests {
             running_scale: None,
             weight_norms: [(Projection::Up, 4.0)].into(),
         };
-        let whole = Inspection {
+        let whole = ModelInspection {
             scheme: Scheme::default(),
             step: 9,
             tokens: 8,
@@ -409,7 +408,7 @@ mod tests {
             }],
         };
         let json = serde_json::to_string(&whole).unwrap();
-        assert_eq!(serde_json::from_str::<Inspection>(&json).unwrap(), whole);
+        assert_eq!(serde_json::from_str::<ModelInspection>(&json).unwrap(), whole);
 
         let place = tempfile::tempdir().unwrap();
         let data = prepared(place.path());
@@ -420,7 +419,7 @@ mod tests {
         let found = inspect(&config, &diverged, windows, 4);
         let json = serde_json::to_string(&found).unwrap();
         assert!(json.contains(r#""loss":null"#), "{json}");
-        let read: Inspection = serde_json::from_str(&json).unwrap();
+        let read: ModelInspection = serde_json::from_str(&json).unwrap();
         assert!(read.loss.is_nan() && read.last_variance.is_nan() && read.angular_distance[0][1].is_nan());
         assert!(read.layers[1].weight_norms[&Projection::Up].is_nan());
         assert!(read.layers[0].variance.is_finite());

@@ -13,6 +13,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod evaluate;
 pub mod inspect;
+pub mod learner;
 pub mod metrics;
 pub mod optimizer;
 pub mod recipe;

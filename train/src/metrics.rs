@@ -7,7 +7,11 @@
 //! | `layers` | every `train.inspect_every` steps: one array per quantity |
 //! | `notice` | when something happened that its owner should know |
 //!
-//! A number that is not finite stands as `null`.
+//! A number that is not finite stands as `null`. What each number is called, how it is read, shown, tagged and drawn stands beside its record
+//! in `record.rs`, once: the dashboard, TensorBoard and the report go by those declarations.
+
+mod quantity;
+mod record;
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -15,7 +19,10 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 
 use gpas_data::aside::AsideFile;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+pub use quantity::{Curve, Format, LayerFigure, LayerQuantity, Quantity};
+pub use record::{EvalRecord, GateRange, LayersRecord, NoticeRecord, TrainRecord, null_is_nan};
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,112 +48,6 @@ impl Record {
             Record::Notice(record) => record.step,
         }
     }
-}
-
-/// An optimizer step. But for `step`, `tokens` and `tokens_per_s`, everything is as it was before the update.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainRecord {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Mean over the step's scored tokens, in nats; `null` of a skipped step.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub loss: f64,
-    /// Learning rate of the update.
-    pub lr: f64,
-    /// Tokens scored so far.
-    pub tokens: u64,
-    /// Positions (batch × seq) per second of this step.
-    pub tokens_per_s: f64,
-    /// Norm of all gradients before clipping.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub grad_norm: f64,
-    /// Norm of all gates' gradients before clipping.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub gate_grad_norm: f64,
-    /// The gates; absent without GPAS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gates: Option<GateRange>,
-    /// Whether no update was made because the loss or a gradient was not finite; absent if one was.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub skipped: bool,
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
-/// Reads a number; `null` stands for one that is not finite.
-///
-/// # Errors
-/// If it is neither.
-pub fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
-}
-
-/// Smallest, mean and largest gate of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GateRange {
-    /// Smallest.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub min: f64,
-    /// Mean.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub mean: f64,
-    /// Largest.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub max: f64,
-}
-
-impl GateRange {
-    /// The range of some gates; none of no gates.
-    pub fn of(gates: &[f64]) -> Option<Self> {
-        let min = gates.iter().copied().reduce(f64::min)?;
-        let max = gates.iter().copied().reduce(f64::max)?;
-        let mean = gates.iter().sum::<f64>() / gates.len() as f64;
-        Some(Self { min, mean, max })
-    }
-}
-
-/// An evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EvalRecord {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Mean over the scored tokens, in nats.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub loss: f64,
-    /// `exp(loss)`.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub perplexity: f64,
-    /// The loss in bits, of all tokens over the bytes that they stand for; absent where the tokenizer does not tell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bits_per_byte: Option<f64>,
-    /// Tokens scored.
-    pub tokens: u64,
-}
-
-/// Every layer at one step, before its update; the variance is over the step's first micro-batch.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LayersRecord {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Variance of the residual stream's entries before each layer and after the last: one more than layers.
-    pub variance: Vec<Option<f64>>,
-    /// Norm of all gradients of a layer before clipping.
-    pub grad_norm: Vec<Option<f64>>,
-    /// Norm of all weights of a layer, gates included.
-    pub weight_norm: Vec<Option<f64>>,
-    /// The gates, one per layer, or two where attention and MLP have one each; empty without GPAS.
-    pub gate: Vec<Option<f64>>,
-}
-
-/// Something that the run's owner should know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NoticeRecord {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// One line.
-    pub message: String,
 }
 
 /// The whole lines of a run's `metrics.jsonl`; none if it has no such file.

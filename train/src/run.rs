@@ -17,12 +17,23 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use gpas_data::PreparedData;
 use gpas_data::aside::{self, AsideDirectory};
 use gpas_data::chat_template::{CHAT_TEMPLATE, ChatTemplate};
+use gpas_model::LlamaConfig;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use crate::backend::Selected;
 use crate::recipe::{Recipe, RecipeError};
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Commit that this program was built from; empty outside a checkout.
+pub const COMMIT: &str = env!("GPAS_COMMIT");
 
 /// What a run was made from and on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +75,63 @@ pub struct RunInfo {
     pub resumes: Vec<Resume>,
 }
 
+impl RunInfo {
+    /// The facts of a run that begins here and now, but for its data and its tokenizer.
+    pub fn new(recipe: &Recipe, config: &LlamaConfig, selected: Selected) -> Self {
+        Self {
+            gpas: VERSION.into(),
+            commit: COMMIT.into(),
+            burn: "0.21.0".into(),
+            backend: selected.to_string(),
+            device: selected.device_name().unwrap_or_default(),
+            platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+            command: std::env::args().collect(),
+            data: PathBuf::new(),
+            data_sha256: String::new(),
+            tokenizer_sha256: String::new(),
+            parameters: config.parameters(),
+            gates: config.gates(),
+            seed: recipe.train.seed,
+            started: now(),
+            imported: None,
+            resumes: Vec::new(),
+        }
+    }
+
+    /// The facts of a run on some data, with its tokenizer.
+    ///
+    /// # Errors
+    /// If the data's manifest has no JSON form.
+    pub fn with_data(self, data: &PreparedData) -> Result<Self, RunError> {
+        Ok(Self {
+            data: data.directory().to_path_buf(),
+            data_sha256: data_sha256(data)?,
+            tokenizer_sha256: data.tokenizer().sha256().to_string(),
+            ..self
+        })
+    }
+}
+
+/// SHA-256 of the data's manifest, which holds the hashes of its shards.
+///
+/// # Errors
+/// If the manifest has no JSON form.
+pub fn data_sha256(data: &PreparedData) -> Result<String, RunError> {
+    let manifest = serde_json::to_vec(data.manifest()).map_err(|cause| RunError::Json {
+        path: data.directory().to_path_buf(),
+        cause,
+    })?;
+    let digest = Sha256::digest(manifest);
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
 /// A model from elsewhere that a run begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
@@ -94,6 +162,27 @@ pub struct Resume {
     pub changes: BTreeMap<String, [toml::Value; 2]>,
     /// What was wrong with the checkpoints that were passed over.
     pub passed_over: Vec<String>,
+}
+
+impl Resume {
+    /// The facts of a run that is gone on with here and now.
+    pub(crate) fn new(
+        step: u64,
+        selected: Selected,
+        changes: BTreeMap<String, [toml::Value; 2]>,
+        passed_over: Vec<String>,
+    ) -> Self {
+        Self {
+            step,
+            at: now(),
+            gpas: VERSION.into(),
+            commit: COMMIT.into(),
+            backend: selected.to_string(),
+            command: std::env::args().collect(),
+            changes,
+            passed_over,
+        }
+    }
 }
 
 /// Why a run directory cannot be made or used.
@@ -142,7 +231,8 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory with its recipe, its facts, and its tokenizer with its chat template. They are written aside and moved into place together.
+    /// Makes the directory with its recipe, its facts, and its tokenizer with its chat template. They are written aside and moved
+    /// into place together.
     ///
     /// # Errors
     /// If it exists, or cannot be written.

@@ -52,6 +52,11 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The rate of every step as a function, as [`Trainer::new`](crate::trainer::Trainer::new) takes it.
+    pub fn rates(self) -> impl FnMut(u64) -> f64 + Send + 'static {
+        move |step| self.rate(step)
+    }
+
     /// Linear warm-up, then half a cosine down to `min_lr_ratio · peak`.
     pub fn cosine(peak: f64, warmup: u64, total: u64, min_lr_ratio: f64) -> Self {
         Self {

@@ -4,9 +4,9 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
+use gpas_model::Llama;
 use gpas_model::analysis::StreamVariance;
 use gpas_model::params::ParameterValue;
-use gpas_model::{Llama, Progress};
 
 /// What there is to see of the layers.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,13 +18,13 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Of a model on some sequences, after the steps of `progress`.
+    /// Of a model on some sequences.
     ///
     /// # Shapes
     /// - ids: `[batch, seq]`
-    pub fn of<B: AutodiffBackend>(model: &Llama<B>, ids: Tensor<B, 2, Int>, progress: Progress) -> Self {
+    pub fn of<B: AutodiffBackend>(model: &Llama<B>, ids: Tensor<B, 2, Int>) -> Self {
         let model = model.valid();
-        let streams = model.residual_streams(ids.inner(), progress);
+        let streams = model.residual_streams(ids.inner());
         let mut variance = StreamVariance::default();
         let [batch, seq, _] = streams[0].dims();
         variance.add(&streams, &vec![true; batch * seq]);
@@ -62,7 +62,7 @@ mod tests {
     fn every_layer_is_seen() {
         let model = LlamaConfig::new(24, 16, 32, 2, 3).init::<Autodiff<Flex>>(1, &FlexDevice);
         let ids = Tensor::from_ints([[1, 2, 3]], &FlexDevice);
-        let Layers { variance, weight_norm } = Layers::of(&model, ids, Progress::COMPLETE);
+        let Layers { variance, weight_norm } = Layers::of(&model, ids);
         assert_eq!((variance.len(), weight_norm.len()), (4, 3));
         // The embedding starts as N(0, √(2/5)); a layer holds about 2560 numbers of N(0, 0.02) and two norms of sixteen ones.
         assert!((0.1..0.8).contains(&variance[0]), "{variance:?}");

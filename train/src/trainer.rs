@@ -12,16 +12,19 @@ use gpas_model::params::{Parameter, ParameterKind, SharedParameter};
 use gpas_model::weights::{NamedTensors, WeightsError};
 use gpas_model::{Llama, Progress, StepGradients, StepSums, TokenBatch};
 
+use crate::metrics::{GateRange, TrainRecord};
 use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms};
-use crate::schedule::Schedule;
 
 /// A model in training with its optimizer and its place in the schedule.
 pub struct Trainer<B: AutodiffBackend> {
     model: Llama<B>,
     optimizer: ClippedAdam<B>,
-    schedule: Schedule,
+    schedule: RateOfStep,
     steps: u64,
 }
+
+/// The learning rate of a step, counted from 0.
+type RateOfStep = Box<dyn FnMut(u64) -> f64 + Send>;
 
 /// What one step tells of itself.
 #[derive(Clone, Debug)]
@@ -38,6 +41,49 @@ pub struct StepReport {
     pub gates: Vec<f64>,
     /// Why no update was made, if none was.
     pub skipped: Option<NotFinite>,
+}
+
+impl StepReport {
+    /// Reads what a step reports in one transfer, which waits for its backward pass.
+    pub(crate) fn read<B: AutodiffBackend>(
+        model: &Llama<B>,
+        loss: Tensor<B::InnerBackend, 1>,
+        gradients: &GradientsParams,
+        rate: f64,
+    ) -> Self {
+        let SquaredNorms { kinds, sums } = SquaredNorms::of(&model.parameters(), gradients);
+        let gates = model.layers.iter().flat_map(|layer| &layer.gates);
+        let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
+        let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
+        let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
+        let (loss, rest) = (values[0], &values[1..]);
+        let (squares, gates) = rest.split_at(kinds.len());
+        let squares = kinds.into_iter().zip(squares.iter().copied());
+        Self {
+            loss,
+            rate,
+            norms: GradientNorms::from_squares(squares.clone()),
+            parameter_norms: squares.map(|(kind, square)| (kind, square.sqrt())).collect(),
+            gates: gates.to_vec(),
+            skipped: None,
+        }
+    }
+
+    /// The record of the step after which `step` steps are done and `tokens` tokens scored.
+    pub(crate) fn record(&self, step: u64, tokens: u64, tokens_per_s: f64) -> TrainRecord {
+        let skipped = self.skipped.is_some();
+        TrainRecord {
+            step,
+            loss: if skipped { f64::NAN } else { self.loss },
+            lr: self.rate,
+            tokens,
+            tokens_per_s,
+            grad_norm: self.norms.global,
+            gate_grad_norm: self.norms.gates,
+            gates: GateRange::of(&self.gates),
+            skipped,
+        }
+    }
 }
 
 /// The first thing of a step that is no finite number, in the order in which a step computes them.
@@ -59,16 +105,46 @@ pub enum NotFinite {
 }
 
 impl<B: AutodiffBackend> Trainer<B> {
-    /// A trainer at its first step.
+    /// A trainer at its first step. `schedule` gives the learning rate of each step, counted from 0: a recipe's
+    /// [`Schedule::rates`](crate::schedule::Schedule::rates), or any function. A run that goes on asks from where it stands, so that the
+    /// rate is to depend on the number of the step alone.
+    ///
+    /// # Examples
+    /// Three steps on one batch, at a rate that halves.
+    /// ```
+    /// use burn::backend::Autodiff;
+    /// use burn::tensor::Tensor;
+    /// use burn_flex::{Flex, FlexDevice};
+    /// use gpas_model::{LlamaConfig, TokenBatch};
+    /// use gpas_train::optimizer::OptimizerConfig;
+    /// use gpas_train::trainer::Trainer;
+    ///
+    /// let model = LlamaConfig::new(32, 16, 32, 2, 2).init::<Autodiff<Flex>>(1, &FlexDevice);
+    /// let mut trainer = Trainer::new(model, OptimizerConfig::default(), |step| 1e-2 * 0.5f64.powi(step as i32))?;
+    /// let mut losses = Vec::new();
+    /// for _ in 0..3 {
+    ///     let ids = Tensor::from_ints([[1, 2, 3, 4]], &FlexDevice);
+    ///     let batch = TokenBatch::new(ids, Tensor::from_ints([[2, 3, 4, 5]], &FlexDevice))?;
+    ///     let (next, report) = trainer.step([batch], 4);
+    ///     trainer = next;
+    ///     losses.push(report.loss);
+    /// }
+    /// assert!(losses[2] < losses[0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// If two parameters of the model have one id.
-    pub fn new(model: Llama<B>, optimizer: OptimizerConfig, schedule: Schedule) -> Result<Self, SharedParameter> {
+    pub fn new(
+        model: Llama<B>,
+        optimizer: OptimizerConfig,
+        schedule: impl FnMut(u64) -> f64 + Send + 'static,
+    ) -> Result<Self, SharedParameter> {
         let optimizer = ClippedAdam::new(optimizer, &model.parameters())?;
         Ok(Self {
-            model,
+            model: model.with_progress(Progress::after(0)),
             optimizer,
-            schedule,
+            schedule: Box::new(schedule),
             steps: 0,
         })
     }
@@ -81,15 +157,21 @@ impl<B: AutodiffBackend> Trainer<B> {
         let parameters = self.model.parameters();
         let optimizer = self.optimizer.with_tensors(&parameters, moments, updates)?;
         Ok(Self {
+            model: self.model.with_progress(Progress::after(steps)),
             optimizer,
             steps,
             ..self
         })
     }
 
-    /// The model as it is now.
+    /// The model as it is now. Its [`Progress`] is the number of steps done.
     pub fn model(&self) -> &Llama<B> {
         &self.model
+    }
+
+    /// The model, the training over.
+    pub fn into_model(self) -> Llama<B> {
+        self.model
     }
 
     /// The optimizer's moments, on the host.
@@ -105,7 +187,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.optimizer.updates()
     }
 
-    /// Steps done; what the model's [`Progress`] counts.
+    /// Steps done.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -120,26 +202,25 @@ impl<B: AutodiffBackend> Trainer<B> {
         let Self {
             model,
             mut optimizer,
-            schedule,
+            mut schedule,
             steps,
         } = self;
-        let progress = Progress::after(steps);
         let mut ids = Vec::new();
-        let mut sums = StepSums::new(&model, scored, progress);
+        let mut sums = StepSums::new(&model, scored);
         for batch in micro_batches {
             ids.push(batch.ids.clone());
             sums.add(batch.ids, batch.targets);
         }
         let StepGradients { loss, gradients } = sums.finish().expect("a step has at least one micro-batch");
-        let mut report = report(&model, loss, &gradients, schedule.rate(steps));
+        let mut report = StepReport::read(&model, loss, &gradients, schedule(steps));
         let model = if report.loss.is_finite() && report.norms.global.is_finite() {
             optimizer.step(report.rate, model, gradients, &report.norms)
         } else {
-            report.skipped = Some(first_not_finite(&model, &ids, progress, &report));
+            report.skipped = Some(first_not_finite(&model, &ids, &report));
             model
         };
         let trainer = Self {
-            model,
+            model: model.with_progress(Progress::after(steps + 1)),
             optimizer,
             schedule,
             steps: steps + 1,
@@ -148,45 +229,15 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 }
 
-/// Reads what a step reports in one transfer, which waits for its backward pass.
-fn report<B: AutodiffBackend>(
-    model: &Llama<B>,
-    loss: Tensor<B::InnerBackend, 1>,
-    gradients: &GradientsParams,
-    rate: f64,
-) -> StepReport {
-    let SquaredNorms { kinds, sums } = SquaredNorms::of(&model.parameters(), gradients);
-    let gates = model.layers.iter().flat_map(|layer| &layer.gates);
-    let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
-    let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
-    let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
-    let (loss, rest) = (values[0], &values[1..]);
-    let (squares, gates) = rest.split_at(kinds.len());
-    let squares = kinds.into_iter().zip(squares.iter().copied());
-    StepReport {
-        loss,
-        rate,
-        norms: GradientNorms::from_squares(squares.clone()),
-        parameter_norms: squares.map(|(kind, square)| (kind, square.sqrt())).collect(),
-        gates: gates.to_vec(),
-        skipped: None,
-    }
-}
-
 /// Where the numbers of a step went bad first, found by going through it once more.
-fn first_not_finite<B: AutodiffBackend>(
-    model: &Llama<B>,
-    ids: &[Tensor<B, 2, Int>],
-    progress: Progress,
-    report: &StepReport,
-) -> NotFinite {
+fn first_not_finite<B: AutodiffBackend>(model: &Llama<B>, ids: &[Tensor<B, 2, Int>], report: &StepReport) -> NotFinite {
     let inner = model.valid();
     let bad = |parameter: &Parameter<'_, B::InnerBackend>| !is_finite(parameter.flat());
     if let Some(weight) = inner.parameters().into_iter().find(bad) {
         return NotFinite::Weight(weight.kind);
     }
     for ids in ids {
-        let streams = inner.residual_streams(ids.clone().inner(), progress);
+        let streams = inner.residual_streams(ids.clone().inner());
         let layers = streams.len() - 1;
         if let Some(layer) = streams.into_iter().position(|stream| !is_finite(stream)) {
             return match layer {

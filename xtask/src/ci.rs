@@ -18,7 +18,7 @@ use clap::Args;
 /// The backends that only have to build, each without the others; of Vulkan, more is asked.
 const BACKENDS: [&str; 5] = ["flex", "ndarray", "wgpu", "metal", "cuda"];
 
-/// Check formatting, packages, lints, documentation, every backend's feature, and run the README's tests, then those on Vulkan
+/// Check formatting, the order of the house, lints, documentation, every backend's feature; run the examples and all tests
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cargo xtask ci
@@ -141,10 +141,11 @@ fn with_output(tests: &str) -> String {
 
 fn steps(quick: bool, tests: &str) -> Vec<Step> {
     let format = Step::new("format", "cargo fmt --all --check");
-    // The crates for other people's code; what the packages hold was compiled already as the workspace.
+    let dependencies = xtask("dependencies");
+    // Every crate but the developer's own; what the packages hold is compiled as the workspace.
     let package = Step::new(
         "package",
-        "cargo package --locked --allow-dirty --no-verify --package gpas-batch --package gpas-host --package gpas-model --package gpas-data",
+        "cargo package --locked --allow-dirty --no-verify --workspace --exclude xtask --exclude gpas-tests",
     );
     let lints = Step::new(
         "lints",
@@ -160,6 +161,7 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
             format!("cargo clippy --release --locked --package gpas --no-default-features --features {backend} -- -D warnings"),
         )
     });
+    let examples = xtask("examples");
     let tests = Step::new("tests", with_output(tests));
     // On a software driver where there is no card, for which kernels are not chosen by timing them.
     let vulkan = Step::new(
@@ -169,10 +171,18 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     if quick {
         return vec![format, lints, tests];
     }
-    let mut steps = vec![format, package, lints, documentation];
+    let mut steps = vec![format, dependencies, package, lints, documentation];
     steps.extend(backends);
-    steps.extend([tests, vulkan]);
+    steps.extend([examples, tests, vulkan]);
     steps
+}
+
+/// A step that is a command of its own.
+fn xtask(command: &str) -> Step {
+    Step::new(
+        command,
+        format!("cargo run --quiet --release --locked --package xtask -- {command}"),
+    )
 }
 
 /// The first line of a code block that starts with `cargo test`.

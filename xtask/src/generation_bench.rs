@@ -43,7 +43,7 @@ pub struct GenerationBenchArgs {
 pub fn run(args: &GenerationBenchArgs) -> Result<()> {
     let peers = Peers::new(args.python.clone(), args.setup, &[])?;
     let script = root()?.join("xtask/generation_peer.py");
-    // Of each length the rounds: ours and theirs.
+    // The rounds of each length, ours and theirs.
     let mut rounds: Vec<Vec<[Value; 2]>> = vec![Vec::new(); args.lengths.len()];
     for round in 1..=args.rounds {
         for (length, rounds) in args.lengths.iter().zip(&mut rounds) {

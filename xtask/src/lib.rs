@@ -2,9 +2,15 @@
 
 pub mod bench;
 pub mod ci;
+pub mod circles;
+pub mod dependencies;
+pub mod examples;
 pub mod generation_bench;
 pub mod gpu_bench;
 pub mod harness;
 pub mod kill;
 mod peers;
+pub mod picture;
+mod terminal;
 pub mod verify_hf;
+mod workspace;

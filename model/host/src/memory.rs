@@ -38,7 +38,8 @@ pub(crate) unsafe fn as_blank(values: &mut [f32]) -> &mut Blank {
 
 /// A buffer of `length` numbers to write into and read from again and again.
 pub(crate) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
-    let mut values = vec![MaybeUninit::uninit(); length];
+    // `vec![MaybeUninit::uninit(); length]` writes to all of it where the compiler does not see through it.
+    let mut values = Box::new_uninit_slice(length).into_vec();
     prefer_large_pages(&mut values);
     values
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gpas_model::params::{NormPlace, ParameterKind, SubLayer};
 use gpas_model::scheme::{BranchScaling, GatePlace};
-use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ pub(super) struct Own {
     /// The scheme that was trained, for people and for `gpas import`; the Python file reads the wiring alone.
     pub(super) scheme: Scheme,
     pub(super) post_num: usize,
-    pub(super) gate: GpasConfig,
+    pub(super) gate: GateConfig,
     /// Name of the norm on the embedding.
     embedding_norm: Option<String>,
     /// Attention and MLP of each layer.

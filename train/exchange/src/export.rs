@@ -506,11 +506,11 @@ fn logits<B: Backend>(
     texts: &[Text],
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>, ExchangeError> {
-    let model = Llama::<B>::from_tensors(config, tensors, device)?;
+    let model = Llama::<B>::from_tensors(config, tensors, device)?.with_progress(progress);
     let logits = |text: &Text| {
         let shape = [text.windows, text.ids.len() / text.windows];
         let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(text.ids.clone(), shape), device);
-        model.logits(ids, progress).into_data().iter::<f32>().collect()
+        model.logits(ids).into_data().iter::<f32>().collect()
     };
     Ok(texts.iter().map(logits).collect())
 }

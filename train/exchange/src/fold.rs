@@ -26,7 +26,7 @@
 use gpas_model::params::{NormPlace, ParameterKind, SubLayer};
 use gpas_model::scheme::GatePlace;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
-use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
 
 use crate::ExchangeError;
 use crate::config::branch_factor;
@@ -123,7 +123,7 @@ pub fn fold(config: &LlamaConfig, mut tensors: NamedTensors, progress: Progress)
         norm: NormScheme::PRE,
         gpas: false,
     };
-    let config = config.clone().with_scheme(plain).with_gate(GpasConfig::new());
+    let config = config.clone().with_scheme(plain).with_gate(GateConfig::new());
     Ok(Folded {
         config,
         tensors,
@@ -258,9 +258,10 @@ mod tests {
 
     fn logits(config: &LlamaConfig, tensors: &NamedTensors) -> Vec<f32> {
         let model = Llama::<Flex>::from_tensors(config, tensors, &FlexDevice).unwrap();
+        let model = model.with_progress(progress());
         let ids: Vec<i32> = (0..24).map(|at| at * 7 % 40).collect();
         let ids = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice).reshape([2, 12]);
-        model.logits(ids, progress()).into_data().into_vec().unwrap()
+        model.logits(ids).into_data().into_vec().unwrap()
     }
 
     /// Within the warm-up of some layers of `prores`, and past that of others.
@@ -297,7 +298,7 @@ mod tests {
                     (true, GateActivation::Silu, &GATES[..]),
                     (true, GateActivation::Tanh, &OPEN_GATES[..]),
                 ] {
-                    let gate = GpasConfig::new()
+                    let gate = GateConfig::new()
                         .with_site(site)
                         .with_per_sublayer(per_sublayer)
                         .with_act(act);
@@ -325,7 +326,7 @@ mod tests {
     /// The sign of the last product reaches the final norm.
     #[test]
     fn a_negative_product_at_the_end_turns_the_final_norm() {
-        let config = config("pre_gpas").with_gate(GpasConfig::new().with_per_sublayer(true));
+        let config = config("pre_gpas").with_gate(GateConfig::new().with_per_sublayer(true));
         let mut tensors = tensors(&config, &[0.0]);
         tensors.get_mut("model.layers.4.gpas_block_mlp.gate").unwrap().values = vec![2.0];
         let (before, norm) = (logits(&config, &tensors), tensors["model.norm.weight"].values.clone());
@@ -363,7 +364,7 @@ mod tests {
             let said = refused(config(scheme), &GATES);
             assert_eq!(said, format!("a stock LLaMA cannot be `{scheme}`: {why}"));
         }
-        let relu = GpasConfig::new().with_act(GateActivation::Relu);
+        let relu = GateConfig::new().with_act(GateActivation::Relu);
         let zero = refused(config("pre_gpas").with_gate(relu), &[0.0, 0.5, 1.0, 0.0, 0.0]);
         assert_eq!(
             zero,

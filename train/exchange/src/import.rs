@@ -14,7 +14,7 @@ use gpas_data::PreparedData;
 use gpas_data::Tokenizer;
 use gpas_model::scheme::{BranchScaling, NormStart, Wiring};
 use gpas_model::weights::{HostTensor, NamedTensors};
-use gpas_model::{GpasConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
 use toml::{Table, Value};
 
 use crate::ExchangeError;
@@ -234,7 +234,7 @@ fn model_keys(found: &Found, scheme: Scheme, names: &Names) -> Result<BTreeMap<S
     keys.insert("tied_head".into(), config.tied_head.into());
     keys.insert("norm_eps".into(), config.norm_epsilon.into());
     keys.insert("rope_base".into(), config.rope_base.into());
-    let mut gate = Table::try_from(GpasConfig {
+    let mut gate = Table::try_from(GateConfig {
         per_sublayer: names.gates_per_sublayer(),
         ..config.gate
     })
@@ -429,7 +429,7 @@ mod tests {
         let own = ["peri", "prores", "keel", "layerscale", "rezero"];
         for scheme in Scheme::all().filter(|scheme| !own.contains(&scheme.norm.name())) {
             for per_sublayer in [false, true] {
-                let gate = GpasConfig::new().with_per_sublayer(per_sublayer);
+                let gate = GateConfig::new().with_per_sublayer(per_sublayer);
                 let config = LlamaConfig::new(8, 8, 8, 2, 8)
                     .with_scheme(scheme)
                     .with_gate(gate)

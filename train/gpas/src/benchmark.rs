@@ -171,7 +171,7 @@ impl<B: AutodiffBackend> Runner<B> {
         let Candidate { recipe, config } = candidate;
         let model: Llama<B> = config.init(recipe.train.seed, device);
         Ok(Self {
-            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule())?,
+            trainer: Trainer::new(model, recipe.optimizer(), recipe.schedule().rates())?,
             ids: RandomIds {
                 state: recipe.train.seed,
                 vocab: config.vocab as u64,

@@ -1,222 +1,128 @@
-//! What a person sees of a run: a dashboard on a terminal, else one readable line now and then.
-//!
-//! Both are [`MetricsRenderer`]s of burn-train, which the training loop drives itself: burn-train's own loop counts iterations rather
-//! than optimizer steps, and its event processor cannot be made outside it.
+//! What a person sees of a run: a dashboard on a terminal, else one readable line now and then. All are [`MetricsRenderer`]s, which
+//! burn-train's learner feeds.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use burn::data::dataloader::Progress;
-use burn_train::LearnerSummary;
-use burn_train::metric::{
-    MetricAttributes, MetricDefinition, MetricEntry, MetricId, NumericAttributes, NumericEntry, SerializedEntry,
-};
+use burn_train::metric::{MetricDefinition, MetricId};
+use burn_train::renderer::tui::TuiMetricsRendererWrapper;
 use burn_train::renderer::{
     EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
-
-use crate::screen::Screen;
-use gpas_train::metrics::{EvalRecord, NoticeRecord, Record, TrainRecord};
-use gpas_train::recipe::Recipe;
-use gpas_train::run::RunDirectory;
+use burn_train::{Interrupter, LearnerSummary};
+use clap::{Args, ValueEnum};
+use gpas_train::metrics::{EvalRecord, Quantity, Record, TrainRecord};
 use gpas_train::signals::StopRequest;
 use gpas_train::training::Observer;
 
-const LOSS: &str = "Loss";
-const PERPLEXITY: &str = "Perplexity";
-const LEARNING_RATE: &str = "Learning rate";
-const TOKENS_PER_SECOND: &str = "Tokens per second";
-const GRADIENT_NORM: &str = "Gradient norm";
-const GATE_GRADIENT_NORM: &str = "Gate gradient norm";
-const GATE_MIN: &str = "Gate, smallest";
-const GATE_MEAN: &str = "Gate, mean";
-const GATE_MAX: &str = "Gate, largest";
+use crate::screen::{Screen, restore};
 
-/// Metric, unit, whether higher is better.
-const METRICS: [(&str, &str, bool); 9] = [
-    (LOSS, "nats", false),
-    (PERPLEXITY, "", false),
-    (LEARNING_RATE, "", true),
-    (TOKENS_PER_SECOND, "", true),
-    (GRADIENT_NORM, "", false),
-    (GATE_GRADIENT_NORM, "", false),
-    (GATE_MIN, "", true),
-    (GATE_MEAN, "", true),
-    (GATE_MAX, "", true),
-];
-
-/// The display of a run: the dashboard if standard output is a terminal and lines are not asked for; else lines.
-pub struct Dashboard {
+/// The options that say how a run is shown.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DisplayArgs {
+    /// How to show the run on a terminal; elsewhere, it is lines
+    #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
+    dashboard: Dashboard,
+    /// Print lines rather than show a dashboard: short for `--dashboard plain`
+    #[arg(long, conflicts_with = "dashboard")]
     plain: bool,
-    /// Whom the keys of the dashboard ask to stop.
-    stop: StopRequest,
-    display: Option<Display>,
+}
+
+/// How a run is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Dashboard {
+    /// The dashboard of this program
+    #[default]
+    Ours,
+    /// The one of burn-train 0.21, which keeps a core busy, sees no Ctrl-C (`q`, then `s` stops the run) and panics on `q`, then `k`
+    Burn,
+    /// Lines
+    Plain,
+}
+
+impl DisplayArgs {
+    /// What the options and standard output make of it.
+    pub fn dashboard(self) -> Dashboard {
+        if self.plain || !io::stdout().is_terminal() {
+            Dashboard::Plain
+        } else {
+            self.dashboard
+        }
+    }
 }
 
 impl Dashboard {
-    /// A display that opens when its run begins.
-    pub fn new(plain: bool, stop: StopRequest) -> Self {
-        Self {
-            plain,
-            stop,
-            display: None,
+    /// What is to be done before the process leaves at once.
+    pub fn on_leave(self) -> fn() {
+        match self {
+            Dashboard::Ours | Dashboard::Burn => restore,
+            Dashboard::Plain => || (),
+        }
+    }
+
+    /// Opens the display of a run of `steps` steps; lines where there is no terminal that takes it. Its keys ask `stop`, those of burn-train's
+    /// dashboard the interrupter.
+    pub fn open(self, steps: u64, stop: StopRequest, interrupter: &Interrupter) -> Box<dyn MetricsRenderer> {
+        let lines = || Box::new(PlainLines::new(steps));
+        match self {
+            Dashboard::Ours => match Screen::open(stop, steps) {
+                Ok(screen) => Box::new(screen),
+                Err(_) => lines(),
+            },
+            Dashboard::Burn => Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None)),
+            Dashboard::Plain => lines(),
         }
     }
 }
 
-impl Observer for Dashboard {
-    fn begin(&mut self, _run: &RunDirectory, recipe: &Recipe, _records: &[Record]) -> io::Result<()> {
-        self.display = Some(Display::open(self.plain, recipe.train.steps, &self.stop));
-        Ok(())
-    }
+/// Says what a run's owner should know: at once, or, when the run is over, what a dashboard would have covered.
+pub struct Notices {
+    kept: Option<Vec<String>>,
+}
 
+impl Notices {
+    /// Of a run that is shown so.
+    pub fn new(dashboard: Dashboard) -> Self {
+        Self {
+            kept: (dashboard != Dashboard::Plain).then(Vec::new),
+        }
+    }
+}
+
+impl Observer for Notices {
     fn record(&mut self, record: &Record) -> io::Result<()> {
-        let Some(display) = &mut self.display else {
-            return Ok(());
-        };
-        match record {
-            Record::Train(record) => display.step(record),
-            Record::Eval(record) => display.evaluation(record),
-            Record::Notice(record) => display.notice(record),
-            Record::Layers(_) => {}
-        }
-        Ok(())
-    }
-}
-
-/// The display of a run in progress.
-struct Display {
-    renderer: Box<dyn MetricsRenderer>,
-    total_steps: usize,
-    /// What is said when the dashboard no longer covers the terminal; none where lines are printed.
-    notices: Option<Vec<String>>,
-}
-
-impl Display {
-    fn open(plain: bool, total_steps: u64, stop: &StopRequest) -> Self {
-        let screen = if covers_terminal(plain) {
-            Screen::open(stop.clone()).ok()
-        } else {
-            None
-        };
-        let notices = screen.is_some().then(Vec::new);
-        let mut renderer: Box<dyn MetricsRenderer> = match screen {
-            Some(screen) => Box::new(screen),
-            None => Box::new(PlainLines::default()),
-        };
-        for (name, unit, higher_is_better) in METRICS {
-            let unit = Some(unit.to_string()).filter(|unit| !unit.is_empty());
-            renderer.register_metric(MetricDefinition {
-                metric_id: id(name),
-                name: name.to_string(),
-                description: None,
-                attributes: MetricAttributes::Numeric(NumericAttributes { unit, higher_is_better }),
-            });
-        }
-        Self {
-            renderer,
-            total_steps: total_steps as usize,
-            notices,
-        }
-    }
-
-    /// Shows a finished step.
-    fn step(&mut self, record: &TrainRecord) {
-        let mut values = vec![
-            (LOSS, record.loss, format!("{:.4}", record.loss)),
-            (LEARNING_RATE, record.lr, format!("{:.3e}", record.lr)),
-            (
-                TOKENS_PER_SECOND,
-                record.tokens_per_s,
-                format!("{:.0}", record.tokens_per_s),
-            ),
-            (GRADIENT_NORM, record.grad_norm, format!("{:.4}", record.grad_norm)),
-        ];
-        if let Some(gates) = record.gates {
-            values.push((
-                GATE_GRADIENT_NORM,
-                record.gate_grad_norm,
-                format!("{:.4}", record.gate_grad_norm),
-            ));
-            for (name, value) in [(GATE_MIN, gates.min), (GATE_MEAN, gates.mean), (GATE_MAX, gates.max)] {
-                values.push((name, value, format!("{value:+.4}")));
+        if let Record::Notice(notice) = record {
+            let line = format!("step {:>6}  {}", notice.step, notice.message);
+            match &mut self.kept {
+                Some(kept) => kept.push(line),
+                None => eprintln!("{line}"),
             }
         }
-        for (name, value, text) in values {
-            self.renderer.update_train(state(name, value, text));
-        }
-        let (progress, indicators) = self.progress(record.step);
-        self.renderer.render_train(progress, indicators);
-    }
-
-    /// Shows an evaluation.
-    fn evaluation(&mut self, record: &EvalRecord) {
-        let values = [
-            (LOSS, record.loss, format!("{:.4}", record.loss)),
-            (PERPLEXITY, record.perplexity, format!("{:.3}", record.perplexity)),
-        ];
-        for (name, value, text) in values {
-            self.renderer.update_valid(state(name, value, text));
-        }
-        let (progress, indicators) = self.progress(record.step);
-        self.renderer.render_valid(progress, indicators);
-    }
-
-    /// Says something: at once, or when the dashboard no longer covers the terminal.
-    fn notice(&mut self, record: &NoticeRecord) {
-        let line = format!("step {:>6}  {}", record.step, record.message);
-        match &mut self.notices {
-            Some(notices) => notices.push(line),
-            None => eprintln!("{line}"),
-        }
-    }
-
-    fn progress(&self, step: u64) -> (TrainingProgress, Vec<ProgressType>) {
-        let progress = TrainingProgress {
-            progress: None,
-            global_progress: Progress::new(step as usize, self.total_steps),
-            iteration: Some(step as usize),
-        };
-        let indicators = vec![ProgressType::Value {
-            tag: "Step".into(),
-            value: step as usize,
-        }];
-        (progress, indicators)
+        Ok(())
     }
 }
 
-impl Drop for Display {
+impl Drop for Notices {
     fn drop(&mut self) {
-        let Some(notices) = self.notices.take() else {
-            return;
-        };
-        // The screen goes first, so that the lines stay.
-        self.renderer = Box::new(PlainLines::default());
-        for line in notices {
+        for line in self.kept.take().unwrap_or_default() {
             eprintln!("{line}");
         }
     }
 }
 
-/// Whether the dashboard covers the terminal.
-pub fn covers_terminal(plain: bool) -> bool {
-    !plain && io::stdout().is_terminal()
-}
-
-fn id(name: &str) -> MetricId {
-    MetricId::new(name.to_string().into())
-}
-
-fn state(name: &str, value: f64, text: String) -> MetricState {
-    let entry = MetricEntry::new(id(name), SerializedEntry::new(text, value.to_string()));
-    MetricState::Numeric(entry, NumericEntry::Value(value))
+/// Names of the declared metrics in the order in which they are shown.
+pub fn declared_names() -> impl Iterator<Item = &'static str> {
+    let evaluations = EvalRecord::QUANTITIES.iter().map(|quantity| quantity.name);
+    evaluations.chain(TrainRecord::QUANTITIES.iter().map(|quantity| quantity.name))
 }
 
 /// Lines for a log file or a pipe: the first step, then one every few seconds, and every evaluation.
-#[derive(Default)]
 struct PlainLines {
+    steps: u64,
+    /// Metrics that nobody has declared: somebody's own.
+    own: Vec<(String, MetricId)>,
     train: HashMap<MetricId, String>,
     valid: HashMap<MetricId, String>,
     last: Option<Instant>,
@@ -231,6 +137,33 @@ fn say(line: &str) {
 const PAUSE: Duration = Duration::from_secs(5);
 
 impl PlainLines {
+    fn new(steps: u64) -> Self {
+        Self {
+            steps,
+            own: Vec::new(),
+            train: HashMap::new(),
+            valid: HashMap::new(),
+            last: None,
+        }
+    }
+
+    /// The numbers of a step or of an evaluation, as their declarations put them into a line, and then somebody's own.
+    fn line<R>(&self, step: usize, values: &HashMap<MetricId, String>, quantities: &[Quantity<R>]) -> String {
+        let mut line = format!("step {step:>6}/{}", self.steps);
+        let text = |id: &MetricId| values.get(id).filter(|text| !text.is_empty());
+        for quantity in quantities {
+            if let Some(text) = text(&MetricId::new(quantity.name.to_string().into())) {
+                line += &quantity.in_a_line.replace("{}", text);
+            }
+        }
+        for (name, id) in &self.own {
+            if let Some(text) = text(id) {
+                line += &format!("  {name} {text}");
+            }
+        }
+        line
+    }
+
     fn keep(values: &mut HashMap<MetricId, String>, state: MetricState) {
         let entry = match state {
             MetricState::Generic(entry) | MetricState::Numeric(entry, _) => entry,
@@ -249,44 +182,15 @@ impl MetricsRendererTraining for PlainLines {
     }
 
     fn render_train(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
-        let Progress {
-            items_processed: step,
-            items_total: total,
-        } = item.global_progress;
-        let due = self.last.is_none_or(|last| last.elapsed() >= PAUSE) || step == total;
-        if due {
+        let step = step(&item);
+        if self.last.is_none_or(|last| last.elapsed() >= PAUSE) || step as u64 == self.steps {
             self.last = Some(Instant::now());
-            let value = |name: &str| self.train.get(&id(name)).map_or("", String::as_str);
-            let mut line = format!(
-                "step {step:>6}/{total}  loss {}  lr {}  {} tokens/s  gradient norm {}",
-                value(LOSS),
-                value(LEARNING_RATE),
-                value(TOKENS_PER_SECOND),
-                value(GRADIENT_NORM),
-            );
-            if self.train.contains_key(&id(GATE_MEAN)) {
-                line += &format!(
-                    "  gates {} … {} … {}",
-                    value(GATE_MIN),
-                    value(GATE_MEAN),
-                    value(GATE_MAX)
-                );
-            }
-            say(&line);
+            say(&self.line(step, &self.train, TrainRecord::QUANTITIES));
         }
     }
 
     fn render_valid(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
-        let Progress {
-            items_processed: step,
-            items_total: total,
-        } = item.global_progress;
-        let value = |name: &str| self.valid.get(&id(name)).map_or("", String::as_str);
-        say(&format!(
-            "step {step:>6}/{total}  validation loss {}  perplexity {}",
-            value(LOSS),
-            value(PERPLEXITY)
-        ));
+        say(&self.line(step(&item), &self.valid, EvalRecord::QUANTITIES));
     }
 
     fn on_train_end(&mut self, _summary: Option<LearnerSummary>) -> Result<(), Box<dyn std::error::Error>> {
@@ -303,5 +207,60 @@ impl MetricsRendererEvaluation for PlainLines {
 impl MetricsRenderer for PlainLines {
     fn manual_close(&mut self) {}
 
-    fn register_metric(&mut self, _definition: MetricDefinition) {}
+    fn register_metric(&mut self, definition: MetricDefinition) {
+        if declared_names().all(|name| name != definition.name) {
+            self.own.push((definition.name, definition.metric_id));
+            // They come in no order.
+            self.own.sort_by(|(one, _), (other, _)| one.cmp(other));
+        }
+    }
+}
+
+/// Optimizer steps done.
+pub fn step(item: &TrainingProgress) -> usize {
+    item.iteration.unwrap_or(item.global_progress.items_processed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_train::metric::{MetricEntry, NumericEntry, SerializedEntry};
+
+    fn state(name: &str, text: &str) -> MetricState {
+        let entry = MetricEntry::new(
+            MetricId::new(name.to_string().into()),
+            SerializedEntry::new(text.into(), text.into()),
+        );
+        MetricState::Numeric(entry, NumericEntry::Value(0.0))
+    }
+
+    #[test]
+    fn a_line_has_what_is_declared_for_it_and_somebodys_own() {
+        let mut lines = PlainLines::new(1500);
+        let own = MetricId::new("Tokens per parameter".to_string().into());
+        lines.own.push(("Tokens per parameter".into(), own));
+        for (name, text) in [("Loss", "4.2684"), ("Perplexity", "71.405"), ("Bits per byte", "1.9")] {
+            lines.update_valid(state(name, text));
+        }
+        let line = lines.line(1500, &lines.valid, EvalRecord::QUANTITIES);
+        assert_eq!(line, "step   1500/1500  validation loss 4.2684  perplexity 71.405");
+        for (name, text) in [
+            ("Loss", "8.1000"),
+            ("Learning rate", "1.000e-3"),
+            ("Tokens per second", "9000"),
+            ("Gradient norm", "1.2000"),
+            ("Gate, smallest", "-0.1000"),
+            ("Gate, mean", "+0.0000"),
+            ("Gate, largest", "+0.1000"),
+            ("Tokens per parameter", "0.03"),
+        ] {
+            lines.update_train(state(name, text));
+        }
+        let line = lines.line(7, &lines.train, TrainRecord::QUANTITIES);
+        assert_eq!(
+            line,
+            "step      7/1500  loss 8.1000  lr 1.000e-3  9000 tokens/s  gradient norm 1.2000  \
+             gates -0.1000 … +0.0000 … +0.1000  Tokens per parameter 0.03"
+        );
+    }
 }

@@ -9,10 +9,11 @@
 //! ┌Progress──────────────────────┐
 //! ```
 //!
-//! It is a [`MetricsRenderer`], so burn-train's own learner shows itself on it too. Its thread sleeps until a key comes or a quarter of a
-//! second has passed, and draws only what has changed.
+//! It is a [`MetricsRenderer`], which burn-train's learner feeds. Its thread sleeps until a key comes or a quarter of a second has passed, and
+//! draws only what has changed.
 
 use std::io::{self, stdout};
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -36,6 +37,7 @@ use ratatui::prelude::{Color, CrosstermBackend, Line, Modifier, Style, Stylize, 
 use ratatui::symbols::Marker;
 use ratatui::widgets::{Axis, Block, Chart, Clear, Dataset, Gauge, GraphType, Paragraph, Tabs, Wrap};
 
+use crate::dashboard::{declared_names, step};
 use gpas_train::signals::{Stop, StopRequest};
 
 /// Time between two pictures.
@@ -53,24 +55,68 @@ pub struct Screen {
     state: Arc<Mutex<State>>,
     closing: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    // Given back in this order.
+    _hook: PanicHook,
+    _terminal: Taken,
+}
+
+/// A terminal that is in raw mode; dropping it gives it back, be it that the rest of opening the dashboard fails.
+struct Taken;
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
+
+/// A panic hook that gives the terminal back before the panic's message is written; dropping it puts the hook back that was there.
+struct PanicHook {
+    previous: Option<Arc<Hook>>,
+}
+
+impl PanicHook {
+    fn new() -> Self {
+        let previous: Arc<Hook> = Arc::new(std::panic::take_hook());
+        let next = previous.clone();
+        std::panic::set_hook(Box::new(move |panic| {
+            restore();
+            next(panic);
+        }));
+        Self {
+            previous: Some(previous),
+        }
+    }
+}
+
+impl Drop for PanicHook {
+    fn drop(&mut self) {
+        // In a thread that panics, a hook can be neither taken nor set.
+        if !std::thread::panicking() {
+            drop(std::panic::take_hook());
+            if let Some(previous) = self.previous.take().and_then(Arc::into_inner) {
+                std::panic::set_hook(previous);
+            }
+        }
+    }
 }
 
 impl Screen {
-    /// Takes the terminal. `q` and Ctrl-C there ask `stop`.
+    /// Takes the terminal for a run of `steps` steps. `q` and Ctrl-C there ask `stop`.
     ///
     /// # Errors
-    /// If there is no terminal that takes it.
-    pub fn open(stop: StopRequest) -> io::Result<Self> {
+    /// If there is no terminal that takes it; what there is of it is then as it was.
+    pub fn open(stop: StopRequest, steps: u64) -> io::Result<Self> {
         enable_raw_mode()?;
+        let taken = Taken;
         execute!(stdout(), EnterAlternateScreen)?;
         let terminal = Terminal::new(CrosstermBackend::new(stdout()))?;
-        // A panic's message would be written on a screen that is about to go.
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            restore();
-            previous(panic);
+        let hook = PanicHook::new();
+        let state = Arc::new(Mutex::new(State {
+            steps: usize::try_from(steps).unwrap_or(usize::MAX),
+            ..State::default()
         }));
-        let state = Arc::new(Mutex::new(State::default()));
         let closing = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name("dashboard".into()).spawn({
             let (state, closing) = (state.clone(), closing.clone());
@@ -80,6 +126,8 @@ impl Screen {
             state,
             closing,
             thread: Some(thread),
+            _hook: hook,
+            _terminal: taken,
         })
     }
 
@@ -95,7 +143,6 @@ impl Drop for Screen {
             thread.thread().unpark();
             let _ = thread.join();
         }
-        restore();
     }
 }
 
@@ -147,10 +194,11 @@ struct State {
     stopping: bool,
     changed: bool,
     is_validating: bool,
+    /// Of the whole run.
+    steps: usize,
     progress: Option<Progress>,
     /// When the first progress came, and how far it was.
     begun: Option<(Instant, usize)>,
-    status: Vec<String>,
 }
 
 /// One metric with its two curves.
@@ -218,21 +266,26 @@ impl State {
         self.changed = true;
     }
 
-    fn at(&mut self, progress: Progress, indicators: Vec<ProgressType>, is_validating: bool) {
+    fn at(&mut self, progress: Progress, is_validating: bool) {
         let done = progress.items_processed;
         self.begun.get_or_insert((Instant::now(), done));
         self.progress = Some(progress);
         self.is_validating = is_validating;
-        self.status = indicators
-            .into_iter()
-            .map(|indicator| match indicator {
-                ProgressType::Value { tag, value } => format!("{tag} : {value}"),
-                ProgressType::Detailed { tag, progress } => {
-                    format!("{tag} : {}/{}", progress.items_processed, progress.items_total)
-                }
-            })
-            .collect();
         self.changed = true;
+    }
+
+    /// Puts a metric to its place: the declared ones in their order, then the others by name.
+    fn register(&mut self, metric: Metric) {
+        let rank = |name: &str| {
+            declared_names()
+                .position(|declared| declared == name)
+                .unwrap_or(usize::MAX)
+        };
+        let key = (rank(&metric.name), metric.name.clone());
+        let place = self
+            .metrics
+            .partition_point(|other| (rank(&other.name), other.name.clone()) < key);
+        self.metrics.insert(place, metric);
     }
 
     fn handle(&mut self, event: &Event, stop: &StopRequest) {
@@ -304,7 +357,9 @@ impl State {
             (false, false) => "Training",
         };
         let mut lines = vec![Line::from(format!("Mode : {mode}"))];
-        lines.extend(self.status.iter().cloned().map(Line::from));
+        if let Some(progress) = &self.progress {
+            lines.push(Line::from(format!("Step : {}", progress.items_processed)));
+        }
         frame.render_widget(Paragraph::new(lines).block(Block::bordered().title("Status")), area);
     }
 
@@ -441,12 +496,16 @@ impl MetricsRendererTraining for Screen {
         self.state().update(state, false);
     }
 
-    fn render_train(&mut self, item: TrainingProgress, progress_indicators: Vec<ProgressType>) {
-        self.state().at(item.global_progress, progress_indicators, false);
+    fn render_train(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
+        let mut state = self.state();
+        let progress = Progress::new(step(&item), state.steps);
+        state.at(progress, false);
     }
 
-    fn render_valid(&mut self, item: TrainingProgress, progress_indicators: Vec<ProgressType>) {
-        self.state().at(item.global_progress, progress_indicators, true);
+    fn render_valid(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
+        let mut state = self.state();
+        let progress = Progress::new(step(&item), state.steps);
+        state.at(progress, true);
     }
 
     fn on_train_end(&mut self, _summary: Option<LearnerSummary>) -> Result<(), Box<dyn std::error::Error>> {
@@ -459,8 +518,8 @@ impl MetricsRendererEvaluation for Screen {
         self.state().update(state, false);
     }
 
-    fn render_test(&mut self, item: EvaluationProgress, progress_indicators: Vec<ProgressType>) {
-        self.state().at(item.progress, progress_indicators, true);
+    fn render_test(&mut self, item: EvaluationProgress, _progress_indicators: Vec<ProgressType>) {
+        self.state().at(item.progress, true);
     }
 }
 
@@ -473,7 +532,7 @@ impl MetricsRenderer for Screen {
             MetricAttributes::Numeric(NumericAttributes { unit, .. }) => unit.unwrap_or_default(),
             MetricAttributes::None => String::new(),
         };
-        self.state().metrics.push(Metric {
+        self.state().register(Metric {
             id: definition.metric_id,
             name: definition.name,
             unit,
@@ -521,7 +580,7 @@ mod tests {
     fn a_picture_has_numbers_curves_and_progress() {
         let mut state = state(&["Loss", "Perplexity"]);
         for step in 1..=50 {
-            state.at(Progress::new(step, 200), vec![], false);
+            state.at(Progress::new(step, 200), false);
             state.update(number("Loss", 9.0 - step as f64 / 10.0), true);
         }
         state.update(number("Perplexity", f64::NAN), false);
@@ -541,6 +600,16 @@ mod tests {
             state.metrics[1].valid.whole.is_empty(),
             "no curve of what is not finite"
         );
+    }
+
+    #[test]
+    fn metrics_have_their_places_in_whatever_order_they_come() {
+        let mut shown = State::default();
+        for metric in state(&["Learning rate", "Zeal", "Perplexity", "Anything", "Loss"]).metrics {
+            shown.register(metric);
+        }
+        let names: Vec<_> = shown.metrics.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(names, ["Loss", "Perplexity", "Learning rate", "Anything", "Zeal"]);
     }
 
     #[test]

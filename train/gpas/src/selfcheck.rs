@@ -187,7 +187,7 @@ impl BackendTask for SelfCheck<'_> {
         }
         Report {
             version: env!("CARGO_PKG_VERSION"),
-            commit: env!("GPAS_COMMIT"),
+            commit: gpas_train::run::COMMIT,
             backend: selected.to_string(),
             device: selected.device_name(),
             autotune: selected.is_cpu() || cfg!(feature = "autotune"),
@@ -290,7 +290,7 @@ fn train<B: AutodiffBackend>(
         clip_gate: 0.0,
     };
     let schedule = Schedule::cosine(3e-3, 3, count as u64, 0.1);
-    let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule)
+    let mut trainer = Trainer::<B>::new(model(precision).init(3, device), optimizer, schedule.rates())
         .expect("parameters that have been drawn have ids of their own");
     let mut losses = Vec::new();
     for step in 0..count {

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
-
-use crate::RunRecords;
-use crate::compare::statistics::median;
-use crate::compare::{COLUMNS, Comparison, METHOD, cells, notes};
-use crate::figures::{Figure, Legend, Subject, Table, all, cell, change, differences};
-use crate::ink::{Ink, hex};
-use crate::plot::{GRID, INK, PlotError, number, swatch};
 use gpas_train::metrics::EvalRecord;
 use gpas_train::run::RunInfo;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use crate::axis::number;
+use crate::compare::{COLUMNS, Comparison, METHOD, cells, median, notes};
+use crate::figure::{Figure, Legend, NONE, Subject, Table, cell, change};
+use crate::figures::{all, differences};
+use crate::ink::{Ink, dark_rules};
+use crate::plot::{Drawing, swatch};
+use crate::records::RunRecords;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -22,7 +23,7 @@ const NOTICES: usize = 12;
 const BESIDE: usize = 5;
 
 /// The report of a run.
-pub fn of_run(path: &Path, records: &RunRecords) -> Result<String, PlotError> {
+pub fn of_run(path: &Path, records: &RunRecords) -> String {
     let name = path
         .file_name()
         .unwrap_or(path.as_os_str())
@@ -34,7 +35,7 @@ pub fn of_run(path: &Path, records: &RunRecords) -> Result<String, PlotError> {
         runs: vec![records],
     };
     let subjects = [subject];
-    let figures = all(&subjects)?;
+    let figures = all(&subjects);
     let body = html! {
         h1 { (name) }
         p.quiet { (model(records)) }
@@ -43,20 +44,16 @@ pub fn of_run(path: &Path, records: &RunRecords) -> Result<String, PlotError> {
         (layers(records))
         (provenance(records, &[]))
     };
-    Ok(page(&format!("{name} · gpas"), &subjects, &body))
+    page(&format!("{name} · gpas"), &body)
 }
 
 /// The report of a comparison.
-pub fn of_comparison(
-    comparison: &Comparison,
-    records: &[RunRecords],
-    subjects: &[Subject<'_>],
-) -> Result<String, PlotError> {
+pub fn of_comparison(comparison: &Comparison, records: &[RunRecords], subjects: &[Subject<'_>]) -> String {
     let names: Vec<&str> = comparison.summary.iter().map(|arm| arm.name.as_str()).collect();
     let title = format!("Comparison of {}", names.join(", "));
-    let figures = all(subjects)?;
+    let figures = all(subjects);
     let has_differences = comparison.summary.iter().any(|arm| arm.difference_mean.is_some());
-    let drawing = has_differences.then(|| differences(comparison, subjects)).transpose()?;
+    let drawing = has_differences.then(|| differences(comparison, subjects));
     let table = Table {
         head: COLUMNS.map(String::from).to_vec(),
         rows: cells(comparison).into_iter().map(Vec::from).collect(),
@@ -74,43 +71,24 @@ pub fn of_comparison(
                         "Difference in validation perplexity from " b { (comparison.baseline) } ", paired by seed: the dot is the mean, the \
                          line the 95 % interval. Left of 0 is better; a line that crosses 0 is not resolved."
                     }
-                    div.panels.one { (PreEscaped(drawing)) }
+                    div.panels.one { (drawing) }
                 }
             }
             details { summary { "How the table was computed" } ul { @for (what, how) in METHOD { li { b { (what) } ": " (how) "." } } } }
         }
         (sections(&figures, subjects))
         (runs(comparison))
-        @if let Some(first) = records.first() { (provenance(first, &records[1..])) }
+        @if let [first, others @ ..] = records { (provenance(first, others)) }
     };
-    Ok(page(&format!("{title} · gpas"), subjects, &body))
+    page(&format!("{title} · gpas"), &body)
 }
 
-/// A drawing as a file of its own, with the style it needs.
-pub fn standalone(drawing: &str, subjects: &[Subject<'_>]) -> String {
-    let (light, dark) = rules(subjects);
-    let (ink, grid) = (hex(INK), hex(GRID));
-    let style = format!(
-        "<style>text{{font-family:system-ui,sans-serif}}{light}@media(prefers-color-scheme:dark){{{dark}\
-         .plot [stroke=\"{ink}\"]{{stroke:#E4E7EA}}.plot [fill=\"{ink}\"]{{fill:#E4E7EA}}.plot [stroke=\"{grid}\"]{{stroke:#3A4047}}}}</style>"
-    );
-    let drawing = drawing.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1);
-    drawing.replacen("<title>", &format!("{style}<title>"), 1) + "\n"
+/// A drawing as a file of its own, with the colours of the page.
+pub fn standalone(drawing: &Drawing) -> String {
+    drawing.standalone(&format!("@media(prefers-color-scheme:dark){{{}}}", dark_rules()))
 }
 
-/// The rules of all inks on a page.
-fn rules(subjects: &[Subject<'_>]) -> (String, String) {
-    let moments = (0..3).map(Ink::of_moment);
-    subjects
-        .iter()
-        .map(|subject| subject.ink)
-        .chain(moments)
-        .map(Ink::rules)
-        .unzip()
-}
-
-fn page(title: &str, subjects: &[Subject<'_>], body: &Markup) -> String {
-    let (light, dark) = rules(subjects);
+fn page(title: &str, body: &Markup) -> String {
     let markup = html! {
         (DOCTYPE)
         html lang="en" {
@@ -120,7 +98,7 @@ fn page(title: &str, subjects: &[Subject<'_>], body: &Markup) -> String {
                 meta name="color-scheme" content="light dark";
                 title { (title) }
                 // Screens alone are dark.
-                style { (PreEscaped(STYLE)) (PreEscaped(light)) "@media screen and (prefers-color-scheme:dark){" (PreEscaped(dark)) "}" }
+                style { (PreEscaped(STYLE)) "@media screen and (prefers-color-scheme:dark){" (PreEscaped(dark_rules())) "}" }
             }
             body { main { (body) } }
         }
@@ -188,11 +166,11 @@ fn sections(figures: &[Figure], subjects: &[Subject<'_>]) -> Markup {
 }
 
 fn section(figure: &Figure, subjects: &[Subject<'_>]) -> Markup {
-    let legend: Vec<(String, Ink, Option<plotters::style::RGBColor>)> = match &figure.legend {
+    let legend: Vec<(String, Ink)> = match &figure.legend {
         // A single line needs no name.
         Legend::Subjects if subjects.len() > 1 => subjects
             .iter()
-            .map(|subject| (subject.name.clone(), subject.ink, None))
+            .map(|subject| (subject.name.clone(), subject.ink))
             .collect(),
         Legend::Own(own) => own.clone(),
         _ => Vec::new(),
@@ -206,11 +184,11 @@ fn section(figure: &Figure, subjects: &[Subject<'_>]) -> Markup {
                 figure {
                     figcaption { (figure.caption) }
                     @if !legend.is_empty() {
-                        ul.legend { @for (name, ink, colour) in legend { li { (PreEscaped(swatch(ink, colour))) span { (name) } } } }
+                        ul.legend { @for (name, ink) in &legend { li { (swatch(ink)) span { (name) } } } }
                     }
                     div class=(if is_alone { "panels one" } else { "panels" }) {
                         @for panel in &figure.panels {
-                            div { @if !is_alone { h3 { (panel.title) } } (PreEscaped(&panel.svg)) }
+                            div { @if !is_alone { h3 { (panel.title) } } (panel.drawing) }
                         }
                     }
                 }
@@ -237,11 +215,11 @@ fn of_table(table: &Table, caption: &str) -> Markup {
 
 /// The layers of a run as they are at its end.
 fn layers(records: &RunRecords) -> Markup {
-    let Some(look) = &records.inspection else {
+    let Some(inspection) = &records.inspection else {
         return html! {};
     };
     let joined = |values: &[f64]| match values {
-        [] => "–".to_string(),
+        [] => NONE.to_string(),
         _ => values.iter().map(|value| cell(*value)).collect::<Vec<_>>().join(" / "),
     };
     let head = [
@@ -255,7 +233,7 @@ fn layers(records: &RunRecords) -> Markup {
     ];
     let table = Table {
         head: head.map(String::from).to_vec(),
-        rows: look
+        rows: inspection
             .layers
             .iter()
             .enumerate()
@@ -267,7 +245,7 @@ fn layers(records: &RunRecords) -> Markup {
                     change(layer.loss_change),
                     joined(&layer.gates),
                     joined(&layer.scales),
-                    layer.running_scale.map_or("–".into(), cell),
+                    layer.running_scale.map_or(NONE.into(), cell),
                 ]
             })
             .collect(),
@@ -276,7 +254,7 @@ fn layers(records: &RunRecords) -> Markup {
         section {
             h2 { "Layer by layer" }
             p.quiet {
-                "After step " (look.step) ", means over " (number(look.tokens as f64)) " validation tokens. Block influence is 1 − cos between \
+                "After step " (inspection.step) ", means over " (number(inspection.tokens as f64)) " validation tokens. Block influence is 1 − cos between \
                  the streams before and after a layer (arXiv 2403.03853); the running scale is the product of the scales by which the stream \
                  has been multiplied up to the layer's end."
             }
@@ -299,10 +277,10 @@ fn runs(comparison: &Comparison) -> Markup {
                                 td { a href=(format!("{}/report.html", run.directory)) { (run.seed) } }
                                 td { (run.steps) }
                                 td { (number(run.tokens as f64)) }
-                                td { @if run.loss.is_finite() { (format!("{:.4}", run.loss)) } @else { "–" } }
-                                td { @if run.perplexity.is_finite() { (format!("{:.3}", run.perplexity)) } @else { "–" } }
-                                td { @if let Some(speed) = run.tokens_per_s { (format!("{speed:.0}")) } @else { "–" } }
-                                td { @if let (Some(low), Some(high)) = (run.gate_min, run.gate_max) { (number(low)) " … " (number(high)) } @else { "–" } }
+                                td { @if run.loss.is_finite() { (format!("{:.4}", run.loss)) } @else { (NONE) } }
+                                td { @if run.perplexity.is_finite() { (format!("{:.3}", run.perplexity)) } @else { (NONE) } }
+                                td { @if let Some(speed) = run.tokens_per_s { (format!("{speed:.0}")) } @else { (NONE) } }
+                                td { @if let (Some(low), Some(high)) = (run.gate_min, run.gate_max) { (number(low)) " … " (number(high)) } @else { (NONE) } }
                                 td { @if run.diverged { "diverged" } }
                             }
                         }

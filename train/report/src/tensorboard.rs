@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use gpas_train::metrics::Record;
+use gpas_train::metrics::{EvalRecord, LayersRecord, Quantity, Record, TrainRecord};
 use gpas_train::recipe::Recipe;
 use gpas_train::run::RunDirectory;
 use gpas_train::training::Observer;
@@ -120,48 +120,30 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 
 /// The numbers of a record by their tags; one that is not finite is left out.
 fn scalars(record: &Record) -> Vec<(String, f64)> {
-    let mut scalars: Vec<(String, f64)> = Vec::new();
-    let mut add = |tag: &str, value: f64| scalars.push((tag.into(), value));
-    match record {
-        Record::Train(record) => {
-            add("train/loss", record.loss);
-            add("train/learning rate", record.lr);
-            add("train/tokens", record.tokens as f64);
-            add("train/tokens per second", record.tokens_per_s);
-            add("train/gradient norm", record.grad_norm);
-            if let Some(gates) = record.gates {
-                add("train/gate gradient norm", record.gate_grad_norm);
-                add("gates/smallest", gates.min);
-                add("gates/mean", gates.mean);
-                add("gates/largest", gates.max);
-            }
-        }
-        Record::Eval(record) => {
-            add("validation/loss", record.loss);
-            add("validation/perplexity", record.perplexity);
-        }
-        Record::Layers(record) => {
-            for (name, values) in [
-                ("variance", &record.variance),
-                ("gradient norm", &record.grad_norm),
-                ("weight norm", &record.weight_norm),
-                ("gate", &record.gate),
-            ] {
-                for (index, value) in values.iter().enumerate() {
-                    add(&format!("{name}/{index:03}"), value.unwrap_or(f64::NAN));
-                }
-            }
-        }
-        Record::Notice(_) => {}
-    }
+    let mut scalars = match record {
+        Record::Train(record) => tagged(record, TrainRecord::QUANTITIES),
+        Record::Eval(record) => tagged(record, EvalRecord::QUANTITIES),
+        Record::Layers(record) => LayersRecord::QUANTITIES
+            .iter()
+            .flat_map(|quantity| {
+                let numbers = (quantity.read)(record).iter().enumerate();
+                numbers.filter_map(|(layer, number)| Some((format!("{}/{layer:03}", quantity.tag), (*number)?)))
+            })
+            .collect(),
+        Record::Notice(_) => Vec::new(),
+    };
     scalars.retain(|(_, value)| value.is_finite());
     scalars
+}
+
+fn tagged<R>(record: &R, quantities: &[Quantity<R>]) -> Vec<(String, f64)> {
+    let scalar = |quantity: &Quantity<R>| Some((quantity.tag.to_string(), (quantity.read)(record)?));
+    quantities.iter().filter_map(scalar).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpas_train::metrics::EvalRecord;
 
     /// The check value of CRC-32C and TensorFlow's mask of it.
     #[test]

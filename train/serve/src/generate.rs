@@ -10,14 +10,13 @@
 //! ```no_run
 //! use burn_flex::Flex;
 //! use gpas_data::{SpecialTokens, Tokenizer};
-//! use gpas_model::{Llama, Progress};
+//! use gpas_model::Llama;
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
 //!
 //! # fn example(model: Llama<Flex>, tokenizer: Tokenizer) -> Result<(), Box<dyn std::error::Error>> {
 //! let generator = Generator {
 //!     model: &model,
 //!     tokenizer: &tokenizer,
-//!     progress: Progress::COMPLETE,
 //!     context: 256,
 //!     vocab: tokenizer.vocab_size(),
 //! };
@@ -42,7 +41,7 @@ use std::collections::HashSet;
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
 use gpas_data::{SpecialTokens, Tokenizer};
-use gpas_model::{Cache, Llama, Progress};
+use gpas_model::{Cache, Llama};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -220,8 +219,6 @@ pub struct Generator<'a, B: Backend> {
     pub model: &'a Llama<B>,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// How far its training had come.
-    pub progress: Progress,
     /// Positions that may be used.
     pub context: usize,
     /// Number of the model's token ids.
@@ -236,7 +233,7 @@ impl<B: Backend> Generator<'_, B> {
     pub fn prompt(&self, ids: Vec<u32>) -> Result<Prompt<B>, InferenceError> {
         check_ids(&ids, self.vocab, self.context)?;
         let mut cache = self.model.cache();
-        let hidden = self.model.extend(&ids, self.progress, &mut cache);
+        let hidden = self.model.extend(&ids, &mut cache);
         let logits = self.next(hidden);
         Ok(Prompt { ids, cache, logits })
     }
@@ -252,7 +249,7 @@ impl<B: Backend> Generator<'_, B> {
     ) -> Result<(Prompt<B>, Vec<TokenScore>), InferenceError> {
         check_ids(&ids, self.vocab, self.context)?;
         let mut cache = self.model.cache();
-        let hidden = self.model.extend(&ids, self.progress, &mut cache);
+        let hidden = self.model.extend(&ids, &mut cache);
         let mut scores = Vec::with_capacity(ids.len() - 1);
         for start in (0..ids.len() - 1).step_by(ROWS) {
             let rows = ROWS.min(ids.len() - 1 - start);
@@ -328,7 +325,7 @@ impl<B: Backend> Generator<'_, B> {
             let mut caches: Vec<_> = running.iter_mut().map(|sequence| &mut sequence.cache).collect();
             let logits: Vec<f32> = self
                 .model
-                .decode(&next, self.progress, &mut caches)
+                .decode(&next, &mut caches)
                 .into_data()
                 .iter::<f32>()
                 .collect();
@@ -453,7 +450,6 @@ pub(crate) mod tests {
         Generator {
             model,
             tokenizer,
-            progress: Progress::COMPLETE,
             context,
             vocab: VOCAB,
         }

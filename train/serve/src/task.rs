@@ -313,7 +313,7 @@ mod tests {
     use super::*;
     use crate::generate::tests::tokenizer;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_model::{LlamaConfig, Progress};
+    use gpas_model::LlamaConfig;
 
     #[test]
     fn both_kinds_of_items_are_read() {
@@ -392,7 +392,6 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
             context: 12,
             vocab: 3,
         };
@@ -415,7 +414,6 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            progress: Progress::COMPLETE,
             context: 12,
             vocab: 270,
         };

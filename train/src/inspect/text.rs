@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::Inspection;
+use super::ModelInspection;
 use crate::metrics::LayersRecord;
 
 /// Width of the names of rows.
@@ -14,7 +14,7 @@ const ANGLE: usize = 6;
 /// Layers up to which a line has room for the angles of every n.
 const ALL_ANGLES: usize = 16;
 
-impl Display for Inspection {
+impl Display for ModelInspection {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self {
             scheme,
@@ -34,7 +34,7 @@ impl Display for Inspection {
     }
 }
 
-impl Inspection {
+impl ModelInspection {
     fn write_layers(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let gated = self.layers.iter().any(|layer| !layer.gates.is_empty());
         let titles: &[&str] = match gated {

@@ -149,7 +149,7 @@ mod tests {
     use crate::optimizer::OptimizerKind;
     use crate::schedule::ScheduleKind;
     use gpas_data::WindowMode;
-    use gpas_model::{GateActivation, GpasConfig, Scheme};
+    use gpas_model::{GateActivation, GateConfig, Scheme};
 
     fn args(set: &[&str]) -> RecipeOptions {
         RecipeOptions {
@@ -212,7 +212,7 @@ mod tests {
             (model.hidden, model.layers, model.kv_heads, model.post_num),
             (64, 4, 2, 1)
         );
-        assert_eq!((model.residual_warmup, model.gate), (15, GpasConfig::new()));
+        assert_eq!((model.residual_warmup, model.gate), (15, GateConfig::new()));
         let train = &recipe.train;
         assert_eq!(
             (train.steps, train.warmup, train.batch, train.micro_batch),

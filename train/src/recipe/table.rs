@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use gpas_data::WindowMode;
-use gpas_model::{GateActivation, GateSite, GpasConfig, Initialisation, LlamaConfig, Precision, Preset, Scheme};
+use gpas_model::{GateActivation, GateConfig, GateSite, Initialisation, LlamaConfig, Precision, Preset, Scheme};
 use serde::Serialize;
 
 use super::allowed::{
@@ -121,7 +121,7 @@ section! {
         }
         tables {
             /// The gates of a `_gpas` scheme.
-            gate: GpasConfig = GateKeys,
+            gate: GateConfig = GateKeys,
         }
         other_forms {
             /// The short form of `model.gate.act`.
@@ -133,36 +133,36 @@ section! {
 }
 
 section! {
-    keys of GpasConfig in "model.gate", read from given by GateKeys {
+    keys of GateConfig in "model.gate", read from given by GateKeys {
         /// Activation of the gate.
         act: GateActivation {
             allowed: choice::<GateActivation>(),
-            default: ModelRecipe::act(given)?.unwrap_or(GpasConfig::new().act),
+            default: ModelRecipe::act(given)?.unwrap_or(GateConfig::new().act),
         }
         /// Whether the gate is trained.
         learnable: bool {
             allowed: boolean(),
-            default: GpasConfig::new().learnable,
+            default: GateConfig::new().learnable,
         }
         /// Value of the gate at the start; 0 is the identity.
         init: f64 {
             allowed: number("a number", |_| true),
-            default: GpasConfig::new().init,
+            default: GateConfig::new().init,
         }
         /// Whether attention and MLP have a gate each, rather than one for both.
         per_sublayer: bool {
             allowed: boolean(),
-            default: GpasConfig::new().per_sublayer,
+            default: GateConfig::new().per_sublayer,
         }
         /// Where the gate stands; `default` is where the scheme has it.
         site: GateSite {
             allowed: choice::<GateSite>(),
-            default: GpasConfig::new().site,
+            default: GateConfig::new().site,
         }
         /// Whether the scaling is hidden from the gradient. Off, GPAS is a plain trainable scale.
         stop_gradient: bool {
             allowed: boolean(),
-            default: GpasConfig::new().stop_gradient,
+            default: GateConfig::new().stop_gradient,
         }
     }
 }

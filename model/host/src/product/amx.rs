@@ -99,9 +99,10 @@ pub(crate) fn multiply(out: &mut MatrixMut<'_>, store: Store, a: Matrix<'_>, b: 
     let most = (CACHE / (block_rows * size_of::<Row>())).max(1);
     let together = blocks.div_ceil(blocks.div_ceil(most));
     let mut room = Room {
-        rows: vec![MaybeUninit::uninit(); block_rows],
-        columns: vec![MaybeUninit::uninit(); block_rows * together],
-        sums: vec![Sums([MaybeUninit::uninit(); BLOCK * BLOCK]); together],
+        rows: Box::new_uninit_slice(block_rows),
+        columns: Box::new_uninit_slice(block_rows * together),
+        // SAFETY: the numbers of `Sums` may be uninitialised.
+        sums: unsafe { Box::new_uninit_slice(together).assume_init() },
         piece: Sums([MaybeUninit::uninit(); BLOCK * BLOCK]),
     };
     // SAFETY: the processor has them, and this process may use them, as was asserted.
@@ -120,18 +121,17 @@ pub(crate) fn multiply(out: &mut MatrixMut<'_>, store: Store, a: Matrix<'_>, b: 
 }
 
 /// The numbers of a block, row by row.
-#[derive(Clone)]
 #[repr(align(64))]
 struct Sums([MaybeUninit<f32>; BLOCK * BLOCK]);
 
 /// Where a product is prepared.
 struct Room {
     /// Tiles of a block's rows.
-    rows: Vec<MaybeUninit<Row>>,
+    rows: Box<Tiles>,
     /// Tiles of the columns of all blocks side by side.
-    columns: Vec<MaybeUninit<Row>>,
+    columns: Box<Tiles>,
     /// Results of these blocks.
-    sums: Vec<Sums>,
+    sums: Box<[Sums]>,
     /// Result of a piece.
     piece: Sums,
 }

@@ -50,6 +50,7 @@ impl BackendTask for GenerationBenchmark {
         let Candidate { recipe, config } = self.model;
         check_precision::<B>(&config, &device)?;
         let model: Llama<B::InnerBackend> = config.init(recipe.train.seed, &device);
+        let model = model.with_progress(Progress::COMPLETE);
         let mut random = RandomIds {
             state: recipe.train.seed,
             vocab: config.vocab as u64,
@@ -79,12 +80,12 @@ fn generate<B: Backend>(model: &Llama<B>, ids: &[u32], tokens: usize) -> (f64, V
     };
     let mut cache = model.cache();
     let begin = Instant::now();
-    let hidden = model.extend(ids, Progress::COMPLETE, &mut cache);
+    let hidden = model.extend(ids, &mut cache);
     let mut last = next(model.next_logits(hidden.narrow(0, ids.len() - 1, 1)));
     let prompt_s = begin.elapsed().as_secs_f64();
     let times = (0..tokens).map(|_| {
         let begin = Instant::now();
-        last = next(model.decode(&[last], Progress::COMPLETE, &mut [&mut cache]));
+        last = next(model.decode(&[last], &mut [&mut cache]));
         begin.elapsed().as_secs_f64()
     });
     let times = times.collect();

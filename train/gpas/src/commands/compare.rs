@@ -9,20 +9,19 @@ use clap::Args;
 use gpas_data::PreparedData;
 use indicatif::{HumanCount, HumanDuration};
 
-use super::provenance::{data_directory, data_sha256};
+use super::provenance::data_directory;
 use super::report;
 use super::train::{begin, execute, go_on};
 use crate::benchmark::{Benchmark, Candidate};
-use crate::dashboard::covers_terminal;
+use crate::dashboard::DisplayArgs;
 use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
-use crate::screen::restore;
 use gpas_report::compare::{CompareError, Comparison, FinishedRun, Plan, PlannedRun, may_differ, plain};
 use gpas_report::write_comparison;
 use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::checkpoint::{CheckpointError, RunState, newest_valid};
 use gpas_train::recipe::{CompareTable, RecipeFile, parse_values};
-use gpas_train::run::RunDirectory;
+use gpas_train::run::{RunDirectory, data_sha256};
 use gpas_train::signals::StopRequest;
 use gpas_train::training::{End, TrainingError, check_vocabulary};
 
@@ -65,9 +64,8 @@ pub struct CompareArgs {
     /// List the runs, their parameters and tokens, and the time they will take; make none
     #[arg(long)]
     dry_run: bool,
-    /// Print lines rather than show the dashboard
-    #[arg(long)]
-    plain: bool,
+    #[command(flatten)]
+    display: DisplayArgs,
 }
 
 impl CompareArgs {
@@ -108,8 +106,8 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
         return Ok(ExitCode::SUCCESS);
     }
 
-    let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
-    let stop = StopRequest::listen(on_leave).map_err(Failure::during("cannot listen to signals"))?;
+    let dashboard = args.display.dashboard();
+    let stop = StopRequest::listen(dashboard.on_leave()).map_err(Failure::during("cannot listen to signals"))?;
     let mut finished = Vec::new();
     for (index, (run, standing)) in plan.runs.iter().zip(&standings).enumerate() {
         let path = plan.path(run);
@@ -120,15 +118,15 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
             report::of_run(&RunDirectory::open(&path)?, backend)?;
         } else {
             say(&title);
-            let prepared = match standing {
-                Standing::New => begin(run.recipe.clone(), path.clone(), selected)?,
+            let (run_now, on) = match standing {
+                Standing::New => (begin(run.recipe.clone(), path.clone())?, selected),
                 _ => {
                     let directory = RunDirectory::open(&path)?;
                     let lock = directory.lock()?;
                     go_on(directory, lock, run.recipe.clone(), backend)?
                 }
             };
-            match execute(prepared, args.plain, false, stop.clone()) {
+            match execute(run_now, on, dashboard, false, stop.clone()) {
                 Ok(outcome) => {
                     if let End::Stopped(stop) = outcome.end {
                         say("the same command goes on from there");

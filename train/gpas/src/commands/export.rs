@@ -7,13 +7,13 @@ use clap::Args;
 use gpas_data::PreparedData;
 
 use super::opened::OpenedRun;
-use super::provenance::{data_directory, data_sha256};
+use super::provenance::data_directory;
 use crate::failure::Result;
 use gpas_exchange::ExchangeError;
 use gpas_exchange::export::{Export, NumberFormat, SHARD_BYTES};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::Recipe;
-use gpas_train::run::RunInfo;
+use gpas_train::run::{RunInfo, data_sha256};
 
 /// Write a run's model as a directory that transformers loads
 #[derive(Debug, Args)]

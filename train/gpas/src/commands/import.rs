@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 use gpas_data::PreparedData;
 
-use super::provenance::{data_sha256, facts};
 use crate::failure::Result;
 use gpas_exchange::import::{Import, ImportOptions};
 use gpas_train::backend::BackendChoice;
@@ -84,16 +83,15 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         }
         check_vocabulary(import.recipe(), data, import.config())?;
     }
-    let data_sha256 = data.as_ref().map(data_sha256).transpose()?.unwrap_or_default();
+    let facts = RunInfo::new(import.recipe(), import.config(), selected);
+    let facts = match &data {
+        Some(data) => facts.with_data(data)?,
+        None => facts,
+    };
     let info = RunInfo {
-        data: data
-            .as_ref()
-            .map(|data| data.directory().to_path_buf())
-            .unwrap_or_default(),
-        data_sha256,
         tokenizer_sha256: tokenizer.sha256().to_string(),
         imported: Some(import.source()),
-        ..facts(import.recipe(), import.config(), selected)
+        ..facts
     };
     let run = import.write(&args.run, &info, &tokenizer)?;
     writeln!(

@@ -9,7 +9,7 @@ use clap::Args;
 use super::opened::RunAndText;
 use crate::failure::{Failure, Result};
 use gpas_train::backend::{BackendChoice, BackendTask};
-use gpas_train::inspect::Inspection;
+use gpas_train::inspect::ModelInspection;
 use gpas_train::metrics::{Record, read_records};
 
 /// Look at a run's newest checkpoint layer by layer, on validation text
@@ -73,7 +73,7 @@ pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
 pub(super) struct Look(pub RunAndText);
 
 impl BackendTask for Look {
-    type Output = Result<Inspection>;
+    type Output = Result<ModelInspection>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output {
         let RunAndText {
@@ -84,7 +84,7 @@ impl BackendTask for Look {
         } = self.0;
         let model = opened.model::<B>(&device)?;
         let (batch, step) = (opened.recipe.train.micro_batch, opened.checkpoint.state.step);
-        Ok(Inspection::of(
+        Ok(ModelInspection::of(
             &model,
             &opened.config,
             step,

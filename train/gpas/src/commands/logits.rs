@@ -58,10 +58,6 @@ impl BackendTask for Logits {
         let ids: Vec<i64> = self.ids.into_iter().map(i64::from).collect();
         let shape = [1, ids.len()];
         let ids = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(ids, shape), &device);
-        Ok(model
-            .logits(ids, self.opened.progress())
-            .into_data()
-            .iter::<f32>()
-            .collect())
+        Ok(model.logits(ids).into_data().iter::<f32>().collect())
     }
 }

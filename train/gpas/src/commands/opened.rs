@@ -5,16 +5,16 @@ use std::path::Path;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::tokenizer::ByteLengths;
 use gpas_data::{PreparedData, Tokenizer, Windows};
-use gpas_model::{Llama, LlamaConfig, Progress};
+use gpas_model::{Llama, LlamaConfig};
 
-use super::provenance::{data_directory, data_sha256};
+use super::provenance::data_directory;
 use crate::failure::Result;
 use gpas_serve::generate::Generator;
 use gpas_serve::inference::InferenceError;
 use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::checkpoint::{Checkpoint, newest_valid};
 use gpas_train::recipe::Recipe;
-use gpas_train::run::{RunDirectory, RunInfo};
+use gpas_train::run::{RunDirectory, RunInfo, data_sha256};
 use gpas_train::training::{TrainingError, check_precision, check_vocabulary, validation_windows};
 
 /// A run, opened. Its data is not needed.
@@ -74,11 +74,6 @@ impl OpenedRun {
         }
     }
 
-    /// How far its training had come.
-    pub fn progress(&self) -> Progress {
-        Progress::after(self.checkpoint.state.step)
-    }
-
     /// The model on a device.
     ///
     /// # Errors
@@ -93,7 +88,6 @@ impl OpenedRun {
         Generator {
             model,
             tokenizer: &self.tokenizer,
-            progress: self.progress(),
             context,
             vocab: self.config.vocab,
         }

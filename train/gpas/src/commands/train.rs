@@ -7,23 +7,20 @@ use std::time::Instant;
 
 use clap::Args;
 use gpas_data::PreparedData;
-use gpas_model::LlamaConfig;
 use indicatif::HumanDuration;
 
-use super::provenance::{data_directory, data_sha256, facts, now};
-use crate::dashboard::{Dashboard, covers_terminal};
+use super::provenance::data_directory;
+use crate::dashboard::{Dashboard, DisplayArgs, Notices};
 use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
-use crate::screen::restore;
 use gpas_report::tensorboard::EventFile;
 use gpas_report::write_run;
 use gpas_train::backend::{BackendChoice, Selected};
-use gpas_train::checkpoint::{self, CheckpointError, newest_valid};
-use gpas_train::metrics::Record;
-use gpas_train::recipe::{Recipe, RecipeError, resolve};
-use gpas_train::run::{Resume, RunDirectory, RunError, RunInfo, RunLock};
+use gpas_train::learner::TrainingRun;
+use gpas_train::recipe::{Recipe, resolve};
+use gpas_train::run::{RunDirectory, RunLock};
 use gpas_train::signals::StopRequest;
-use gpas_train::training::{End, Observer, Outcome, Start, TrainingError, TrainingRun, check_vocabulary};
+use gpas_train::training::{End, Outcome, TrainingError};
 
 /// Train a model; without arguments, a small one on the built-in corpus
 #[derive(Debug, Args)]
@@ -46,9 +43,8 @@ pub struct TrainArgs {
     /// Directory of the run [default: runs/SCHEME-PRESET-NNN]
     #[arg(short, long, value_name = "RUN")]
     out: Option<PathBuf>,
-    /// Print lines rather than show the dashboard
-    #[arg(long)]
-    plain: bool,
+    #[command(flatten)]
+    display: DisplayArgs,
     /// Also write event files for TensorBoard, into RUN/tensorboard
     #[arg(long)]
     tensorboard: bool,
@@ -59,9 +55,9 @@ pub struct TrainArgs {
 /// # Errors
 /// Anything wrong with the recipe, the data, the backend or the disk.
 pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
-    let on_leave: fn() = if covers_terminal(args.plain) { restore } else { || () };
-    let stop = StopRequest::listen(on_leave).map_err(Failure::during("cannot listen to signals"))?;
-    let prepared = match &args.recipe {
+    let dashboard = args.display.dashboard();
+    let stop = StopRequest::listen(dashboard.on_leave()).map_err(Failure::during("cannot listen to signals"))?;
+    let (run, selected) = match &args.recipe {
         Some(path) if args.resume => {
             let run = RunDirectory::open(path)?;
             let lock = run.lock()?;
@@ -71,10 +67,11 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
         recipe => {
             let recipe = resolve(recipe.as_deref(), &args.options.into())?;
             let out = args.out.clone().unwrap_or_else(|| RunDirectory::default_path(&recipe));
-            begin(recipe, out, backend.unwrap_or_default().select()?)?
+            let selected = backend.unwrap_or_default().select()?;
+            (begin(recipe, out)?, selected)
         }
     };
-    let outcome = execute(prepared, args.plain, args.tensorboard, stop)?;
+    let outcome = execute(run, selected, dashboard, args.tensorboard, stop)?;
     Ok(match outcome.end {
         End::Complete => ExitCode::SUCCESS,
         End::Stopped(stop) => {
@@ -86,20 +83,17 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
 }
 
 /// Trains: what every command does that makes a run.
-pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: StopRequest) -> Result<Outcome> {
-    let Prepared {
-        recipe,
-        config,
-        data,
-        selected,
-        start,
-    } = prepared;
-    let after = match &start {
-        Start::New { .. } => String::new(),
-        Start::Resume { checkpoint, .. } => {
-            let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
-            format!(", going on after step {step}")
-        }
+pub(super) fn execute(
+    run: TrainingRun,
+    selected: Selected,
+    dashboard: Dashboard,
+    tensorboard: bool,
+    stop: StopRequest,
+) -> Result<Outcome> {
+    let (recipe, config) = (run.recipe(), run.config());
+    let after = match run.resumed_at() {
+        None => String::new(),
+        Some(step) => format!(", going on after step {step}"),
     };
     // Whoever reads this may have gone; the run goes on.
     let _ = writeln!(
@@ -110,31 +104,22 @@ pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: 
         recipe.train.steps,
         recipe.train.batch,
         recipe.data.seq_len,
-        data.directory().display(),
+        run.data().directory().display(),
     );
-    let path = match &start {
-        Start::New { out, .. } => out.clone(),
-        Start::Resume { run, .. } => run.path().to_path_buf(),
-    };
+    let (path, steps) = (run.path().to_path_buf(), recipe.train.steps);
     let begin = Instant::now();
-    let mut observers: Vec<Box<dyn Observer>> = vec![Box::new(Dashboard::new(plain, stop.clone()))];
-    if tensorboard {
-        observers.push(Box::new(EventFile::default()));
-    }
-    let outcome = selected.run(TrainingRun {
-        recipe,
-        config,
-        data,
-        start,
-        observers,
-        stop,
-    })?;
+    let backend = BackendChoice::Named(selected.name, selected.index);
+    let run = run.stop(stop.clone()).observe(Notices::new(dashboard));
+    let run = match tensorboard {
+        true => run.observe(EventFile::default()),
+        false => run,
+    };
+    let outcome = run
+        .display(move |interrupter| dashboard.open(steps, stop, interrupter))
+        .run(backend);
     // Who stops a run wants it to stop: what there is to see of it takes no time, a look at its layers does.
     let reported = match &outcome {
-        Ok(outcome) if outcome.end == End::Complete => {
-            let backend = BackendChoice::Named(selected.name, selected.index);
-            super::report::of_run(&outcome.run, Some(backend)).map(drop)
-        }
+        Ok(outcome) if outcome.end == End::Complete => super::report::of_run(&outcome.run, Some(backend)).map(drop),
         Ok(outcome) => write_run(&outcome.run).map(drop).map_err(Into::into),
         Err(TrainingError::NotFinite { .. }) => RunDirectory::open(&path)
             .map_err(Into::into)
@@ -150,119 +135,30 @@ pub(super) fn execute(prepared: Prepared, plain: bool, tensorboard: bool, stop: 
     Ok(outcome)
 }
 
-/// A run that can start.
-pub(super) struct Prepared {
-    recipe: Recipe,
-    config: LlamaConfig,
-    data: PreparedData,
-    selected: Selected,
-    start: Start,
-}
-
 /// A new run.
-pub(super) fn begin(recipe: Recipe, out: PathBuf, selected: Selected) -> Result<Prepared> {
-    if out.exists() {
-        return Err(RunError::Exists(out).into());
-    }
+pub(super) fn begin(recipe: Recipe, out: PathBuf) -> Result<TrainingRun> {
     let data = PreparedData::open(&data_directory(&recipe)?)?;
-    let config = recipe.llama(data.tokenizer().vocab_size())?;
-    check_vocabulary(&recipe, &data, &config)?;
-    let recipe = recipe.with_vocab(config.vocab);
-    let info = Box::new(RunInfo {
-        data: data.directory().to_path_buf(),
-        data_sha256: data_sha256(&data)?,
-        tokenizer_sha256: data.tokenizer().sha256().to_string(),
-        ..facts(&recipe, &config, selected)
-    });
-    Ok(Prepared {
-        recipe,
-        config,
-        data,
-        selected,
-        start: Start::New { out, info },
-    })
+    Ok(TrainingRun::new(recipe, data, out)?)
 }
 
-/// A run that is gone on with by a recipe. Nothing is changed before everything has been found in order.
+/// A run that is gone on with by a recipe, on its own backend unless another is asked for, so that it computes what it would have computed.
 pub(super) fn go_on(
     run: RunDirectory,
     lock: RunLock,
     recipe: Recipe,
     backend: Option<BackendChoice>,
-) -> Result<Prepared> {
-    let (written, mut info) = (run.recipe()?, run.info()?);
-    // On the run's own backend, so that it computes what it would have computed.
-    let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
-
-    let (checkpoint, passed_over) = match newest_valid(&run.checkpoints_path()) {
-        Ok(found) => (Some(Box::new(found.checkpoint)), found.passed_over),
-        // Killed before the first one was complete; unless steps were made after it.
-        Err(CheckpointError::None(_)) if !has_steps(&run) => (None, Vec::new()),
-        Err(error) => return Err(error.into()),
+) -> Result<(TrainingRun, Selected)> {
+    let backend = match backend {
+        Some(backend) => backend,
+        None => run.info()?.backend.parse()?,
     };
-    // The recipe that the checkpoint was computed by: the file beside it may have been edited.
-    let computed = checkpoint
-        .as_ref()
-        .map_or(&written, |checkpoint| &checkpoint.state.recipe);
-    let changes = computed.changes(&recipe);
-    let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
-    // Nothing has been computed by its recipe yet but the model, which it did not decide.
-    let unstarted = info.imported.is_some() && step == 0 && !has_steps(&run);
-    let may_change = |key: &str| Recipe::may_change(key) || (unstarted && !key.starts_with("model."));
-    if let Some((key, [before, after])) = changes.iter().find(|(key, _)| !may_change(key)) {
-        return Err(RecipeError::Mathematics {
-            key: key.clone(),
-            before: before.to_string(),
-            after: after.to_string(),
-        }
-        .into());
-    }
-
+    let selected = backend.select()?;
     let data = PreparedData::open(&data_directory(&recipe)?)?;
-    let found = data_sha256(&data)?;
-    if unstarted && data.tokenizer().sha256() == info.tokenizer_sha256 {
-        (info.data, info.data_sha256) = (data.directory().to_path_buf(), found);
-    } else if unstarted {
-        return Err(TrainingError::Tokenizer {
-            data: data.directory().to_path_buf(),
-            run: run.tokenizer_path(),
-        }
-        .into());
-    } else if found != info.data_sha256 {
-        return Err(TrainingError::DataChanged(data.directory().to_path_buf()).into());
-    }
-    let config = recipe.llama(data.tokenizer().vocab_size())?;
-    check_vocabulary(&recipe, &data, &config)?;
-
-    for damage in &passed_over {
+    let run = TrainingRun::resume(run, lock, recipe, data)?;
+    for damage in run.passed_over() {
         eprintln!("warning: {damage}; passed over");
     }
-    checkpoint::clear(&run.checkpoints_path(), step)?;
-    info.resumes.push(Resume {
-        step,
-        at: now(),
-        gpas: env!("CARGO_PKG_VERSION").into(),
-        commit: env!("GPAS_COMMIT").into(),
-        backend: selected.to_string(),
-        command: std::env::args().collect(),
-        changes,
-        passed_over: passed_over.iter().map(ToString::to_string).collect(),
-    });
-    run.write(&recipe, &info)?;
-    Ok(Prepared {
-        recipe,
-        config,
-        data,
-        selected,
-        start: Start::Resume { run, lock, checkpoint },
-    })
-}
-
-/// Whether a run's metrics have a step.
-fn has_steps(run: &RunDirectory) -> bool {
-    let text = std::fs::read_to_string(run.metrics_path()).unwrap_or_default();
-    text.lines()
-        .any(|line| matches!(serde_json::from_str(line), Ok(Record::Train(_))))
+    Ok((run, selected))
 }
 
 fn tell(outcome: &Outcome, begin: Instant) -> std::io::Result<()> {

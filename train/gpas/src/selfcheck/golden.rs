@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use burn::tensor::backend::Backend;
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError, read_safetensors};
-use gpas_model::{GpasConfig, IGNORE_INDEX, LlamaConfig, TokenBatch};
+use gpas_model::{GateConfig, IGNORE_INDEX, LlamaConfig, TokenBatch};
 use safetensors::tensor::Dtype;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::de::DeserializeOwned;
@@ -268,7 +268,7 @@ impl Settings {
     }
 
     fn model(&self) -> Result<LlamaConfig, GoldenError> {
-        let gate = GpasConfig {
+        let gate = GateConfig {
             act: self.named("act")?,
             site: self.named("site")?,
             learnable: self.parse("learnable")?,

@@ -7,7 +7,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_model::compare::{largest, largest_difference, largest_magnitude};
 use gpas_model::params::{Parameter, ParameterValue};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
-use gpas_model::{Llama, LlamaConfig, Progress};
+use gpas_model::{Llama, LlamaConfig};
 
 use super::golden::{Golden, HostBatch};
 use gpas_train::trainer::Trainer;
@@ -103,13 +103,10 @@ pub fn compare_with_training<B: AutodiffBackend>(
 ) -> Result<Vec<Measure>, WeightsError> {
     let config = &golden.config;
     let model = Llama::<B>::from_tensors(config, &golden.parameters, device)?;
-    let states = model.hidden_states(golden.batch.on::<B>(device).ids, Progress::COMPLETE);
+    let states = model.hidden_states(golden.batch.on::<B>(device).ids);
     let states = states.into_iter().map(host).zip(&golden.hidden);
     let hidden = largest(states.map(|(found, expected)| difference(&found, expected)));
-    let logits = difference(
-        &host(model.logits(golden.batch.on::<B>(device).ids, Progress::COMPLETE)),
-        &golden.logits,
-    );
+    let logits = difference(&host(model.logits(golden.batch.on::<B>(device).ids)), &golden.logits);
 
     let (loss, gradients) = backward(&model, &golden.batch, device);
     let gradients = gradients_by_name(&model, &gradients, config)?;
@@ -136,7 +133,7 @@ pub fn compare_with_training<B: AutodiffBackend>(
 
 /// The training of a golden, through the step of every run.
 fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Device) -> Result<Trained<B>, WeightsError> {
-    let mut trainer = Trainer::new(model, golden.optimizer, golden.schedule)?;
+    let mut trainer = Trainer::new(model, golden.optimizer, golden.schedule.rates())?;
     let mut losses = Vec::new();
     for step in golden.steps() {
         let scored = step.iter().map(HostBatch::scored).sum();
@@ -150,7 +147,7 @@ fn train<B: AutodiffBackend>(golden: &Golden, model: Llama<B>, device: &B::Devic
 fn backward<B: AutodiffBackend>(model: &Llama<B>, batch: &HostBatch, device: &B::Device) -> (f64, GradientsParams) {
     let scored = batch.scored();
     let batch = batch.on::<B>(device);
-    let part = model.backward(batch.ids, batch.targets, scored, Progress::COMPLETE);
+    let part = model.backward(batch.ids, batch.targets, scored);
     (f64::from(host(part.loss).values[0]), part.gradients)
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use gpas_model::Scheme;
+use gpas_train::recipe::{CompareTable, Recipe, RecipeFile, RecipeOptions, resolve_with};
 use toml::{Table, Value};
 
-use super::CompareError;
-use gpas_train::recipe::{CompareTable, Recipe, RecipeFile, RecipeOptions, resolve_with};
+use super::error::CompareError;
 
 /// Keys that a comparison decides by itself, and the option that does.
 const OWN_KEYS: [(&str, &str); 2] = [("model.scheme", "--schemes"), ("train.seed", "--seeds")];
@@ -53,7 +53,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Of the schemes, seeds and varied keys of `table`, over a recipe and the options.
+    /// Plans the schemes, seeds and varied keys of `table`, over a recipe and the options.
     ///
     /// # Errors
     /// The first thing that is wrong with any of the recipes, or with the choice of runs.
@@ -131,6 +131,12 @@ impl Plan {
     }
 }
 
+/// Whether a run of a comparison may have another value of a key than the recipe it is now asked for with: what may change in a run that
+/// goes on, but for how it is evaluated.
+pub fn may_differ(key: &str) -> bool {
+    Recipe::may_change(key) && !key.starts_with("eval.")
+}
+
 /// Every combination of schemes and values.
 fn arms(table: &CompareTable) -> Result<Vec<Arm>, CompareError> {
     if table.schemes.is_empty() {
@@ -180,10 +186,10 @@ fn first_repeated<T: Ord + Clone>(values: &[T]) -> Option<T> {
 }
 
 /// A value as a person writes it.
-pub(super) fn text(value: &Value) -> String {
+fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        // With an exponent where it is very large or small, as TOML does not.
+        // Rust writes very large and very small numbers with an exponent, TOML does not.
         Value::Float(number) => format!("{number:?}"),
         other => other.to_string(),
     }

@@ -20,7 +20,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Of some numbers; none of no numbers.
+    /// The sample of some numbers; none if there are none.
     pub fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();
         let count = n as f64;
@@ -48,7 +48,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Of pairs (a, b), as a − b; none of no pairs, or if a number is not finite.
+    /// The difference a − b of pairs (a, b); none without pairs, or if a number is not finite.
     pub fn of(pairs: &[(f64, f64)]) -> Option<Self> {
         let differences: Vec<f64> = pairs.iter().map(|(a, b)| a - b).collect();
         let sample = Sample::of(&differences).filter(|sample| sample.mean.is_finite())?;

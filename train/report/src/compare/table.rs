@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{ArmSummary, Comparison, RunSummary};
+use super::comparison::{ArmSummary, Comparison, RunSummary};
 
 /// Names of the columns.
 pub const COLUMNS: [&str; 7] = [
@@ -79,13 +79,13 @@ fn arrival(arm: &ArmSummary) -> String {
     }
 }
 
-/// With its sign, and a minus as long as a plus.
+/// A number with its sign; a minus is as long as a plus.
 fn signed(value: f64, digits: usize) -> String {
     format!("{value:+.digits$}").replace('-', "−")
 }
 
 /// `1.23M`.
-pub fn short(count: f64) -> String {
+fn short(count: f64) -> String {
     match count {
         large if large >= 1e9 => format!("{:.2}B", large / 1e9),
         large if large >= 1e6 => format!("{:.2}M", large / 1e6),

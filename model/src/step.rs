@@ -10,11 +10,10 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 
-use super::{Llama, flatten};
 use crate::attention::CausalMask;
 use crate::fast;
+use crate::llama::Llama;
 use crate::loss::{LossGradients, loss_with_gradients};
-use crate::progress::Progress;
 
 /// Loss and gradients of an optimizer step.
 #[derive(Debug)]
@@ -33,22 +32,20 @@ pub struct StepSums<B: AutodiffBackend> {
     /// Each gate that both sub-layers share, and what stands for it in the second.
     gates: Vec<[ParamId; 2]>,
     scored: usize,
-    progress: Progress,
     loss: Option<Tensor<B::InnerBackend, 1>>,
     gradients: GradientsParams,
-    /// Of the head, `[hidden, vocab]`. It may be the embedding, which has a gradient of its own besides.
+    /// The gradient of the head, `[hidden, vocab]`. The head may be the embedding, which has a gradient of its own besides.
     head: Option<Tensor<B::InnerBackend, 2>>,
 }
 
 impl<B: AutodiffBackend> StepSums<B> {
-    /// A step that scores `scored` tokens in all and comes after those of `progress`.
-    pub fn new(model: &Llama<B>, scored: usize, progress: Progress) -> Self {
+    /// A step that scores `scored` tokens in all. All of its micro-batches see the [progress](Llama::progress) that the model has now.
+    pub fn new(model: &Llama<B>, scored: usize) -> Self {
         let (model, gates) = gates_apart(model);
         Self {
             model,
             gates,
             scored,
-            progress,
             loss: None,
             gradients: GradientsParams::new(),
             head: None,
@@ -63,12 +60,15 @@ impl<B: AutodiffBackend> StepSums<B> {
     ///
     /// # Shapes
     /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
+    ///
+    /// # Panics
+    /// As [`Llama::token_losses`].
     pub fn add(&mut self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>) {
-        let targets = targets.inner();
+        let targets = self.model.targets_of(&ids, targets).inner();
         if self.model.recompute {
             return self.add_recomputing(ids, targets);
         }
-        let hidden = flatten(self.model.forward(ids, self.progress));
+        let hidden = self.model.forward(ids).flatten(0, 1);
         let upstream = self.add_loss(&hidden, targets);
         let found = self.pull_back(&self.model.clone(), hidden, upstream);
         self.add_gradients(found);
@@ -77,7 +77,7 @@ impl<B: AutodiffBackend> StepSums<B> {
     fn add_recomputing(&mut self, ids: Tensor<B, 2, Int>, targets: Tensor<B::InnerBackend, 2, Int>) {
         let model = self.model.clone();
         let mask = CausalMask::new(ids.dims()[1], ids.device());
-        let mut inputs = model.valid().residual_streams(ids.clone().inner(), self.progress);
+        let mut inputs = model.valid().residual_streams(ids.clone().inner());
         let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();
         let of_leaf = |x: &Tensor<B, 3>, found: &mut B::Gradients| {
             x.grad_remove(found)
@@ -85,14 +85,14 @@ impl<B: AutodiffBackend> StepSums<B> {
         };
 
         let x = leaf(inputs.pop().expect("there is a stream after the last layer"));
-        let hidden = flatten(model.norm.forward(x.clone()));
+        let hidden = model.norm.forward(x.clone()).flatten(0, 1);
         let upstream = self.add_loss(&hidden, targets);
         let mut found = self.pull_back(&model.norm, hidden, upstream);
         let mut upstream = of_leaf(&x, &mut found);
         self.add_gradients(found);
         for (layer, input) in model.layers.iter().zip(inputs).rev() {
             let x = leaf(input);
-            let y = layer.forward(x.clone(), self.progress, &model.rotary, &mask);
+            let y = layer.forward(x.clone(), model.progress(), model.rotary(), &mask);
             let mut found = self.pull_back(layer, y, upstream);
             upstream = of_leaf(&x, &mut found);
             self.add_gradients(found);
@@ -136,7 +136,7 @@ impl<B: AutodiffBackend> StepSums<B> {
             self.scored,
             seq,
             self.head.take(),
-            self.model.precision,
+            self.model.precision(),
         );
         self.head = Some(weight);
         self.loss = Some(match self.loss.take() {
@@ -180,6 +180,21 @@ impl<B: AutodiffBackend> StepSums<B> {
         sums.accumulate(&self.model, std::mem::take(&mut self.gradients));
         sums.accumulate(&self.model, found);
         self.gradients = sums.grads();
+    }
+}
+
+impl<B: AutodiffBackend> Llama<B> {
+    /// Loss and gradients of an optimizer step of one micro-batch that scores `scored` tokens. [`StepSums`] takes more than one.
+    ///
+    /// # Shapes
+    /// - ids, targets: `[batch, seq]`; targets are ids or [`IGNORE_INDEX`](crate::IGNORE_INDEX)
+    ///
+    /// # Panics
+    /// As [`Llama::token_losses`].
+    pub fn backward(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 2, Int>, scored: usize) -> StepGradients<B> {
+        let mut sums = StepSums::new(self, scored);
+        sums.add(ids, targets);
+        sums.finish().expect("there was a micro-batch")
     }
 }
 
@@ -264,7 +279,7 @@ mod tests {
                 .with_tied_head(tied);
             let model = config.init::<Tracked>(1, &FlexDevice);
             let step = |model: &Llama<Tracked>, size: usize| {
-                let mut sums = StepSums::new(model, BATCH * SEQ, Progress::COMPLETE);
+                let mut sums = StepSums::new(model, BATCH * SEQ);
                 for start in (0..BATCH).step_by(size) {
                     let part = |all: &Tensor<Tracked, 2, Int>| all.clone().narrow(0, start, size.min(BATCH - start));
                     sums.add(part(&ids), part(&targets));

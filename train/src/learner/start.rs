@@ -1,0 +1,177 @@
+//! Where a run begins: at its first step, or at a checkpoint.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use gpas_data::PreparedData;
+use gpas_model::LlamaConfig;
+use toml::Value;
+
+use crate::backend::Selected;
+use crate::checkpoint::{self, Checkpoint, CheckpointError, newest_valid};
+use crate::metrics::{Record, read_records};
+use crate::recipe::{Recipe, RecipeError};
+use crate::run::{Resume, RunDirectory, RunError, RunInfo, RunLock, data_sha256};
+use crate::training::TrainingError;
+
+/// Where a run begins.
+pub(super) enum Start {
+    /// At its first step; nothing has been written yet.
+    New { out: PathBuf },
+    /// In a run directory.
+    Resume(Box<Resumption>),
+}
+
+/// A run that goes on.
+pub(super) struct Resumption {
+    run: RunDirectory,
+    lock: RunLock,
+    info: RunInfo,
+    /// None if the run was killed before its first.
+    checkpoint: Option<Checkpoint>,
+    passed_over: Vec<CheckpointError>,
+    changes: BTreeMap<String, [Value; 2]>,
+}
+
+/// A run directory that is ready to be written to.
+pub(super) struct Opened {
+    pub run: RunDirectory,
+    pub lock: RunLock,
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl Start {
+    /// A run that goes on by a recipe, with some data. Nothing is changed before everything has been found in order.
+    pub fn resume(
+        run: RunDirectory,
+        lock: RunLock,
+        recipe: &Recipe,
+        data: &PreparedData,
+    ) -> Result<Self, TrainingError> {
+        let (written, mut info) = (run.recipe()?, run.info()?);
+        let has_steps = has_steps(&run)?;
+        let (checkpoint, passed_over) = match newest_valid(&run.checkpoints_path()) {
+            Ok(found) => (Some(found.checkpoint), found.passed_over),
+            // Killed before the first one was complete; unless steps were made after it.
+            Err(CheckpointError::None(_)) if !has_steps => (None, Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        // The recipe that the checkpoint was computed by: the file beside it may have been edited.
+        let computed = checkpoint
+            .as_ref()
+            .map_or(&written, |checkpoint| &checkpoint.state.recipe);
+        let changes = computed.changes(recipe);
+        let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
+        // Nothing has been computed by its recipe yet but the model, which it did not decide.
+        let unstarted = info.imported.is_some() && step == 0 && !has_steps;
+        let may_change = |key: &str| Recipe::may_change(key) || (unstarted && !key.starts_with("model."));
+        if let Some((key, [before, after])) = changes.iter().find(|(key, _)| !may_change(key)) {
+            return Err(RunError::from(RecipeError::Mathematics {
+                key: key.clone(),
+                before: before.to_string(),
+                after: after.to_string(),
+            })
+            .into());
+        }
+        if unstarted && data.tokenizer().sha256() == info.tokenizer_sha256 {
+            info = info.with_data(data)?;
+        } else if unstarted {
+            return Err(TrainingError::Tokenizer {
+                data: data.directory().to_path_buf(),
+                run: run.tokenizer_path(),
+            });
+        } else if data_sha256(data)? != info.data_sha256 {
+            return Err(TrainingError::DataChanged(data.directory().to_path_buf()));
+        }
+        Ok(Start::Resume(Box::new(Resumption {
+            run,
+            lock,
+            info,
+            checkpoint,
+            passed_over,
+            changes,
+        })))
+    }
+
+    /// The run directory.
+    pub fn path(&self) -> &Path {
+        match self {
+            Start::New { out } => out,
+            Start::Resume(resumption) => resumption.run.path(),
+        }
+    }
+
+    /// Steps done where it goes on; none of a new run.
+    pub fn resumed_at(&self) -> Option<u64> {
+        match self {
+            Start::New { .. } => None,
+            Start::Resume(resumption) => Some(resumption.step()),
+        }
+    }
+
+    /// What is wrong with the checkpoints that were passed over.
+    pub fn passed_over(&self) -> &[CheckpointError] {
+        match self {
+            Start::New { .. } => &[],
+            Start::Resume(resumption) => &resumption.passed_over,
+        }
+    }
+
+    /// Makes the run directory, or records in it that the run goes on.
+    pub fn open(
+        self,
+        recipe: &Recipe,
+        config: &LlamaConfig,
+        data: &PreparedData,
+        selected: Selected,
+    ) -> Result<Opened, TrainingError> {
+        match self {
+            Start::New { out } => {
+                let info = RunInfo::new(recipe, config, selected).with_data(data)?;
+                let tokenizer = data.tokenizer();
+                let (run, lock) =
+                    RunDirectory::create(&out, recipe, &info, tokenizer.bytes(), tokenizer.chat_template())?;
+                Ok(Opened {
+                    run,
+                    lock,
+                    checkpoint: None,
+                })
+            }
+            Start::Resume(resumption) => resumption.open(recipe, selected),
+        }
+    }
+}
+
+impl Resumption {
+    fn step(&self) -> u64 {
+        self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step)
+    }
+
+    fn open(self, recipe: &Recipe, selected: Selected) -> Result<Opened, TrainingError> {
+        let step = self.step();
+        let Self {
+            run,
+            lock,
+            mut info,
+            checkpoint,
+            passed_over,
+            changes,
+        } = self;
+        checkpoint::clear(&run.checkpoints_path(), step)?;
+        info.resumes.push(Resume::new(
+            step,
+            selected,
+            changes,
+            passed_over.iter().map(ToString::to_string).collect(),
+        ));
+        run.write(recipe, &info)?;
+        Ok(Opened { run, lock, checkpoint })
+    }
+}
+
+/// Whether a run's metrics have a step.
+fn has_steps(run: &RunDirectory) -> Result<bool, TrainingError> {
+    let path = run.metrics_path();
+    let records = read_records(&path).map_err(|cause| TrainingError::Metrics { path, cause })?;
+    Ok(records.iter().any(|record| matches!(record, Record::Train(_))))
+}
