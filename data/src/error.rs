@@ -85,6 +85,14 @@ pub enum DataError {
         /// Why.
         cause: String,
     },
+    /// A file beside a tokenizer that should hold its chat template does not.
+    #[error("{}: {cause}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
     /// A tokenizer names no token that ends a document.
     #[error("tokenizer {}: no end-of-document token is known", path.display())]
     EndOfDocumentUnknown {
@@ -145,10 +153,10 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// A shard is not what the manifest says.
+    /// A shard, or a file beside it, is not what the manifest says.
     #[error("{}: {cause}", path.display())]
     Shard {
-        /// The shard's file.
+        /// The file.
         path: PathBuf,
         /// How it differs.
         cause: String,
@@ -212,6 +220,9 @@ impl DataError {
             }
             Self::Tokenizer { .. } => {
                 "a tokenizer is a Hugging Face tokenizer.json; `gpas tokenizer train` makes one".into()
+            }
+            Self::ChatTemplate { .. } => {
+                "it is read for the chat template because it lies beside the tokenizer: mend it, or take it away".into()
             }
             Self::EndOfDocumentUnknown { .. } => "name it with --eos TOKEN".into(),
             Self::TokenUnknown { .. } => "--eos takes a token as the tokenizer spells it, for example '</s>'".into(),

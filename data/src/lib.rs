@@ -3,6 +3,7 @@
 
 pub mod aside;
 pub mod bpe;
+pub mod chat_template;
 pub mod corpus;
 pub mod prepare;
 pub mod source;
@@ -28,5 +29,5 @@ pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 pub use order::BatchOrder;
 pub use special::SpecialTokens;
 pub use store::PreparedData;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SpelledOut, Tokenizer};
 pub use windows::{Window, WindowMode, Windows};

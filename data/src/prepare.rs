@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::aside::AsideDirectory;
+use crate::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use crate::error::DataError;
 use crate::progress::progress_bar;
 use crate::source::{Document, Documents, ReadOptions, Skipped, Source, SourceRecord};
 use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{SpelledOut, SpelledTokens, Tokenizer};
 
 /// Text that is tokenized at once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -57,6 +58,8 @@ pub struct PrepareOptions {
     pub read: ReadOptions,
     /// The token that ends a document, where the tokenizer's own is not wanted.
     pub end_of_document: Option<String>,
+    /// What special tokens are that the texts spell out.
+    pub special_tokens: SpelledOut,
     /// Whether to leave out the progress bar.
     pub quiet: bool,
 }
@@ -77,6 +80,7 @@ impl PrepareOptions {
             out: out.into(),
             read: ReadOptions::default(),
             end_of_document: None,
+            special_tokens: SpelledOut::default(),
             quiet: true,
         }
     }
@@ -89,6 +93,8 @@ pub struct PrepareReport {
     pub manifest: Manifest,
     /// The records that were not used, of all sources together.
     pub skipped: Skipped,
+    /// The special tokens that the texts spell out, where they were taken as text.
+    pub spelled: SpelledTokens,
 }
 
 /// Tokenizes sources into a directory that [`crate::store::PreparedData`] opens.
@@ -124,6 +130,7 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
         &tokenizer,
         &options.out,
         &options.read,
+        options.special_tokens,
         options.quiet,
     )
 }
@@ -140,6 +147,7 @@ pub(crate) fn prepare_sources(
     tokenizer: &Tokenizer,
     out: &Path,
     read: &ReadOptions,
+    special: SpelledOut,
     quiet: bool,
 ) -> Result<PrepareReport, DataError> {
     let end = tokenizer
@@ -152,6 +160,8 @@ pub(crate) fn prepare_sources(
         train: SplitWriter::new(aside.path(), "train", token_bytes, SHARD_BYTES),
         validation: SplitWriter::new(aside.path(), "validation", token_bytes, SHARD_BYTES),
         empty: 0,
+        special,
+        spelled: SpelledTokens::default(),
         quiet,
     };
     let mut skipped = Skipped::default();
@@ -174,6 +184,11 @@ pub(crate) fn prepare_sources(
     }
     let tokenizer_path = aside.path().join(TOKENIZER);
     fs::write(&tokenizer_path, tokenizer.bytes()).map_err(DataError::io(&tokenizer_path))?;
+    let template = tokenizer.chat_template().map(ChatTemplate::file);
+    if let Some(bytes) = &template {
+        let path = aside.path().join(CHAT_TEMPLATE);
+        fs::write(&path, bytes).map_err(DataError::io(&path))?;
+    }
     let manifest = Manifest {
         format: FORMAT.into(),
         version: VERSION,
@@ -187,6 +202,7 @@ pub(crate) fn prepare_sources(
             end_of_document: end,
             pad: tokenizer.pad(),
             special_tokens: tokenizer.decided_special_tokens().cloned(),
+            chat_template_sha256: template.map(|bytes| format!("{:x}", Sha256::digest(bytes))),
         },
         train,
         validation,
@@ -194,6 +210,7 @@ pub(crate) fn prepare_sources(
         validation_sources,
         bad_records: skipped.bad,
         empty_documents: preparing.empty,
+        special_tokens: special == SpelledOut::AsTokens,
     };
     let manifest_path = aside.path().join(MANIFEST);
     let mut json = serde_json::to_vec_pretty(&manifest).map_err(|error| DataError::Manifest {
@@ -203,7 +220,11 @@ pub(crate) fn prepare_sources(
     json.push(b'\n');
     fs::write(&manifest_path, json).map_err(DataError::io(&manifest_path))?;
     aside.publish().map_err(DataError::output(out))?;
-    Ok(PrepareReport { manifest, skipped })
+    Ok(PrepareReport {
+        manifest,
+        skipped,
+        spelled: preparing.spelled,
+    })
 }
 
 /// The split that documents of a stream belong to.
@@ -219,6 +240,8 @@ struct Preparing<'a> {
     train: SplitWriter,
     validation: SplitWriter,
     empty: u64,
+    special: SpelledOut,
+    spelled: SpelledTokens,
     quiet: bool,
 }
 
@@ -230,6 +253,8 @@ impl Preparing<'_> {
         skipped: &mut Skipped,
     ) -> Result<Vec<SourceRecord>, DataError> {
         let bar = progress_bar(documents.bytes_total(), "tokenizing", self.quiet);
+        // A text whose special tokens are tokens may bring those that open and close it.
+        let may_bring = self.special == SpelledOut::AsTokens;
         // The split and the tokens so far of the document whose pieces are being written.
         let (mut to_validation, mut length) = (false, 0);
         loop {
@@ -246,11 +271,12 @@ impl Preparing<'_> {
                         // Only the first piece of a document is asked.
                         Side::Hashed(fraction) => document.opens && belongs_to_validation(&document.text, fraction),
                     };
-                    let tokens = self.encode(document)?;
-                    Ok((tokens, is_validation))
+                    let (tokens, spelled) = self.encode(document)?;
+                    Ok((tokens, spelled, is_validation))
                 })
                 .collect::<Result<Vec<_>, DataError>>()?;
-            for (document, (tokens, is_validation)) in batch.iter().zip(encoded) {
+            for (document, (tokens, spelled, is_validation)) in batch.iter().zip(encoded) {
+                self.spelled.add(spelled);
                 if document.opens {
                     (to_validation, length) = (is_validation, 0);
                 }
@@ -261,15 +287,19 @@ impl Preparing<'_> {
                     &mut self.train
                 };
                 if length > 0 {
-                    if length == tokens.len() {
-                        split.push(self.tokenizer.opening())?;
+                    let opening = self.tokenizer.opening();
+                    if length == tokens.len() && !(may_bring && tokens.starts_with(opening)) {
+                        split.push(opening)?;
                     }
                     split.push(&tokens)?;
                     split.text_bytes(document.text.len() as u64);
                 }
                 if document.closes {
                     if length > 0 {
-                        split.push(self.tokenizer.closing())?;
+                        let closing = self.tokenizer.closing();
+                        if !(may_bring && tokens.ends_with(closing)) {
+                            split.push(closing)?;
+                        }
                         split.end_document()?;
                     } else {
                         self.empty += 1;
@@ -285,12 +315,18 @@ impl Preparing<'_> {
         Ok(documents.sources().to_vec())
     }
 
-    /// The tokens of one piece; none for a document of white space, which teaches nothing.
-    fn encode(&self, document: &Document) -> Result<Vec<u32>, DataError> {
+    /// The tokens of one piece, none for a document of white space, which teaches nothing; and the special tokens that it spells out,
+    /// where these are text.
+    fn encode(&self, document: &Document) -> Result<(Vec<u32>, SpelledTokens), DataError> {
         if document.opens && document.closes && document.text.trim().is_empty() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
-        self.tokenizer.encode(&document.text)
+        let tokens = self.tokenizer.encode_with(&document.text, self.special)?;
+        let spelled = match self.special {
+            SpelledOut::AsText => self.tokenizer.spelled_special_tokens(&document.text),
+            SpelledOut::AsTokens => SpelledTokens::default(),
+        };
+        Ok((tokens, spelled))
     }
 }
 
@@ -343,6 +379,7 @@ mod tests {
             out: place.join("out"),
             read: ReadOptions::default(),
             end_of_document: None,
+            special_tokens: SpelledOut::default(),
             quiet: true,
         }
     }
@@ -440,6 +477,54 @@ mod tests {
         fs::write(options.out.join(MANIFEST), older.to_string()).unwrap();
         let error = PreparedData::open(&options.out).unwrap_err().to_string();
         assert!(error.contains("an id is outside the tokenizer's vocabulary"), "{error}");
+    }
+
+    #[test]
+    fn special_tokens_in_a_text_are_counted_or_taken() {
+        let place = tempfile::tempdir().unwrap();
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let text = lines(["ab</s>c".into(), "d</s>".into(), "<pad><pad>".into()]);
+        let mut options = options(place.path(), &text, ValidationSplit::Source(validation));
+        let report = prepare(&options).unwrap();
+        assert_eq!(
+            (report.spelled.count, report.spelled.first.as_deref()),
+            (4, Some("</s>"))
+        );
+        assert!(!report.manifest.special_tokens);
+        let manifest = fs::read_to_string(options.out.join(MANIFEST)).unwrap();
+        assert!(!manifest.contains("special_tokens"), "{manifest}");
+
+        options.out = place.path().join("taken");
+        options.special_tokens = SpelledOut::AsTokens;
+        let report = prepare(&options).unwrap();
+        assert_eq!((report.spelled.count, report.manifest.special_tokens), (0, true));
+        let data = PreparedData::open(&options.out).unwrap();
+        let documents = [0, 1, 2].map(|index| data.train().document(index).unwrap());
+        // The second brings its own end.
+        assert_eq!(documents, [vec![3, 4, 1, 5, 1], vec![6, 1], vec![0, 0, 1]]);
+    }
+
+    #[test]
+    fn a_chat_template_travels_with_the_data() {
+        let place = tempfile::tempdir().unwrap();
+        let text = lines(["abc".into(), "d".into()]);
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let options = options(place.path(), &text, ValidationSplit::Source(validation));
+        write(&place.path().join("chat_template.jinja"), "{{ messages }}");
+        prepare(&options).unwrap();
+        let open = || PreparedData::open(&options.out);
+        let template = open().unwrap().tokenizer().chat_template().cloned().unwrap();
+        assert_eq!(template.value(), "{{ messages }}");
+        assert_eq!(verify(&options.out).unwrap().files, 6);
+        let path = options.out.join(CHAT_TEMPLATE);
+        fs::write(&path, "{}").unwrap();
+        let damaged = open().unwrap_err();
+        assert!(
+            damaged.to_string().contains("chat_template.json: its bytes are not"),
+            "{damaged}"
+        );
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(open().unwrap_err(), DataError::FileMissing { .. }));
     }
 
     #[test]

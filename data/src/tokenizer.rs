@@ -1,13 +1,21 @@
 //! Tokenizers: any Hugging Face `tokenizer.json`, and what preparing data must know of it.
 
+mod bytes;
+mod decode;
+mod special;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use aho_corasick::AhoCorasick;
 use sha2::{Digest, Sha256};
-use tokenizers::{ModelWrapper, PaddingParams};
+use tokenizers::{Decoder, ModelWrapper, PaddingParams};
 
+pub use self::bytes::ByteLengths;
+pub use self::special::{SpelledOut, SpelledTokens};
+use crate::chat_template::ChatTemplate;
 use crate::error::DataError;
 use crate::special::{SpecialNames, SpecialTokens};
 
@@ -22,10 +30,11 @@ const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
 /// A document becomes `opening tokens · its text · closing tokens`: those that the tokenizer's own
 /// post-processor puts around a text, the last of which is the end of a document. That is the token that was named for it, else the
 /// post-processor's, else that of the `tokenizer_config.json` beside the tokenizer, else the first of those in use that it has.
-/// A special token spelled out in a text is text: no document can forge its own end.
+/// A special token spelled out in a text is text, so that no document can forge its own end, unless [`SpelledOut::AsTokens`] is asked for.
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
+    chat_template: Option<ChatTemplate>,
     opening: Vec<u32>,
     closing: Vec<u32>,
     special: SpecialTokens,
@@ -33,6 +42,12 @@ pub struct Tokenizer {
 
 struct Shared {
     tokenizer: tokenizers::Tokenizer,
+    /// The same, made when it is first needed, for texts whose special tokens are tokens.
+    takes_special: OnceLock<tokenizers::Tokenizer>,
+    /// Finds special tokens in texts; made when it is first needed.
+    special: OnceLock<Option<AhoCorasick>>,
+    /// Whether tokens of bytes are put together to characters.
+    has_byte_fallback: bool,
     path: PathBuf,
     bytes: Vec<u8>,
     sha256: String,
@@ -45,10 +60,11 @@ struct Shared {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, and the names of special tokens in the `tokenizer_config.json` beside it.
+    /// Reads a `tokenizer.json`, with the names of special tokens in the `tokenizer_config.json` beside it and the chat template that lies
+    /// there, if one does.
     ///
     /// # Errors
-    /// When a file cannot be read, or the first is not a tokenizer.
+    /// When a file cannot be read, the first is not a tokenizer, or what should be a chat template is none.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         let bytes = fs::read(path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => DataError::Tokenizer {
@@ -57,7 +73,8 @@ impl Tokenizer {
             },
             _ => DataError::io(path)(cause),
         })?;
-        Ok(Self::from_bytes(bytes, path)?.with_names(&SpecialNames::beside(path)?))
+        let tokenizer = Self::from_bytes(bytes, path)?.with_names(&SpecialNames::beside(path)?);
+        Ok(tokenizer.with_chat_template(ChatTemplate::beside(path)?))
     }
 
     /// Parses the bytes of a `tokenizer.json`; `path` names them in errors, and nothing is read there.
@@ -88,6 +105,7 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| refused(error.to_string()))?;
         tokenizer.set_encode_special_tokens(true);
+        special::hide_from_unigram(&mut tokenizer, &bytes).map_err(&refused)?;
         if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
             && bpe.dropout.is_some()
         {
@@ -120,6 +138,9 @@ impl Tokenizer {
         };
         let sha256 = format!("{:x}", Sha256::digest(&bytes));
         let shared = Shared {
+            has_byte_fallback: tokenizer.get_decoder().is_some_and(decode::has_byte_fallback),
+            takes_special: OnceLock::new(),
+            special: OnceLock::new(),
             tokenizer,
             path: path.into(),
             bytes,
@@ -131,6 +152,7 @@ impl Tokenizer {
         };
         let this = Self {
             shared: Arc::new(shared),
+            chat_template: None,
             opening,
             closing,
             special: SpecialTokens::default(),
@@ -171,6 +193,12 @@ impl Tokenizer {
         Ok(self.with_special_tokens(special))
     }
 
+    /// The same tokenizer with another chat template, or none.
+    pub fn with_chat_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.chat_template = template;
+        self
+    }
+
     /// The same tokenizer with the special tokens that something else has decided. The end of a document takes the place of the one that
     /// stood there.
     pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
@@ -185,6 +213,11 @@ impl Tokenizer {
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.shared.bytes
+    }
+
+    /// The chat template that lay beside the file.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
     }
 
     /// The SHA-256 of the file.
@@ -242,26 +275,21 @@ impl Tokenizer {
         &self.closing
     }
 
-    /// The tokens of a text, without any that open or end a document.
+    /// The tokens of a text, without any that open or end a document. Special tokens that it spells out are text.
     ///
     /// # Errors
     /// When the tokenizer refuses the text, for instance because it has no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self.shared.tokenizer.encode_fast(text, false);
-        encoding
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| self.refused(&error.to_string()))
+        self.encode_with(text, SpelledOut::AsText)
     }
 
-    /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing.
+    /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing, and a character whose bytes are not
+    /// all there becomes U+FFFD.
     ///
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        self.shared
-            .tokenizer
-            .decode(ids, false)
-            .map_err(|error| self.refused(&error.to_string()))
+        self.text_of(ids.iter().filter_map(|id| self.id_to_token(*id)).collect())
     }
 
     /// The text of tokens without special ones.
@@ -269,35 +297,30 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode_plain(&self, ids: &[u32]) -> Result<String, DataError> {
-        let text = self.shared.tokenizer.decode(ids, true);
-        text.map_err(|error| self.refused(&error.to_string()))
+        self.text_of(ids.iter().filter_map(|id| self.text_token(*id)).collect())
     }
 
-    /// How many bytes of text each id stands for, 0 for special tokens and unused ids. There is no answer where the vocabulary is
-    /// spelled in none of the ways in use: in bytes (GPT-2's) or with `▁` for a space (SentencePiece's).
-    pub fn byte_lengths(&self) -> Option<Vec<u32>> {
-        let tokenizer = &self.shared.tokenizer;
-        let decoder = serde_json::to_string(tokenizer.get_decoder()?).ok()?;
-        let is = |kind: &str| decoder.contains(&format!("\"type\":\"{kind}\""));
-        let length: fn(&str) -> usize = if is("ByteLevel") {
-            // A character for each byte.
-            |token| token.chars().count()
-        } else if is("Metaspace") || (is("Replace") && decoder.contains('▁')) {
-            |token| match token.strip_prefix("<0x") {
-                Some(rest) if rest.len() == 3 && rest.ends_with('>') => 1,
-                _ => token.replace('▁', " ").len(),
-            }
-        } else {
-            return None;
+    /// Whether an id is part of a text: not a special token, and in the vocabulary.
+    pub fn is_text(&self, id: u32) -> bool {
+        self.text_token(id).is_some()
+    }
+
+    fn text_token(&self, id: u32) -> Option<String> {
+        let special = self.shared.tokenizer.get_added_vocabulary();
+        self.id_to_token(id).filter(|token| !special.is_special_token(token))
+    }
+
+    /// The text of tokens as the vocabulary spells them.
+    fn text_of(&self, tokens: Vec<String>) -> Result<String, DataError> {
+        if tokens.is_empty() {
+            return Ok(String::new());
+        }
+        let text = match self.shared.tokenizer.get_decoder() {
+            Some(decoder) if self.shared.has_byte_fallback => decode::decode_with_byte_fallback(decoder, tokens),
+            Some(decoder) => decoder.decode(tokens),
+            None => Ok(tokens.join(" ")),
         };
-        let mut lengths = vec![0; self.vocab_size()];
-        for (token, id) in tokenizer.get_vocab(false) {
-            lengths[id as usize] = length(&token) as u32;
-        }
-        for (id, token) in tokenizer.get_added_tokens_decoder() {
-            lengths[id as usize] = if token.special { 0 } else { token.content.len() as u32 };
-        }
-        Some(lengths)
+        text.map_err(|error| self.refused(&error.to_string()))
     }
 
     /// A token as the vocabulary spells it.

@@ -5,6 +5,7 @@
 //! RUN/run.json               versions, device, hashes of data and tokenizer, parameters, seed
 //! RUN/tokenizer.json         the data's tokenizer
 //! RUN/special_tokens.json    the ids that begin and end a text and that pad
+//! RUN/chat_template.json     the tokenizer's chat template, if it has one
 //! RUN/metrics.jsonl          one line per step and per evaluation
 //! RUN/checkpoints/step-N/    weights and optimizer after step N
 //! RUN/inspection.json        the look at its layers that the report shows
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gpas_data::aside::{self, AsideDirectory};
+use gpas_data::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use gpas_data::{DataError, PreparedData, SpecialTokens, Tokenizer};
 use gpas_model::LlamaConfig;
 use serde::{Deserialize, Serialize};
@@ -233,7 +235,8 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory with its recipe, its facts and its tokenizer, special tokens included. They are written aside and moved into place together.
+    /// Makes the directory with its recipe, its facts and its tokenizer, special tokens and chat template included. They are written
+    /// aside and moved into place together.
     ///
     /// # Errors
     /// If it exists, or cannot be written.
@@ -257,6 +260,10 @@ impl RunDirectory {
         run.write(recipe, info)?;
         fs::write(run.tokenizer_path(), tokenizer.bytes()).map_err(failed(&run.tokenizer_path()))?;
         run.write_special_tokens(tokenizer.special_tokens())?;
+        if let Some(template) = tokenizer.chat_template() {
+            let path = run.chat_template_path();
+            fs::write(&path, template.file()).map_err(failed(&path))?;
+        }
         // Held before anybody else sees the directory.
         let lock = run.lock()?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
@@ -293,8 +300,8 @@ impl RunDirectory {
         replace(&path, &json)
     }
 
-    /// Its tokenizer, with the special tokens of its data or of the model that it begins with. Run directories of earlier versions have no
-    /// record of these: there they are what the tokenizer's file tells.
+    /// Its tokenizer, with its chat template and the special tokens of its data or of the model that it begins with. Run directories of
+    /// earlier versions have no record of these: there the special tokens are what the tokenizer's file tells.
     ///
     /// # Errors
     /// If a file cannot be read, or is not what it should be.
@@ -305,7 +312,7 @@ impl RunDirectory {
         };
         let path = self.tokenizer_path();
         let bytes = fs::read(&path).map_err(failed(&path))?;
-        let tokenizer = Tokenizer::from_bytes(bytes, &path)?;
+        let tokenizer = Tokenizer::from_bytes(bytes, &path)?.with_chat_template(ChatTemplate::beside(&path)?);
         let path = self.special_tokens_path();
         let special = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|cause| RunError::Json { path, cause })?,
@@ -409,6 +416,10 @@ impl RunDirectory {
     /// Path of the tokenizer.
     pub fn tokenizer_path(&self) -> PathBuf {
         self.path.join("tokenizer.json")
+    }
+
+    fn chat_template_path(&self) -> PathBuf {
+        self.path.join(CHAT_TEMPLATE)
     }
 
     fn special_tokens_path(&self) -> PathBuf {

@@ -45,6 +45,9 @@ pub struct Manifest {
     pub bad_records: u64,
     /// Documents without a token, left out.
     pub empty_documents: u64,
+    /// Whether special tokens that the texts spell out became the tokens they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub special_tokens: bool,
 }
 
 /// The tokenizer that data was prepared with.
@@ -61,6 +64,9 @@ pub struct TokenizerRecord {
     /// The special tokens, where they are others than the tokenizer's file alone tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub special_tokens: Option<SpecialTokens>,
+    /// The SHA-256 of the chat template's file, if the tokenizer has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template_sha256: Option<String>,
 }
 
 impl TokenizerRecord {

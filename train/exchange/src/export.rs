@@ -4,7 +4,7 @@
 //! OUT/config.json               sizes; for an architecture of our own, the wiring of every layer
 //! OUT/model.safetensors         weights by their released names; above the largest size of a file, shards and an index
 //! OUT/modeling_gpas.py          for an architecture of our own: the model, in one small file
-//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json
+//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json, which holds the chat template if there is one
 //! OUT/generation_config.json    the ids that begin a text, end it, and pad
 //! OUT/README.md                 the model card
 //! ```

@@ -153,7 +153,7 @@ pub(super) fn generation_config(special: &SpecialTokens) -> Value {
     })
 }
 
-/// `tokenizer_config.json`.
+/// `tokenizer_config.json`, which holds the chat template if there is one.
 pub(super) fn tokenizer_config(tokenizer: &Tokenizer, special: &SpecialTokens, positions: usize) -> Value {
     // Special tokens are spelled out where tokens are decoded.
     let spelled = |id: u32| {
@@ -174,6 +174,9 @@ pub(super) fn tokenizer_config(tokenizer: &Tokenizer, special: &SpecialTokens, p
         if let (Some(token), Some(object)) = (id.and_then(spelled), config.as_object_mut()) {
             object.insert(key.into(), token.into());
         }
+    }
+    if let Some(template) = tokenizer.chat_template() {
+        config["chat_template"] = template.value().clone();
     }
     config
 }

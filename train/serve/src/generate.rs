@@ -9,7 +9,7 @@
 //!
 //! ```no_run
 //! use burn_flex::Flex;
-//! use gpas_data::Tokenizer;
+//! use gpas_data::{SpelledOut, Tokenizer};
 //! use gpas_model::Llama;
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
 //! use gpas_serve::inference::Context;
@@ -21,7 +21,7 @@
 //!     context: Context { tokens: 256, positions: 2048 },
 //!     vocab: tokenizer.vocab_size(),
 //! };
-//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of")?)?;
+//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of", SpelledOut::AsText)?)?;
 //! let options = GenerationOptions {
 //!     max_tokens: 40,
 //!     seed: 1,
@@ -41,7 +41,7 @@ use std::collections::HashSet;
 
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
-use gpas_data::Tokenizer;
+use gpas_data::{SpelledOut, Tokenizer};
 use gpas_model::{Cache, Llama};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -194,14 +194,18 @@ pub struct GeneratedPiece {
     pub finish: Option<Finish>,
 }
 
-/// The tokens of a prompt, which begins as a document does: [`Tokenizer::start_of_text`] has the rule.
+/// The tokens of a prompt, which begins as a document does: [`Tokenizer::start_of_text`] has the rule. A text that brings the opening tokens
+/// itself, which it can where special tokens that it spells out are tokens, does not get them twice.
 ///
 /// # Errors
 /// If the tokenizer refuses the text.
-pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> {
-    let text = tokenizer.encode(text)?;
-    let mut ids = tokenizer.start_of_text(text.is_empty());
-    ids.extend(text);
+pub fn encode(tokenizer: &Tokenizer, text: &str, spelled: SpelledOut) -> Result<Vec<u32>, DataError> {
+    let tokens = tokenizer.encode_with(text, spelled)?;
+    let mut ids = tokenizer.start_of_text(tokens.is_empty());
+    if spelled == SpelledOut::AsTokens && tokens.starts_with(&ids) {
+        ids.clear();
+    }
+    ids.extend(tokens);
     Ok(ids)
 }
 
@@ -417,7 +421,9 @@ pub(crate) mod tests {
         let mut sequences: Vec<_> = asked
             .into_iter()
             .map(|(prompt, options)| {
-                let prompt = generator.prompt(encode(generator.tokenizer, prompt).unwrap()).unwrap();
+                let prompt = generator
+                    .prompt(encode(generator.tokenizer, prompt, SpelledOut::AsText).unwrap())
+                    .unwrap();
                 generator.sequence(prompt, options).unwrap()
             })
             .collect();
@@ -483,7 +489,7 @@ pub(crate) mod tests {
             alternatives: Some(3),
             ..options(8, 0)
         };
-        let ids = encode(&tokenizer, "the cat").unwrap();
+        let ids = encode(&tokenizer, "the cat", SpelledOut::AsText).unwrap();
         let mut sequence = generator
             .sequence(generator.prompt(ids.clone()).unwrap(), greedy)
             .unwrap();
@@ -545,7 +551,9 @@ pub(crate) mod tests {
                 alternatives: Some(0),
                 ..options(12, 7)
             };
-            let prompt = generator.prompt(encode(&tokenizer, "the cat").unwrap()).unwrap();
+            let prompt = generator
+                .prompt(encode(&tokenizer, "the cat", SpelledOut::AsText).unwrap())
+                .unwrap();
             let mut sequence = generator.sequence(prompt, scored).unwrap();
             let mut ids = Vec::new();
             while sequence.finish().is_none() {
@@ -572,7 +580,7 @@ pub(crate) mod tests {
     fn a_text_ends_where_it_is_told_to() {
         let (tokenizer, model) = (tokenizer(), model(false));
         let generator = generator(&model, &tokenizer, 24);
-        let prompt = encode(&tokenizer, "the cat").unwrap().len();
+        let prompt = encode(&tokenizer, "the cat", SpelledOut::AsText).unwrap().len();
         let seed =
             (0..).find(|seed| generate(&generator, vec![("the cat", options(99, *seed))])[0].1 == Finish::Context);
         let long = generate(&generator, vec![("the cat", options(99, seed.unwrap()))]).remove(0);

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
+use gpas_data::SpelledOut;
 use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
 use gpas_data::source::{ReadOptions, Skipped};
 use gpas_data::store::{summarise, verify};
+use gpas_data::tokenizer::SpelledTokens;
 
 use crate::failure::Result;
 
@@ -51,6 +53,9 @@ struct PrepareArgs {
     /// The token that ends a document, where the tokenizer's own is not found or not wanted
     #[arg(long, value_name = "TOKEN")]
     eos: Option<String>,
+    /// Take special tokens that the texts spell out, such as <|im_start|>, as the tokens they are
+    #[arg(long)]
+    special_tokens: bool,
 }
 
 /// How records are read; shared with `gpas tokenizer train`.
@@ -117,9 +122,11 @@ fn run_prepare(args: PrepareArgs) -> Result<()> {
         out: args.out.clone(),
         read: args.read.into(),
         end_of_document: args.eos,
+        special_tokens: SpelledOut::taken(args.special_tokens),
         quiet: false,
     })?;
     report_skipped(&report.skipped);
+    report_spelled("the texts", &report.spelled);
     let manifest = &report.manifest;
     for (name, split) in [("train", &manifest.train), ("validation", &manifest.validation)] {
         writeln!(
@@ -153,6 +160,17 @@ pub(crate) fn report_skipped(skipped: &Skipped) {
     }
     if skipped.bad > skipped.first.len() as u64 {
         eprintln!("  …");
+    }
+}
+
+/// Says on standard error that texts spell out special tokens, which were taken as text.
+pub(crate) fn report_spelled(what: &str, spelled: &SpelledTokens) {
+    if let Some(first) = &spelled.first {
+        eprintln!(
+            "warning: {what} spell out special tokens, {} in all, the first `{first}`; they were taken as text, letter by letter; \
+             `--special-tokens` takes them as the tokens they are",
+            spelled.count
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_data::tokenizer::ByteLengths;
 use gpas_data::{PreparedData, Tokenizer, Windows};
 use gpas_model::{Llama, LlamaConfig};
 
@@ -108,7 +109,7 @@ pub struct RunAndText {
     /// The text.
     pub windows: Windows,
     /// How many bytes of text each token stands for, where the tokenizer tells.
-    pub bytes: Option<Vec<u32>>,
+    pub bytes: Option<ByteLengths>,
     /// Tokens to score, at most.
     pub tokens: usize,
 }

@@ -28,7 +28,8 @@ use gpas_train::signals::{Stop, StopRequest};
     model=DIR,base_url=http://127.0.0.1:8080/v1/completions,tokenizer_backend=huggingface
 
 DIR is a directory with the tokenizer, as `gpas export` writes it; trust_remote_code=True is needed where the model is no stock LLaMA. There
-are POST /v1/completions (prompts as text or token ids, echo, logprobs, stop, seed, n, stream), GET /v1/models and GET /health.")]
+are POST /v1/completions (prompts as text or token ids, echo, logprobs, stop, seed, n, stream, special_tokens), GET /v1/models and
+GET /health.")]
 pub struct ServeArgs {
     /// The run directory
     #[arg(value_name = "RUN")]
