@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::aside::AsideDirectory;
 use crate::error::DataError;
 use crate::progress::progress_bar;
-use crate::source::{Document, Documents, ReadOptions, Skipped, Source, SourceRecord};
-use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION};
+use crate::source::{Document, Documents, ReadOptions, Separator, Skipped, Source, SourceRecord};
+use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION, cut_in_two};
 use crate::tokenizer::Tokenizer;
 
 /// Text that is tokenized at once.
@@ -24,7 +24,8 @@ const SHARD_BYTES: u64 = 256 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub enum ValidationSplit {
     /// This fraction of the documents, chosen by a hash of each document's text: whatever the order of the
-    /// documents and whatever is added to them, a document stays on its side.
+    /// documents and whatever is added to them, a document stays on its side. Where there is only one document, this
+    /// fraction of its tokens, at its end.
     Fraction(f64),
     /// A source of their own. Its files are not trained on, even where a training source holds them too.
     Source(String),
@@ -106,16 +107,17 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
     if let Some(token) = &options.end_of_document {
         tokenizer = tokenizer.with_end_of_document(token)?;
     }
-    let find = |given: &String| Source::find(given);
-    let mut sources = options.sources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let mut read = options.read.clone();
+    read.separator = read.separator.or_token(tokenizer.end_of_document_spelling());
+    let mut sources = Source::find(&options.sources, &read)?;
     let validation = match &options.validation {
         ValidationSplit::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
         ValidationSplit::Source(given) => {
-            let held_out = Source::find(given)?;
+            let held_out = Source::find(std::slice::from_ref(given), &read)?;
             for source in &mut sources {
                 source.leave_out(&held_out)?;
             }
-            ValidationDocuments::Sources(vec![held_out])
+            ValidationDocuments::Sources(held_out)
         }
     };
     prepare_sources(
@@ -123,7 +125,7 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
         validation,
         &tokenizer,
         &options.out,
-        &options.read,
+        &read,
         options.quiet,
     )
 }
@@ -155,25 +157,35 @@ pub(crate) fn prepare_sources(
         quiet,
     };
     let mut skipped = Skipped::default();
-    let fraction = match &validation {
+    let side = match &validation {
         ValidationDocuments::Fraction(fraction) => Side::Hashed(*fraction),
         ValidationDocuments::Sources(_) => Side::Train,
     };
-    let sources = preparing.run(Documents::new(sources, read.clone()), fraction, &mut skipped)?;
+    let sources = preparing.run(Documents::new(sources, read.clone()), side, &mut skipped)?;
+    let mut cut_at = None;
     let validation_sources = match validation {
-        ValidationDocuments::Fraction(_) => Vec::new(),
+        ValidationDocuments::Fraction(fraction) => {
+            cut_at = preparing.cut_only_document(aside.path(), token_bytes, fraction)?;
+            Vec::new()
+        }
         ValidationDocuments::Sources(sources) => {
             preparing.run(Documents::new(sources, read.clone()), Side::Validation, &mut skipped)?
         }
     };
     let (train, validation) = (preparing.train.finish()?, preparing.validation.finish()?);
+    let documents = train.documents + validation.documents;
     for (split, record) in [("train", &train), ("validation", &validation)] {
         if record.documents == 0 {
-            return Err(DataError::EmptySplit { split });
+            return Err(DataError::EmptySplit { split, documents });
         }
     }
     let tokenizer_path = aside.path().join(TOKENIZER);
     fs::write(&tokenizer_path, tokenizer.bytes()).map_err(DataError::io(&tokenizer_path))?;
+    let was_cut = sources.iter().chain(&validation_sources).any(|source| source.separators > 0);
+    let separator = match &read.separator {
+        Separator::Text(text) if was_cut => Some(text.clone()),
+        Separator::Text(_) | Separator::EndOfDocument | Separator::Nowhere => None,
+    };
     let manifest = Manifest {
         format: FORMAT.into(),
         version: VERSION,
@@ -193,6 +205,8 @@ pub(crate) fn prepare_sources(
         validation_sources,
         bad_records: skipped.bad,
         empty_documents: preparing.empty,
+        separator,
+        cut_at,
     };
     let manifest_path = aside.path().join(MANIFEST);
     let mut json = serde_json::to_vec_pretty(&manifest).map_err(|error| DataError::Manifest {
@@ -282,6 +296,22 @@ impl Preparing<'_> {
         skipped.bad += more.bad;
         skipped.first.extend(more.first.iter().cloned());
         Ok(documents.sources().to_vec())
+    }
+
+    /// Where only one document was written, cuts it in two: the tokens of its first part, which is trained on.
+    fn cut_only_document(
+        &mut self,
+        directory: &Path,
+        token_bytes: u8,
+        fraction: f64,
+    ) -> Result<Option<u64>, DataError> {
+        let whole = match (self.train.documents(), self.validation.documents()) {
+            (1, 0) => self.train.finish()?,
+            (0, 1) => self.validation.finish()?,
+            _ => return Ok(None),
+        };
+        let splits = [&mut self.train, &mut self.validation];
+        cut_in_two(directory, whole, token_bytes, fraction, splits).map(Some)
     }
 
     /// The tokens of one piece; none for a document of white space, which teaches nothing.
@@ -504,7 +534,7 @@ mod tests {
         assert!(matches!(error, DataError::EveryRecordBad { count: 50, .. }), "{error}");
         let error = prepare_with(&|options| options.validation = ValidationSplit::Fraction(1e-12));
         assert!(
-            matches!(error, DataError::EmptySplit { split: "validation" }),
+            matches!(error, DataError::EmptySplit { split: "validation", documents: 50 }),
             "{error}"
         );
         let error = prepare_with(&|options| options.tokenizer = options.sources[0].clone().into());

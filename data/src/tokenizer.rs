@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{ModelWrapper, PaddingParams};
 
 use crate::error::DataError;
+use crate::format::is_lfs_pointer;
 
 /// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
 const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>"];
@@ -40,11 +41,22 @@ struct Shared {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, or the one in the directory `path`.
     ///
     /// # Errors
     /// When the file cannot be read or is not a tokenizer.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let inside = path.join("tokenizer.json");
+        let path = match (path.is_dir(), inside.exists()) {
+            (true, true) => inside.as_path(),
+            (true, false) => {
+                return Err(DataError::Tokenizer {
+                    path: path.into(),
+                    cause: "a directory without a tokenizer.json".into(),
+                });
+            }
+            (false, _) => path,
+        };
         let bytes = fs::read(path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => DataError::Tokenizer {
                 path: path.into(),
@@ -60,6 +72,9 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are not a tokenizer.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self, DataError> {
+        if is_lfs_pointer(&bytes) {
+            return Err(DataError::LfsPointer { path: path.into() });
+        }
         let refused = |cause: String| DataError::Tokenizer {
             path: path.into(),
             cause: one_line(&cause),
@@ -166,6 +181,12 @@ impl Tokenizer {
     /// The token at the end of a document, if one is known.
     pub fn end_of_document(&self) -> Option<u32> {
         self.end_of_document
+    }
+
+    /// How [`Self::end_of_document`] is spelled, where it is a token of its own and not one of ordinary text.
+    pub fn end_of_document_spelling(&self) -> Option<String> {
+        let added = self.shared.tokenizer.get_added_tokens_decoder();
+        added.get(&self.end_of_document?).map(|token| token.content.clone())
     }
 
     /// The token that fills windows up.

@@ -43,6 +43,12 @@ pub struct Manifest {
     pub bad_records: u64,
     /// Documents without a token, left out.
     pub empty_documents: u64,
+    /// The text at which text files were cut into documents, where any was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Where there was one document and it was cut in two: the tokens of the part to train on, its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<u64>,
 }
 
 /// The tokenizer that data was prepared with.
