@@ -326,7 +326,7 @@ mod tests {
             std::fs::write(directory.join(format!("{index}.txt")), text).unwrap();
         }
         Documents::new(
-            vec![Source::find(directory.to_str().unwrap()).unwrap()],
+            Source::find(&[directory.to_str().unwrap().into()], &ReadOptions::default()).unwrap(),
             ReadOptions::default(),
         )
     }

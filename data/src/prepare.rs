@@ -544,6 +544,105 @@ mod tests {
     }
 
     #[test]
+    fn one_document_is_cut_by_tokens_where_validation_is_a_fraction() {
+        for opens_with_validation in [false, true] {
+            let place = tempfile::tempdir().unwrap();
+            // The hash of a text decides which split it is written to first.
+            let text = (0..)
+                .map(|number| word(number).repeat(30))
+                .find(|text| belongs_to_validation(text, 0.2) == opens_with_validation)
+                .unwrap();
+            let options = options(place.path(), &lines([text.clone()]), ValidationSplit::Fraction(0.2));
+            let manifest = prepare(&options).unwrap().manifest;
+            let tokens = text.len() as u64 + 1;
+            let held_out = (tokens as f64 * 0.2).round() as u64;
+            assert_eq!(manifest.cut_at, Some(tokens - held_out));
+            assert_eq!((manifest.train.tokens, manifest.validation.tokens), (tokens - held_out, held_out));
+            assert_eq!((manifest.train.documents, manifest.validation.documents), (1, 1));
+            assert_eq!(manifest.train.text_bytes + manifest.validation.text_bytes, text.len() as u64);
+            assert_eq!(verify(&options.out).unwrap().tokens, tokens);
+            let data = PreparedData::open(&options.out).unwrap();
+            let joined = [data.train().document(0).unwrap(), data.validation().document(0).unwrap()].concat();
+            let expected: Vec<u32> = text.bytes().map(|byte| u32::from(byte - b'a') + 3).chain([1]).collect();
+            assert_eq!(joined, expected);
+            assert!(contents(&options.out).iter().all(|(name, _)| !name.starts_with("whole")));
+            let shown = crate::store::summarise(&options.out, 0).unwrap().to_string();
+            assert!(shown.contains("the only document, after "), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_split_without_a_document_is_refused_with_its_cause() {
+        let place = tempfile::tempdir().unwrap();
+        let refused = |text: &str, fraction: f64| {
+            let options = options(place.path(), text, ValidationSplit::Fraction(fraction));
+            let error = prepare(&options).unwrap_err();
+            assert!(!options.out.exists());
+            error.hint().unwrap()
+        };
+        assert_eq!(refused(&lines([" ".into()]), 0.5), "every document is empty or white space");
+        assert!(refused(&lines(["abc".into(), "def".into()]), 1e-9).contains("there are 2: cut text files with --separator"));
+    }
+
+    #[test]
+    fn text_files_are_cut_at_the_tokenizers_own_end_and_this_is_recorded() {
+        let place = tempfile::tempdir().unwrap();
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let mut options = options(place.path(), "", ValidationSplit::Source(validation));
+        let stories = write(&place.path().join("stories.txt"), "abc\n</s>\nde\n</s>\n");
+        let record = write(&place.path().join("record.jsonl"), &lines(["a</s>b".into()]));
+        options.sources = vec![stories, record];
+        let manifest = prepare(&options).unwrap().manifest;
+        assert_eq!(manifest.separator.as_deref(), Some("</s>"));
+        assert_eq!((manifest.sources[0].separators, manifest.sources[0].documents), (2, 2));
+        // A record is a document whatever it holds.
+        assert_eq!((manifest.sources[1].separators, manifest.sources[1].documents), (0, 1));
+        let data = PreparedData::open(&options.out).unwrap();
+        assert_eq!(data.train().document(0).unwrap(), [3, 4, 5, 1]);
+        assert_eq!(data.train().document(1).unwrap(), [6, 7, 1]);
+        assert_eq!(data.manifest(), &manifest);
+
+        options.out = place.path().join("whole");
+        options.read.separator = Separator::Nowhere;
+        let manifest = prepare(&options).unwrap().manifest;
+        assert_eq!((manifest.separator, manifest.train.documents), (None, 2));
+        // A token of ordinary text does not cut, even where it ends documents.
+        options.out = place.path().join("letter");
+        options.read.separator = Separator::EndOfDocument;
+        options.end_of_document = Some("b".into());
+        assert_eq!(prepare(&options).unwrap().manifest.train.documents, 2);
+    }
+
+    #[test]
+    fn what_is_left_out_stands_in_the_manifest_and_nothing_else_changes_it() {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("text");
+        fs::create_dir(&text).unwrap();
+        write(&text.join("a.txt"), "abc");
+        let held_out = write(&text.join("b.txt"), "xyz");
+        let mut options = options(place.path(), "", ValidationSplit::Source(held_out));
+        options.sources = vec![text.join("a.txt").to_str().unwrap().to_owned()];
+        prepare(&options).unwrap();
+        let plain = fs::read_to_string(options.out.join(MANIFEST)).unwrap();
+        for key in ["left_out", "separator", "cut_at"] {
+            assert!(!plain.contains(key), "{plain}");
+        }
+        write(&text.join(".hidden.txt"), "no");
+        write(&text.join("notes.md"), "no");
+        let source = text.to_str().unwrap().to_owned();
+        (options.out, options.sources) = (place.path().join("again"), vec![source.clone(), source]);
+        let manifest = prepare(&options).unwrap().manifest;
+        let reasons: Vec<_> = manifest.sources[0].left_out.iter().map(|left| left.reason).collect();
+        use crate::source::LeftOutReason::{Hidden, Repeat, UnknownFormat, Validation};
+        assert_eq!(reasons, [Hidden, UnknownFormat, Validation]);
+        assert_eq!(manifest.sources[1].left_out.last().unwrap().reason, Repeat);
+        assert_eq!((manifest.train.tokens, manifest.train.documents), (4, 1));
+        let shards = |directory: &Path| fs::read(directory.join("train-00000.tokens")).unwrap();
+        assert_eq!(shards(&options.out), shards(&place.path().join("out")));
+        assert_eq!(PreparedData::open(&options.out).unwrap().manifest(), &manifest);
+    }
+
+    #[test]
     fn validation_is_a_fraction_or_a_source() {
         assert_eq!(
             "0.05".parse::<ValidationSplit>().unwrap(),

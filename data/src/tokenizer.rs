@@ -368,6 +368,25 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_stands_for_the_tokenizer_in_it_and_a_pointer_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let error = Tokenizer::from_file(place.path()).unwrap_err();
+        assert!(error.to_string().ends_with(": a directory without a tokenizer.json"), "{error}");
+        let path = place.path().join("tokenizer.json");
+        fs::write(&path, letters(false).to_string()).unwrap();
+        assert_eq!(
+            Tokenizer::from_file(place.path()).unwrap().sha256(),
+            Tokenizer::from_file(&path).unwrap().sha256()
+        );
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n").unwrap();
+        for given in [place.path(), &path] {
+            let error = Tokenizer::from_file(given).unwrap_err();
+            assert!(error.to_string().ends_with("tokenizer.json: a Git LFS pointer, not the file itself"), "{error}");
+            assert!(error.hint().unwrap().contains("git lfs pull"));
+        }
+    }
+
+    #[test]
     fn what_is_not_a_tokenizer_is_refused_in_one_line() {
         let place = tempfile::tempdir().unwrap();
         let missing = Tokenizer::from_file(&place.path().join("none.json")).unwrap_err();

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::tally::SourceRecord;
+
 /// Why a file or a directory is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -65,15 +67,31 @@ const SHOWN: usize = 3;
 impl LeftOut {
     /// Adds a path to those that are left out.
     pub(super) fn add(list: &mut Vec<Self>, reason: LeftOutReason, path: impl fmt::Display) {
-        let at = list.iter().position(|left| left.reason == reason).unwrap_or_else(|| {
-            let (count, first) = (0, Vec::new());
-            list.push(Self { reason, count, first });
-            list.len() - 1
-        });
-        let left = &mut list[at];
-        left.count += 1;
-        if left.first.len() < REMEMBERED {
-            left.first.push(path.to_string());
+        let left = Self {
+            reason,
+            count: 1,
+            first: vec![path.to_string()],
+        };
+        Self::join(list, left);
+    }
+
+    /// What several sources leave out, by reason.
+    pub fn of_all<'a>(sources: impl IntoIterator<Item = &'a SourceRecord>) -> Vec<Self> {
+        let mut list = Vec::new();
+        for left in sources.into_iter().flat_map(|source| &source.left_out) {
+            Self::join(&mut list, left.clone());
+        }
+        list
+    }
+
+    fn join(list: &mut Vec<Self>, more: Self) {
+        match list.iter_mut().find(|left| left.reason == more.reason) {
+            Some(left) => {
+                left.count += more.count;
+                let room = REMEMBERED.saturating_sub(left.first.len());
+                left.first.extend(more.first.into_iter().take(room));
+            }
+            None => list.push(more),
         }
     }
 }
