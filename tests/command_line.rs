@@ -539,7 +539,7 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
 #[test]
 fn a_bad_source_is_refused_by_file_and_line() {
     let place = Place::prepared();
-    let formats = "formats: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt";
+    let formats = "formats: .jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet";
     let shape = "text is UTF-8; a line of .jsonl is one JSON object with the text in a field";
     fs::create_dir(place.path("nothing")).unwrap();
     place.write("empty.jsonl", "");

@@ -5,6 +5,7 @@
 //! `u64`, in tokens of the shard) at which it ends. Both open with 16 bytes: eight of magic, the format version and the
 //! width of an entry.
 
+mod halves;
 mod manifest;
 mod prepared;
 mod shard;
@@ -16,6 +17,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::halves::cut_in_two;
 pub(crate) use self::manifest::{FORMAT, MANIFEST, TOKENIZER, VERSION};
 pub use self::manifest::{Manifest, ShardFile, ShardRecord, SplitRecord, TokenizerRecord};
 pub use self::prepared::PreparedData;

@@ -17,6 +17,7 @@ pub use self::bytes::ByteLengths;
 pub use self::special::{SpelledOut, SpelledTokens};
 use crate::chat_template::ChatTemplate;
 use crate::error::DataError;
+use crate::format::is_lfs_pointer;
 use crate::special::{SpecialNames, SpecialTokens};
 
 /// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
@@ -60,12 +61,13 @@ struct Shared {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, with the names of special tokens in the `tokenizer_config.json` beside it and the chat template that lies
-    /// there, if one does.
+    /// Reads the `tokenizer.json` that [`Self::file_of`] finds, with the names of special tokens in the `tokenizer_config.json` beside it
+    /// and the chat template that lies there, if one does.
     ///
     /// # Errors
     /// When a file cannot be read, the first is not a tokenizer, or what should be a chat template is none.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let path = &Self::file_of(path)?;
         let bytes = fs::read(path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => DataError::Tokenizer {
                 path: path.into(),
@@ -77,11 +79,30 @@ impl Tokenizer {
         Ok(tokenizer.with_chat_template(ChatTemplate::beside(path)?))
     }
 
+    /// The `tokenizer.json` that a path stands for: the one in the directory, or else the path itself.
+    ///
+    /// # Errors
+    /// When a directory has none.
+    pub fn file_of(path: &Path) -> Result<PathBuf, DataError> {
+        let inside = path.join("tokenizer.json");
+        match (path.is_dir(), inside.exists()) {
+            (true, true) => Ok(inside),
+            (true, false) => Err(DataError::Tokenizer {
+                path: path.into(),
+                cause: "a directory without a tokenizer.json".into(),
+            }),
+            (false, _) => Ok(path.into()),
+        }
+    }
+
     /// Parses the bytes of a `tokenizer.json`; `path` names them in errors, and nothing is read there.
     ///
     /// # Errors
     /// When the bytes are not a tokenizer.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self, DataError> {
+        if is_lfs_pointer(&bytes) {
+            return Err(DataError::LfsPointer { path: path.into() });
+        }
         let refused = |cause: String| DataError::Tokenizer {
             path: path.into(),
             cause: one_line(&cause),
@@ -243,6 +264,14 @@ impl Tokenizer {
     /// The special tokens, if they are others than the file alone tells.
     pub(crate) fn decided_special_tokens(&self) -> Option<&SpecialTokens> {
         Some(&self.special).filter(|special| **special != self.shared.own_special)
+    }
+
+    /// How [`Self::end_of_document`] is spelled, where it is a token of its own and not one of ordinary text.
+    pub fn end_of_document_spelling(&self) -> Option<String> {
+        let added = self.shared.tokenizer.get_added_tokens_decoder();
+        added
+            .get(&self.special.end_of_document?)
+            .map(|token| token.content.clone())
     }
 
     /// The token that fills windows up.
@@ -452,6 +481,37 @@ mod tests {
         json["padding"] = json!({"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 7, "pad_type_id": 0, "pad_token": "e"});
         assert_eq!(load(&json).unwrap().encode("abcd").unwrap(), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_directory_stands_for_the_tokenizer_in_it_and_a_pointer_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let error = Tokenizer::from_file(place.path()).unwrap_err();
+        assert!(
+            error.to_string().ends_with(": a directory without a tokenizer.json"),
+            "{error}"
+        );
+        let path = place.path().join("tokenizer.json");
+        fs::write(&path, letters(false).to_string()).unwrap();
+        assert_eq!(
+            Tokenizer::from_file(place.path()).unwrap().sha256(),
+            Tokenizer::from_file(&path).unwrap().sha256()
+        );
+        fs::write(
+            &path,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+        )
+        .unwrap();
+        for given in [place.path(), &path] {
+            let error = Tokenizer::from_file(given).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("tokenizer.json: a Git LFS pointer, not the file itself"),
+                "{error}"
+            );
+            assert!(error.hint().unwrap().contains("git lfs pull"));
+        }
     }
 
     #[test]

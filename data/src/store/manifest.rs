@@ -48,6 +48,12 @@ pub struct Manifest {
     /// Whether special tokens that the texts spell out became the tokens they are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub special_tokens: bool,
+    /// The text at which text files were cut into documents, where any was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Where there was one document and it was cut in two: the tokens of the part to train on, its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<u64>,
 }
 
 /// The tokenizer that data was prepared with.

@@ -119,6 +119,21 @@ impl fmt::Display for DataSummary {
                 "source       {} ({} documents, {} bytes, sha256 {:.12}…)",
                 source.path, source.documents, source.bytes, source.sha256
             )?;
+            for left in &source.left_out {
+                writeln!(formatter, "left out     {left}")?;
+            }
+        }
+        if let Some(separator) = &manifest.separator {
+            writeln!(
+                formatter,
+                "separator    {separator:?} between the documents of text files"
+            )?;
+        }
+        if let Some(cut) = manifest.cut_at {
+            writeln!(
+                formatter,
+                "cut          the only document, after {cut} tokens: validation is its end"
+            )?;
         }
         writeln!(formatter, "\ntokens in a document (train)")?;
         let most = self.lengths.iter().map(|&(_, count)| count).max().unwrap_or(0).max(1);

@@ -190,7 +190,8 @@ impl Import {
             (None, Some(data)) => data.tokenizer().clone(),
             (None, None) => return Err(ExchangeError::NoTokenizer(self.directory.clone())),
         };
-        let names = SpecialNames::beside(given.unwrap_or(&own))?;
+        let file = given.map(Tokenizer::file_of).transpose()?.unwrap_or(own);
+        let names = SpecialNames::beside(&file)?;
         let FoundTokens { mut special, notes } =
             tokens::read(&self.directory, self.found.config.vocab, &tokenizer, &names)?;
         if let Some(end) = data.and_then(|data| data.tokenizer().end_of_document()) {
