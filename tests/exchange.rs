@@ -553,6 +553,6 @@ fn a_chat_template_stays_with_the_model() {
     place.refuses(
         "data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o none",
         "tokenizer_config.json: EOF while parsing an object at line 1 column 1",
-        "it is read for the chat template because it lies beside the tokenizer: mend it, or take it away",
+        "it is read for special tokens and the chat template because it lies beside the tokenizer: mend it, or take it away",
     );
 }

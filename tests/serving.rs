@@ -44,11 +44,11 @@ impl Answer {
 
 impl Server {
     fn start(options: &str) -> Self {
-        Self::of(Place::prepared(), options)
+        Self::trained(Place::prepared(), options)
     }
 
-    /// With prepared data of its own.
-    fn of(place: Place, options: &str) -> Self {
+    /// A server of a run on the prepared data that is there.
+    fn trained(place: Place, options: &str) -> Self {
         place.does("train tiny.toml --plain -o run");
         Self::of(place, options)
     }
@@ -540,7 +540,7 @@ fn server_of(family: &Family) -> Server {
     let place = Place::new();
     place.write("tokenizer.json", family.json.to_string());
     place.does("data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o data");
-    Server::of(place, "--context 64")
+    Server::trained(place, "--context 64")
 }
 
 /// What `gpas generate` says after a prompt, and what it warns of.

@@ -39,7 +39,7 @@ impl ChatTemplate {
         for name in JSON {
             let path = directory.join(name);
             let Some(text) = read(&path)? else { continue };
-            let refused = |cause: String| DataError::ChatTemplate {
+            let refused = |cause: String| DataError::BesideTokenizer {
                 path: path.clone(),
                 cause,
             };
@@ -75,7 +75,7 @@ fn read(path: &Path) -> Result<Option<String>, DataError> {
         Ok(text) => Ok(Some(text)),
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-            io::ErrorKind::InvalidData => Err(DataError::ChatTemplate {
+            io::ErrorKind::InvalidData => Err(DataError::BesideTokenizer {
                 path: path.into(),
                 cause: "it is not UTF-8".into(),
             }),

@@ -105,9 +105,9 @@ pub enum DataError {
         /// Why.
         cause: String,
     },
-    /// A file beside a tokenizer that should hold its chat template does not.
+    /// A file beside a tokenizer that should hold its chat template or the names of its special tokens does not.
     #[error("{}: {cause}", path.display())]
-    ChatTemplate {
+    BesideTokenizer {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -247,8 +247,8 @@ impl DataError {
             Self::Tokenizer { .. } => {
                 "a tokenizer is a Hugging Face tokenizer.json; `gpas tokenizer train` makes one".into()
             }
-            Self::ChatTemplate { .. } => {
-                "it is read for the chat template because it lies beside the tokenizer: mend it, or take it away".into()
+            Self::BesideTokenizer { .. } => {
+                "it is read for special tokens and the chat template because it lies beside the tokenizer: mend it, or take it away".into()
             }
             Self::EndOfDocumentUnknown { .. } => "name it with --eos TOKEN".into(),
             Self::TokenUnknown { .. } => "--eos takes a token as the tokenizer spells it, for example '</s>'".into(),

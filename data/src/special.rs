@@ -84,7 +84,7 @@ impl SpecialNames {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(cause) => return Err(DataError::io(&path)(cause)),
         };
-        let config: Value = serde_json::from_slice(&bytes).map_err(|error| DataError::Tokenizer {
+        let config: Value = serde_json::from_slice(&bytes).map_err(|error| DataError::BesideTokenizer {
             path: path.clone(),
             cause: error.to_string(),
         })?;
@@ -125,7 +125,7 @@ mod tests {
         );
         fs::write(&path, "{").unwrap();
         let error = SpecialNames::beside(&tokenizer).unwrap_err().to_string();
-        assert!(error.contains(CONFIGURATION), "{error}");
+        assert!(error.contains("tokenizer_config.json: EOF"), "{error}");
     }
 
     #[test]
