@@ -294,6 +294,33 @@ fn prepared_data_is_inspected_and_verified() {
 }
 
 #[test]
+fn special_tokens_in_documents_are_warned_of_or_taken() {
+    let place = Place::prepared();
+    let text = format!("{{\"text\": \"<|endoftext|>fox\"}}\n{}", place.read("text.jsonl"));
+    place.write("chat.jsonl", text);
+    let prepare = |options: &str| {
+        let output = place.run(&format!(
+            "data prepare chat.jsonl --tokenizer tokenizer.json --validation text.jsonl {options}"
+        ));
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let warning = "warning: the texts spell out special tokens, 1 in all, the first `<|endoftext|>`; they were taken as text, \
+                   letter by letter; `--special-tokens` takes them as the tokens they are\n";
+    assert_eq!(prepare("-o as_text"), warning);
+    assert_eq!(prepare("-o as_tokens --special-tokens"), "");
+    for (directory, is_taken) in [("as_text", false), ("as_tokens", true)] {
+        let shown = place.does(&format!("data inspect {directory} --samples 2"));
+        assert_eq!(
+            shown.contains("special tokens that the texts spell out are tokens"),
+            is_taken
+        );
+        assert_eq!(shown.matches("  its ids: [").count(), 1, "{shown}");
+        assert_eq!(shown.contains("  its ids: [0, "), is_taken, "{shown}");
+    }
+}
+
+#[test]
 fn one_text_gives_one_tokenizer() {
     let place = Place::prepared();
     place.does("tokenizer train text.jsonl --vocab 300 -o again.json");
@@ -512,7 +539,7 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
 #[test]
 fn a_bad_source_is_refused_by_file_and_line() {
     let place = Place::prepared();
-    let formats = "formats: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt";
+    let formats = "formats: .jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet";
     let shape = "text is UTF-8; a line of .jsonl is one JSON object with the text in a field";
     fs::create_dir(place.path("nothing")).unwrap();
     place.write("empty.jsonl", "");

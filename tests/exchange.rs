@@ -518,3 +518,41 @@ fn foreign_pickles_and_archives_are_refused_in_one_line() {
     place.does("import out back");
     assert_eq!(logits(&place, "run"), logits(&place, "back"));
 }
+
+#[test]
+fn a_chat_template_stays_with_the_model() {
+    let place = Place::prepared();
+    let template = "{% for message in messages %}{{ '<|im_start|>' + message['content'] }}{% endfor %}\n";
+    let config = json!({"eos_token": "<|endoftext|>", "chat_template": template});
+    place.write("tokenizer_config.json", config.to_string());
+    place.does("data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o chat");
+    place.does("data verify chat");
+    place.does("train tiny.toml --plain --data chat -o run");
+    let carried = |file: &str| {
+        let value: Value = serde_json::from_str(&place.read(file)).expect("json");
+        value["chat_template"].clone()
+    };
+    place.does("export run exported");
+    place.does("import exported again");
+    place.does("export again twice");
+    for file in [
+        "chat/chat_template.json",
+        "run/chat_template.json",
+        "exported/tokenizer_config.json",
+        "again/chat_template.json",
+        "twice/tokenizer_config.json",
+    ] {
+        assert_eq!(carried(file), template, "{file}");
+    }
+    // None is invented.
+    place.does("train tiny.toml --plain -o plain");
+    place.does("export plain without");
+    assert_eq!(carried("without/tokenizer_config.json"), Value::Null);
+
+    place.write("tokenizer_config.json", "{");
+    place.refuses(
+        "data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o none",
+        "tokenizer_config.json: EOF while parsing an object at line 1 column 1",
+        "it is read for special tokens and the chat template because it lies beside the tokenizer: mend it, or take it away",
+    );
+}

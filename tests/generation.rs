@@ -48,8 +48,8 @@ fn logits_are_written_for_every_token() {
     let many = vec!["1"; 17].join(",");
     place.refuses(
         &format!("logits run --ids {many} -o none.safetensors"),
-        "17 tokens are more than the 16 that the model was trained on",
-        "shorten the text, or let it run past what was trained with `--context N`",
+        "17 tokens are more than a context of 16",
+        "shorten the text, or take up to 2048 positions of the model with `--context N`",
     );
     place.does(&format!("logits run --ids {many} --context 17 -o longer.safetensors"));
     place.refuses(
@@ -171,8 +171,8 @@ fn what_cannot_be_generated_is_refused() {
     place.write("long.txt", &words);
     place.refuses(
         "generate run --prompts long.txt",
-        "… tokens are more than the 16 that the model was trained on",
-        "shorten the text, or let it run past what was trained with `--context N`",
+        "… tokens are more than a context of 16",
+        "shorten the text, or take up to 2048 positions of the model with `--context N`",
     );
     place.write("empty.txt", "\n\n");
     let said = |arguments: &str| {

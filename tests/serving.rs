@@ -1,5 +1,6 @@
 //! `gpas serve` as its clients meet it, the well-behaved and the others.
 
+mod families;
 mod place;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,6 +8,7 @@ use std::net::{Shutdown, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use families::{Family, TEXTS, families};
 use place::Place;
 use serde_json::{Value, json};
 
@@ -42,8 +44,17 @@ impl Answer {
 
 impl Server {
     fn start(options: &str) -> Self {
-        let place = Place::prepared();
+        Self::trained(Place::prepared(), options)
+    }
+
+    /// A server of a run on the prepared data that is there.
+    fn trained(place: Place, options: &str) -> Self {
         place.does("train tiny.toml --plain -o run");
+        Self::of(place, options)
+    }
+
+    /// A server of the run that is there.
+    fn of(place: Place, options: &str) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_gpas"))
             .args(["serve", "run", "--port", "0"])
             .args(options.split_whitespace())
@@ -144,6 +155,22 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// With every token an end, the first one that is drawn ends the text.
+#[test]
+fn a_text_ends_at_every_end_of_the_model() {
+    let place = Place::prepared();
+    place.does("train tiny.toml --plain -o run");
+    let ends: Vec<u32> = (0..300).collect();
+    place.write(
+        "run/special_tokens.json",
+        json!({"end_of_document": 0, "ends": ends, "begin": null, "pad": null, "unknown": null}).to_string(),
+    );
+    let server = Server::of(place, "");
+    let answer = server.complete(&json!({"prompt": "fox", "max_tokens": 5, "seed": 3}));
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 1, "{answer}");
 }
 
 #[test]
@@ -352,7 +379,7 @@ fn what_has_no_meaning_is_refused_and_does_no_harm() {
     refused(
         &body(json!({"prompt": "fox ".repeat(10_000)})),
         400,
-        "are more than the 16",
+        "are more than a context of 16",
     );
     // No more than the context holds, however much is asked for.
     let answer = server.complete(&json!({"prompt": [5], "max_tokens": 1_000_000_000_000_u64, "seed": 1}));
@@ -506,4 +533,101 @@ fn a_port_in_use_is_named() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     assert!(said.starts_with(&format!("error: 127.0.0.1:{port}: ")), "{said}");
+}
+
+/// A server of a model with a tokenizer of a family.
+fn server_of(family: &Family) -> Server {
+    let place = Place::new();
+    place.write("tokenizer.json", family.json.to_string());
+    place.does("data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 -o data");
+    Server::trained(place, "--context 64")
+}
+
+/// What `gpas generate` says after a prompt, and what it warns of.
+fn generated(server: &Server, prompt: &str, options: &str) -> (Value, String) {
+    server.place.write("prompts.jsonl", format!("{}\n", json!(prompt)));
+    let output = server.place.run(&format!(
+        "generate run --prompts prompts.jsonl --context 64 --json {options}"
+    ));
+    let warnings = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.success(), "{warnings}");
+    (serde_json::from_slice(&output.stdout).expect("json"), warnings)
+}
+
+/// The texts of a stream, joined, and the text at once.
+fn both_ways(server: &Server, asked: &Value) -> (String, String) {
+    let text = |answer: &Value| answer["choices"][0]["text"].as_str().unwrap_or_default().to_string();
+    let whole = text(&server.complete(asked));
+    let mut streamed = asked.clone();
+    streamed["stream"] = true.into();
+    let answer = server.post(&streamed);
+    let pieces = answer.body.lines().filter_map(|line| line.strip_prefix("data: "));
+    let pieces = pieces.filter_map(|piece| serde_json::from_str::<Value>(piece).ok());
+    (pieces.map(|piece| text(&piece)).collect(), whole)
+}
+
+#[test]
+fn every_family_of_tokenizers_says_the_same_text_in_every_way() {
+    for family in families() {
+        let server = server_of(&family);
+        let (tokenizer, name) = (family.tokenizer(), family.name);
+        for (seed, text) in TEXTS.into_iter().enumerate() {
+            let echo = json!({"prompt": text, "max_tokens": 0, "echo": true});
+            let ids = tokenizer.encode(text).expect("tokens");
+            let prompt = tokenizer.decode_plain(&ids).expect("text");
+            assert!(!family.is_lossless || prompt == text, "{name}: {text}");
+            assert_eq!(
+                both_ways(&server, &echo),
+                (prompt.clone(), prompt.clone()),
+                "{name}: {text}"
+            );
+
+            let asked = json!({"prompt": text, "max_tokens": 20, "seed": seed, "logprobs": 0});
+            let (streamed, whole) = both_ways(&server, &asked);
+            assert_eq!(streamed, whole, "{name}: {text}");
+            let (said, _) = generated(&server, text, &format!("--max-tokens 20 --seed {seed}"));
+            assert_eq!(said["text"], whole, "{name}: {text}");
+            let mut with_echo = asked.clone();
+            with_echo["echo"] = true.into();
+            let (streamed, whole_echo) = both_ways(&server, &with_echo);
+            assert_eq!(streamed, whole_echo, "{name}: {text}");
+            assert_eq!(whole_echo, format!("{prompt}{whole}"), "{name}: {text}");
+        }
+        // A prompt that ends within a character is echoed with the rest of it, which is U+FFFD if there is none.
+        if family.knows_bytes {
+            let mut ids = tokenizer.encode("a 漢字").expect("tokens");
+            ids.pop();
+            let echo = json!({"prompt": ids, "max_tokens": 0, "echo": true});
+            assert_eq!(
+                both_ways(&server, &echo),
+                ("a 漢\u{fffd}".into(), "a 漢\u{fffd}".into()),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn special_tokens_of_a_prompt_are_taken_on_request_and_warned_of_otherwise() {
+    let server = server_of(&families()[1]);
+    let prompt = "<|im_start|>the cat<|im_end|>";
+    let tokens = |special: Value| {
+        let asked = json!({"prompt": prompt, "max_tokens": 1, "special_tokens": special});
+        server.complete(&asked)["usage"]["prompt_tokens"].clone()
+    };
+    // The two of them, the opening token, and `▁the ▁ c a t`.
+    assert_eq!(tokens(true.into()), 8);
+    assert_eq!(tokens(false.into()), tokens(Value::Null));
+    assert_eq!(server.post(&json!({"prompt": "a", "special_tokens": 1})).status, 400);
+
+    let (taken, warnings) = generated(&server, prompt, "--max-tokens 1 --special-tokens");
+    assert_eq!((&taken["prompt_tokens"], warnings.as_str()), (&json!(8), ""));
+    let (spelled, warnings) = generated(&server, prompt, "--max-tokens 1");
+    assert_eq!(spelled["prompt_tokens"], tokens(false.into()));
+    assert!(
+        warnings.starts_with("warning: the prompts spell out special tokens, 2 in all, the first `<|im_start|>`; ")
+            && warnings.contains("`--special-tokens`"),
+        "{warnings}"
+    );
+    assert_eq!(generated(&server, "the cat", "--max-tokens 1").1, "");
 }

@@ -20,7 +20,7 @@ use tokenizers::{AddedToken, OffsetReferential, OffsetType, PreTokenizedString, 
 use crate::aside;
 use crate::error::DataError;
 use crate::progress::progress_bar;
-use crate::source::{Documents, Skipped};
+use crate::source::{Documents, Skipped, SourceRecord};
 
 /// The token that ends a document; its id is 0.
 pub const END_OF_DOCUMENT: &str = "<|endoftext|>";
@@ -52,6 +52,8 @@ pub struct TrainedTokenizer {
     pub text_bytes: u64,
     /// Records that were not used.
     pub skipped: Skipped,
+    /// What was read and what was left out.
+    pub sources: Vec<SourceRecord>,
 }
 
 impl TrainedTokenizer {
@@ -107,6 +109,7 @@ pub fn train_bpe(mut documents: Documents, vocab_size: usize, quiet: bool) -> Re
         documents: count,
         text_bytes,
         skipped,
+        sources: documents.sources().to_vec(),
     })
 }
 
@@ -323,7 +326,7 @@ mod tests {
             std::fs::write(directory.join(format!("{index}.txt")), text).unwrap();
         }
         Documents::new(
-            vec![Source::find(directory.to_str().unwrap()).unwrap()],
+            Source::find(&[directory.to_str().unwrap().into()], &ReadOptions::default()).unwrap(),
             ReadOptions::default(),
         )
     }

@@ -15,7 +15,7 @@ use crate::error::DataError;
 use crate::prepare::{ValidationDocuments, prepare_sources};
 use crate::source::{Documents, ReadOptions, Source};
 use crate::store::{PreparedData, VERSION};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{SpelledOut, Tokenizer};
 
 /// Crates whose text is trained on: much documented Rust, at one version each, needed on every platform and by every
 /// backend.
@@ -105,7 +105,15 @@ fn prepared_corpus(manifest_dir: &Path, cache: &Path, quiet: bool) -> Result<Pat
     let trained = train_bpe(Documents::new(corpus.train.clone(), read.clone()), VOCABULARY, quiet)?;
     let tokenizer = Tokenizer::from_bytes(trained.json, &directory.join("tokenizer.json"))?;
     let validation = ValidationDocuments::Sources(corpus.validation);
-    match prepare_sources(corpus.train, validation, &tokenizer, &directory, &read, quiet) {
+    match prepare_sources(
+        corpus.train,
+        validation,
+        &tokenizer,
+        &directory,
+        &read,
+        SpelledOut::AsText,
+        quiet,
+    ) {
         // Another process was faster; its result is the same.
         Err(DataError::OutputExists { .. }) if usable(&directory) => Ok(directory),
         prepared => prepared.map(|_| directory),

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use gpas_batch::BatchError;
 
 use crate::format;
+use crate::source::{RecordFault, Unreadable};
+
+/// Documents that are too few for a fraction of them to be told.
+const FEW: u64 = 10;
 
 /// What went wrong, as one line that names the file, and the line or the id where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,8 @@ pub enum DataError {
         given: String,
         /// Why it gives nothing.
         cause: String,
+        /// Whether hidden files were left out.
+        hidden: bool,
     },
     /// Every file of a training source is a validation file.
     #[error("source `{given}` holds only validation files")]
@@ -74,8 +80,22 @@ pub enum DataError {
         count: u64,
         /// The first, as `file:line: cause`.
         first: String,
-        /// The fields seen in the first record that lacks the text field.
-        fields: Vec<String>,
+        /// What is wrong with the first.
+        fault: RecordFault,
+    },
+    /// A file is whole, and what it holds is not read.
+    #[error("{file}: {cause}")]
+    UnreadableSource {
+        /// The file.
+        file: String,
+        /// What it holds.
+        cause: Unreadable,
+    },
+    /// A separator of documents is not written as one.
+    #[error("separator `{given}` has an escape that is not known")]
+    Separator {
+        /// The text as it was given.
+        given: String,
     },
     /// A tokenizer file cannot be used.
     #[error("tokenizer {}: {cause}", path.display())]
@@ -84,6 +104,20 @@ pub enum DataError {
         path: PathBuf,
         /// Why.
         cause: String,
+    },
+    /// A file beside a tokenizer that should hold its chat template or the names of its special tokens does not.
+    #[error("{}: {cause}", path.display())]
+    BesideTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+    /// A tokenizer file stands for one that was not fetched.
+    #[error("tokenizer {}: {}", path.display(), Unreadable::LfsPointer)]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// A tokenizer names no token that ends a document.
     #[error("tokenizer {}: no end-of-document token is known", path.display())]
@@ -120,6 +154,8 @@ pub enum DataError {
     EmptySplit {
         /// `train` or `validation`.
         split: &'static str,
+        /// Documents of both splits.
+        documents: u64,
     },
     /// A directory is not prepared data.
     #[error("{}: not prepared data: {cause}", path.display())]
@@ -145,10 +181,10 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
-    /// A shard is not what the manifest says.
+    /// A shard, or a file beside it, is not what the manifest says.
     #[error("{}: {cause}", path.display())]
     Shard {
-        /// The shard's file.
+        /// The file.
         path: PathBuf,
         /// How it differs.
         cause: String,
@@ -197,27 +233,32 @@ impl DataError {
             Self::SourceMissing { .. } => {
                 "a source is a file, a directory, or a quoted glob such as 'text/*.jsonl.gz'".into()
             }
+            Self::SourceEmpty { hidden: true, .. } => "--hidden takes files whose names begin with a dot".into(),
             Self::SourceEmpty { .. } | Self::UnknownFormat { .. } => {
                 format!("formats: {}", format::listed())
             }
             Self::OnlyValidation { .. } => "name other text to train on, or give --validation a fraction".into(),
             Self::DamagedSource { .. } => "fetch the file again, or leave it out".into(),
             Self::BadRecord { .. } => "without --strict, bad records are counted, reported and skipped".into(),
-            Self::EveryRecordBad { fields, .. } if !fields.is_empty() => {
-                let seen: Vec<String> = fields.iter().map(|name| format!("`{name}`")).collect();
-                format!("name the text field with --field; seen: {}", seen.join(", "))
-            }
-            Self::EveryRecordBad { .. } => {
-                "text is UTF-8; a line of .jsonl is one JSON object with the text in a field".into()
-            }
+            Self::EveryRecordBad { fault, .. } => fault.hint(),
+            Self::UnreadableSource { cause, .. } => cause.hint().into(),
+            Self::Separator { .. } => r"escapes are \n, \r, \t and \\; an empty text leaves text files whole".into(),
+            Self::LfsPointer { .. } => Unreadable::LfsPointer.hint().into(),
             Self::Tokenizer { .. } => {
                 "a tokenizer is a Hugging Face tokenizer.json; `gpas tokenizer train` makes one".into()
+            }
+            Self::BesideTokenizer { .. } => {
+                "it is read for special tokens and the chat template because it lies beside the tokenizer: mend it, or take it away".into()
             }
             Self::EndOfDocumentUnknown { .. } => "name it with --eos TOKEN".into(),
             Self::TokenUnknown { .. } => "--eos takes a token as the tokenizer spells it, for example '</s>'".into(),
             Self::VocabularyTooSmall { .. } => "ask for --vocab 257 or more".into(),
             Self::OutputExists { .. } => "nothing is overwritten: name another path, or remove it first".into(),
             Self::ValidationFraction { .. } => "for example --validation 0.01, or name a source".into(),
+            Self::EmptySplit { documents: 0, .. } => "every document is empty or white space".into(),
+            Self::EmptySplit { documents, .. } if *documents <= FEW => format!(
+                "each document goes to one split whole, and there are {documents}: cut text files with --separator, or name validation text"
+            ),
             Self::EmptySplit { .. } => "give more text or another validation fraction".into(),
             Self::Manifest { .. } => "`gpas data prepare` makes a directory of prepared data".into(),
             Self::Version { .. } => "prepare the data again with this version".into(),

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::prepare::{PrepareOptions, ValidationSplit, prepare};
 use crate::source::ReadOptions;
 use crate::store::{PreparedData, TokenStore};
+use crate::tokenizer::SpelledOut;
 use crate::windows::{WindowMode, Windows};
 
 /// A tokenizer of single letters, with or without a post-processor that ends texts as T5's does.
@@ -52,6 +53,7 @@ pub(crate) fn prepared(place: &Path, documents: &[&str], validation: &[&str]) ->
         out: out.clone(),
         read: ReadOptions::default(),
         end_of_document: None,
+        special_tokens: SpelledOut::default(),
         quiet: true,
     })
     .unwrap();

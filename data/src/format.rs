@@ -1,36 +1,90 @@
-//! The file formats that are read, told apart by the ends of the files' names.
+//! The file formats that are read, told apart by the extensions of the files' names.
 
 use std::path::Path;
 
 /// A format of a source's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
+    /// JSON by its plain name: records as in [`Self::JsonLines`], or something's settings.
+    Json,
+    /// A record on each line.
     JsonLines,
-    JsonLinesGzip,
-    JsonLinesZstd,
     Parquet,
     Text,
 }
 
-/// How the names of each format's files end.
-const ENDINGS: [(&str, Format); 5] = [
-    (".jsonl", Format::JsonLines),
-    (".jsonl.gz", Format::JsonLinesGzip),
-    (".jsonl.zst", Format::JsonLinesZstd),
-    (".parquet", Format::Parquet),
-    (".txt", Format::Text),
+/// A compression that is read around json and text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Gzip,
+    Zstandard,
+}
+
+/// The extension of each format.
+const FORMATS: [(&str, Format); 5] = [
+    ("jsonl", Format::JsonLines),
+    ("ndjson", Format::JsonLines),
+    ("json", Format::Json),
+    ("txt", Format::Text),
+    ("parquet", Format::Parquet),
 ];
 
 impl Format {
-    /// The format of a file by its name; none if it is not one that is read.
-    pub(crate) fn of(path: &Path) -> Option<Self> {
+    /// The format and the compression of a file by its name; none if it is not one that is read.
+    pub(crate) fn of(path: &Path) -> Option<(Self, Option<Compression>)> {
         let name = path.file_name()?.to_string_lossy().to_lowercase();
-        let found = ENDINGS.iter().find(|(ending, _)| name.ends_with(ending));
-        found.map(|&(_, format)| format)
+        let (stem, mut extension) = name.rsplit_once('.')?;
+        let compression = match extension {
+            "gz" => Some(Compression::Gzip),
+            "zst" => Some(Compression::Zstandard),
+            _ => None,
+        };
+        if compression.is_some() {
+            (_, extension) = stem.rsplit_once('.')?;
+        }
+        let &(_, format) = FORMATS.iter().find(|(known, _)| *known == extension)?;
+        // Parquet compresses its own columns, and is read from its end.
+        (format != Self::Parquet || compression.is_none()).then_some((format, compression))
     }
 }
 
 /// The formats as a user reads them.
-pub(crate) fn listed() -> String {
-    ENDINGS.map(|(ending, _)| ending).join(", ")
+pub(crate) fn listed() -> &'static str {
+    ".jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet"
+}
+
+/// Whether a file holds Git LFS's address of its content in place of the content.
+pub(crate) fn is_lfs_pointer(opening: &[u8]) -> bool {
+    opening.starts_with(b"version https://git-lfs.github.com/spec/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_gives_the_format_and_the_compression() {
+        let of = |name: &str| Format::of(Path::new(name));
+        let gzip = Some(Compression::Gzip);
+        assert_eq!(of("c4-train.00000-of-01024.json.gz"), Some((Format::Json, gzip)));
+        assert_eq!(of("a/B.JSONL"), Some((Format::JsonLines, None)));
+        assert_eq!(
+            of("a.ndjson.zst"),
+            Some((Format::JsonLines, Some(Compression::Zstandard)))
+        );
+        assert_eq!(of("a.txt.gz"), Some((Format::Text, gzip)));
+        assert_eq!(of("a.b.parquet"), Some((Format::Parquet, None)));
+        for name in [
+            "a.parquet.gz",
+            "a.gz",
+            "jsonl",
+            "a",
+            "a.csv",
+            "a.jsonl.xz",
+            "a.jsonl~",
+            "..",
+        ] {
+            assert_eq!(of(name), None, "{name}");
+        }
+    }
 }

@@ -3,9 +3,11 @@
 
 pub mod aside;
 pub mod bpe;
+pub mod chat_template;
 pub mod corpus;
 pub mod prepare;
 pub mod source;
+pub mod special;
 pub mod store;
 pub mod tokenizer;
 
@@ -25,6 +27,7 @@ pub use damage::Damage;
 pub use error::DataError;
 pub use gpas_batch::{BatchError, IGNORE_INDEX, TokenBatch};
 pub use order::BatchOrder;
+pub use special::SpecialTokens;
 pub use store::PreparedData;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SpelledOut, Tokenizer};
 pub use windows::{Window, WindowMode, Windows};

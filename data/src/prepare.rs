@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::aside::AsideDirectory;
+use crate::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use crate::error::DataError;
 use crate::progress::progress_bar;
-use crate::source::{Document, Documents, ReadOptions, Skipped, Source, SourceRecord};
-use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION};
-use crate::tokenizer::Tokenizer;
+use crate::source::{Document, Documents, ReadOptions, Separator, Skipped, Source, SourceRecord};
+use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION, cut_in_two};
+use crate::tokenizer::{SpelledOut, SpelledTokens, Tokenizer};
 
 /// Text that is tokenized at once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -24,7 +25,8 @@ const SHARD_BYTES: u64 = 256 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub enum ValidationSplit {
     /// This fraction of the documents, chosen by a hash of each document's text: whatever the order of the
-    /// documents and whatever is added to them, a document stays on its side.
+    /// documents and whatever is added to them, a document stays on its side. Where there is only one document, this
+    /// fraction of its tokens, at its end.
     Fraction(f64),
     /// A source of their own. Its files are not trained on, even where a training source holds them too.
     Source(String),
@@ -57,6 +59,8 @@ pub struct PrepareOptions {
     pub read: ReadOptions,
     /// The token that ends a document, where the tokenizer's own is not wanted.
     pub end_of_document: Option<String>,
+    /// What special tokens are that the texts spell out.
+    pub special_tokens: SpelledOut,
     /// Whether to leave out the progress bar.
     pub quiet: bool,
 }
@@ -77,6 +81,7 @@ impl PrepareOptions {
             out: out.into(),
             read: ReadOptions::default(),
             end_of_document: None,
+            special_tokens: SpelledOut::default(),
             quiet: true,
         }
     }
@@ -89,6 +94,8 @@ pub struct PrepareReport {
     pub manifest: Manifest,
     /// The records that were not used, of all sources together.
     pub skipped: Skipped,
+    /// The special tokens that the texts spell out, where they were taken as text.
+    pub spelled: SpelledTokens,
 }
 
 /// Tokenizes sources into a directory that [`crate::store::PreparedData`] opens.
@@ -106,16 +113,17 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
     if let Some(token) = &options.end_of_document {
         tokenizer = tokenizer.with_end_of_document(token)?;
     }
-    let find = |given: &String| Source::find(given);
-    let mut sources = options.sources.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let mut read = options.read.clone();
+    read.separator = read.separator.or_token(tokenizer.end_of_document_spelling());
+    let mut sources = Source::find(&options.sources, &read)?;
     let validation = match &options.validation {
         ValidationSplit::Fraction(fraction) => ValidationDocuments::Fraction(*fraction),
         ValidationSplit::Source(given) => {
-            let held_out = Source::find(given)?;
+            let held_out = Source::find(std::slice::from_ref(given), &read)?;
             for source in &mut sources {
                 source.leave_out(&held_out)?;
             }
-            ValidationDocuments::Sources(vec![held_out])
+            ValidationDocuments::Sources(held_out)
         }
     };
     prepare_sources(
@@ -123,7 +131,8 @@ pub fn prepare(options: &PrepareOptions) -> Result<PrepareReport, DataError> {
         validation,
         &tokenizer,
         &options.out,
-        &options.read,
+        &read,
+        options.special_tokens,
         options.quiet,
     )
 }
@@ -140,6 +149,7 @@ pub(crate) fn prepare_sources(
     tokenizer: &Tokenizer,
     out: &Path,
     read: &ReadOptions,
+    special: SpelledOut,
     quiet: bool,
 ) -> Result<PrepareReport, DataError> {
     let end = tokenizer
@@ -152,28 +162,48 @@ pub(crate) fn prepare_sources(
         train: SplitWriter::new(aside.path(), "train", token_bytes, SHARD_BYTES),
         validation: SplitWriter::new(aside.path(), "validation", token_bytes, SHARD_BYTES),
         empty: 0,
+        special,
+        spelled: SpelledTokens::default(),
         quiet,
     };
     let mut skipped = Skipped::default();
-    let fraction = match &validation {
+    let side = match &validation {
         ValidationDocuments::Fraction(fraction) => Side::Hashed(*fraction),
         ValidationDocuments::Sources(_) => Side::Train,
     };
-    let sources = preparing.run(Documents::new(sources, read.clone()), fraction, &mut skipped)?;
+    let sources = preparing.run(Documents::new(sources, read.clone()), side, &mut skipped)?;
+    let mut cut_at = None;
     let validation_sources = match validation {
-        ValidationDocuments::Fraction(_) => Vec::new(),
+        ValidationDocuments::Fraction(fraction) => {
+            cut_at = preparing.cut_only_document(aside.path(), token_bytes, fraction)?;
+            Vec::new()
+        }
         ValidationDocuments::Sources(sources) => {
             preparing.run(Documents::new(sources, read.clone()), Side::Validation, &mut skipped)?
         }
     };
     let (train, validation) = (preparing.train.finish()?, preparing.validation.finish()?);
+    let documents = train.documents + validation.documents;
     for (split, record) in [("train", &train), ("validation", &validation)] {
         if record.documents == 0 {
-            return Err(DataError::EmptySplit { split });
+            return Err(DataError::EmptySplit { split, documents });
         }
     }
     let tokenizer_path = aside.path().join(TOKENIZER);
     fs::write(&tokenizer_path, tokenizer.bytes()).map_err(DataError::io(&tokenizer_path))?;
+    let template = tokenizer.chat_template().map(ChatTemplate::file);
+    if let Some(bytes) = &template {
+        let path = aside.path().join(CHAT_TEMPLATE);
+        fs::write(&path, bytes).map_err(DataError::io(&path))?;
+    }
+    let was_cut = sources
+        .iter()
+        .chain(&validation_sources)
+        .any(|source| source.separators > 0);
+    let separator = match &read.separator {
+        Separator::Text(text) if was_cut => Some(text.clone()),
+        Separator::Text(_) | Separator::EndOfDocument | Separator::Nowhere => None,
+    };
     let manifest = Manifest {
         format: FORMAT.into(),
         version: VERSION,
@@ -186,6 +216,8 @@ pub(crate) fn prepare_sources(
             vocab_size: tokenizer.vocab_size(),
             end_of_document: end,
             pad: tokenizer.pad(),
+            special_tokens: tokenizer.decided_special_tokens().cloned(),
+            chat_template_sha256: template.map(|bytes| format!("{:x}", Sha256::digest(bytes))),
         },
         train,
         validation,
@@ -193,6 +225,9 @@ pub(crate) fn prepare_sources(
         validation_sources,
         bad_records: skipped.bad,
         empty_documents: preparing.empty,
+        special_tokens: special == SpelledOut::AsTokens,
+        separator,
+        cut_at,
     };
     let manifest_path = aside.path().join(MANIFEST);
     let mut json = serde_json::to_vec_pretty(&manifest).map_err(|error| DataError::Manifest {
@@ -202,7 +237,11 @@ pub(crate) fn prepare_sources(
     json.push(b'\n');
     fs::write(&manifest_path, json).map_err(DataError::io(&manifest_path))?;
     aside.publish().map_err(DataError::output(out))?;
-    Ok(PrepareReport { manifest, skipped })
+    Ok(PrepareReport {
+        manifest,
+        skipped,
+        spelled: preparing.spelled,
+    })
 }
 
 /// The split that documents of a stream belong to.
@@ -218,6 +257,8 @@ struct Preparing<'a> {
     train: SplitWriter,
     validation: SplitWriter,
     empty: u64,
+    special: SpelledOut,
+    spelled: SpelledTokens,
     quiet: bool,
 }
 
@@ -229,6 +270,8 @@ impl Preparing<'_> {
         skipped: &mut Skipped,
     ) -> Result<Vec<SourceRecord>, DataError> {
         let bar = progress_bar(documents.bytes_total(), "tokenizing", self.quiet);
+        // A text whose special tokens are tokens may bring those that open and close it.
+        let may_bring = self.special == SpelledOut::AsTokens;
         // The split and the tokens so far of the document whose pieces are being written.
         let (mut to_validation, mut length) = (false, 0);
         loop {
@@ -245,11 +288,12 @@ impl Preparing<'_> {
                         // Only the first piece of a document is asked.
                         Side::Hashed(fraction) => document.opens && belongs_to_validation(&document.text, fraction),
                     };
-                    let tokens = self.encode(document)?;
-                    Ok((tokens, is_validation))
+                    let (tokens, spelled) = self.encode(document)?;
+                    Ok((tokens, spelled, is_validation))
                 })
                 .collect::<Result<Vec<_>, DataError>>()?;
-            for (document, (tokens, is_validation)) in batch.iter().zip(encoded) {
+            for (document, (tokens, spelled, is_validation)) in batch.iter().zip(encoded) {
+                self.spelled.add(spelled);
                 if document.opens {
                     (to_validation, length) = (is_validation, 0);
                 }
@@ -260,15 +304,19 @@ impl Preparing<'_> {
                     &mut self.train
                 };
                 if length > 0 {
-                    if length == tokens.len() {
-                        split.push(self.tokenizer.opening())?;
+                    let opening = self.tokenizer.opening();
+                    if length == tokens.len() && !(may_bring && tokens.starts_with(opening)) {
+                        split.push(opening)?;
                     }
                     split.push(&tokens)?;
                     split.text_bytes(document.text.len() as u64);
                 }
                 if document.closes {
                     if length > 0 {
-                        split.push(self.tokenizer.closing())?;
+                        let closing = self.tokenizer.closing();
+                        if !(may_bring && tokens.ends_with(closing)) {
+                            split.push(closing)?;
+                        }
                         split.end_document()?;
                     } else {
                         self.empty += 1;
@@ -284,12 +332,34 @@ impl Preparing<'_> {
         Ok(documents.sources().to_vec())
     }
 
-    /// The tokens of one piece; none for a document of white space, which teaches nothing.
-    fn encode(&self, document: &Document) -> Result<Vec<u32>, DataError> {
+    /// Where only one document was written, cuts it in two: the tokens of its first part, which is trained on.
+    fn cut_only_document(
+        &mut self,
+        directory: &Path,
+        token_bytes: u8,
+        fraction: f64,
+    ) -> Result<Option<u64>, DataError> {
+        let whole = match (self.train.documents(), self.validation.documents()) {
+            (1, 0) => self.train.finish()?,
+            (0, 1) => self.validation.finish()?,
+            _ => return Ok(None),
+        };
+        let splits = [&mut self.train, &mut self.validation];
+        cut_in_two(directory, whole, token_bytes, fraction, splits).map(Some)
+    }
+
+    /// The tokens of one piece, none for a document of white space, which teaches nothing; and the special tokens that it spells out,
+    /// where these are text.
+    fn encode(&self, document: &Document) -> Result<(Vec<u32>, SpelledTokens), DataError> {
         if document.opens && document.closes && document.text.trim().is_empty() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
-        self.tokenizer.encode(&document.text)
+        let tokens = self.tokenizer.encode_with(&document.text, self.special)?;
+        let spelled = match self.special {
+            SpelledOut::AsText => self.tokenizer.spelled_special_tokens(&document.text),
+            SpelledOut::AsTokens => SpelledTokens::default(),
+        };
+        Ok((tokens, spelled))
     }
 }
 
@@ -342,6 +412,7 @@ mod tests {
             out: place.join("out"),
             read: ReadOptions::default(),
             end_of_document: None,
+            special_tokens: SpelledOut::default(),
             quiet: true,
         }
     }
@@ -400,6 +471,93 @@ mod tests {
         assert_eq!(verify(&options.out).unwrap().tokens, 12);
         let error = prepare(&options).unwrap_err();
         assert!(matches!(error, DataError::OutputExists { .. }), "{error}");
+    }
+
+    /// Also by data that was prepared before the manifest had all special tokens: it has the end of a document.
+    #[test]
+    fn a_named_end_is_the_datas_wherever_it_is_opened() {
+        let place = tempfile::tempdir().unwrap();
+        let text = lines((0..40).map(word));
+        let mut options = options(place.path(), &text, ValidationSplit::Fraction(0.5));
+        prepare(&options).unwrap();
+        let manifest = |out: &Path| fs::read_to_string(out.join(MANIFEST)).unwrap();
+        assert!(!manifest(&options.out).contains("special_tokens"));
+
+        options.end_of_document = Some("z".into());
+        options.out = place.path().join("named");
+        prepare(&options).unwrap();
+        let written = manifest(&options.out);
+        let mut older: serde_json::Value = serde_json::from_str(&written).unwrap();
+        older["tokenizer"]
+            .as_object_mut()
+            .unwrap()
+            .remove("special_tokens")
+            .unwrap();
+        for manifest in [written, older.to_string()] {
+            fs::write(options.out.join(MANIFEST), manifest).unwrap();
+            let data = PreparedData::open(&options.out).unwrap();
+            let special = data.tokenizer().special_tokens();
+            assert_eq!(
+                (special.end_of_document, special.ends.as_slice()),
+                (Some(28), &[28][..])
+            );
+            assert_eq!((special.pad, data.tokenizer().closing()), (Some(0), &[28][..]));
+            let document = data.train().document(0).unwrap();
+            assert_eq!(document.last(), Some(&28));
+            assert!(!document.contains(&1), "the tokenizer's own end is gone: {document:?}");
+        }
+        older["tokenizer"]["end_of_document"] = 29.into();
+        fs::write(options.out.join(MANIFEST), older.to_string()).unwrap();
+        let error = PreparedData::open(&options.out).unwrap_err().to_string();
+        assert!(error.contains("an id is outside the tokenizer's vocabulary"), "{error}");
+    }
+
+    #[test]
+    fn special_tokens_in_a_text_are_counted_or_taken() {
+        let place = tempfile::tempdir().unwrap();
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let text = lines(["ab</s>c".into(), "d</s>".into(), "<pad><pad>".into()]);
+        let mut options = options(place.path(), &text, ValidationSplit::Source(validation));
+        let report = prepare(&options).unwrap();
+        assert_eq!(
+            (report.spelled.count, report.spelled.first.as_deref()),
+            (4, Some("</s>"))
+        );
+        assert!(!report.manifest.special_tokens);
+        let manifest = fs::read_to_string(options.out.join(MANIFEST)).unwrap();
+        assert!(!manifest.contains("special_tokens"), "{manifest}");
+
+        options.out = place.path().join("taken");
+        options.special_tokens = SpelledOut::AsTokens;
+        let report = prepare(&options).unwrap();
+        assert_eq!((report.spelled.count, report.manifest.special_tokens), (0, true));
+        let data = PreparedData::open(&options.out).unwrap();
+        let documents = [0, 1, 2].map(|index| data.train().document(index).unwrap());
+        // The second brings its own end.
+        assert_eq!(documents, [vec![3, 4, 1, 5, 1], vec![6, 1], vec![0, 0, 1]]);
+    }
+
+    #[test]
+    fn a_chat_template_travels_with_the_data() {
+        let place = tempfile::tempdir().unwrap();
+        let text = lines(["abc".into(), "d".into()]);
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let options = options(place.path(), &text, ValidationSplit::Source(validation));
+        write(&place.path().join("chat_template.jinja"), "{{ messages }}");
+        prepare(&options).unwrap();
+        let open = || PreparedData::open(&options.out);
+        let template = open().unwrap().tokenizer().chat_template().cloned().unwrap();
+        assert_eq!(template.value(), "{{ messages }}");
+        assert_eq!(verify(&options.out).unwrap().files, 6);
+        let path = options.out.join(CHAT_TEMPLATE);
+        fs::write(&path, "{}").unwrap();
+        let damaged = open().unwrap_err();
+        assert!(
+            damaged.to_string().contains("chat_template.json: its bytes are not"),
+            "{damaged}"
+        );
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(open().unwrap_err(), DataError::FileMissing { .. }));
     }
 
     #[test]
@@ -504,13 +662,138 @@ mod tests {
         assert!(matches!(error, DataError::EveryRecordBad { count: 50, .. }), "{error}");
         let error = prepare_with(&|options| options.validation = ValidationSplit::Fraction(1e-12));
         assert!(
-            matches!(error, DataError::EmptySplit { split: "validation" }),
+            matches!(
+                error,
+                DataError::EmptySplit {
+                    split: "validation",
+                    documents: 50
+                }
+            ),
             "{error}"
         );
         let error = prepare_with(&|options| options.tokenizer = options.sources[0].clone().into());
         assert!(matches!(error, DataError::Tokenizer { .. }), "{error}");
         let error = prepare_with(&|options| options.end_of_document = Some("<eod>".into()));
         assert!(matches!(error, DataError::TokenUnknown { .. }), "{error}");
+    }
+
+    #[test]
+    fn one_document_is_cut_by_tokens_where_validation_is_a_fraction() {
+        for opens_with_validation in [false, true] {
+            let place = tempfile::tempdir().unwrap();
+            // The hash of a text decides which split it is written to first.
+            let text = (0..)
+                .map(|number| word(number).repeat(30))
+                .find(|text| belongs_to_validation(text, 0.2) == opens_with_validation)
+                .unwrap();
+            let options = options(place.path(), &lines([text.clone()]), ValidationSplit::Fraction(0.2));
+            let manifest = prepare(&options).unwrap().manifest;
+            let tokens = text.len() as u64 + 1;
+            let held_out = (tokens as f64 * 0.2).round() as u64;
+            assert_eq!(manifest.cut_at, Some(tokens - held_out));
+            assert_eq!(
+                (manifest.train.tokens, manifest.validation.tokens),
+                (tokens - held_out, held_out)
+            );
+            assert_eq!((manifest.train.documents, manifest.validation.documents), (1, 1));
+            assert_eq!(
+                manifest.train.text_bytes + manifest.validation.text_bytes,
+                text.len() as u64
+            );
+            assert_eq!(verify(&options.out).unwrap().tokens, tokens);
+            let data = PreparedData::open(&options.out).unwrap();
+            let joined = [
+                data.train().document(0).unwrap(),
+                data.validation().document(0).unwrap(),
+            ]
+            .concat();
+            let expected: Vec<u32> = text.bytes().map(|byte| u32::from(byte - b'a') + 3).chain([1]).collect();
+            assert_eq!(joined, expected);
+            assert!(
+                contents(&options.out)
+                    .iter()
+                    .all(|(name, _)| !name.starts_with("whole"))
+            );
+            let shown = crate::store::summarise(&options.out, 0).unwrap().to_string();
+            assert!(shown.contains("the only document, after "), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_split_without_a_document_is_refused_with_its_cause() {
+        let place = tempfile::tempdir().unwrap();
+        let refused = |text: &str, fraction: f64| {
+            let options = options(place.path(), text, ValidationSplit::Fraction(fraction));
+            let error = prepare(&options).unwrap_err();
+            assert!(!options.out.exists());
+            error.hint().unwrap()
+        };
+        assert_eq!(
+            refused(&lines([" ".into()]), 0.5),
+            "every document is empty or white space"
+        );
+        assert!(
+            refused(&lines(["abc".into(), "def".into()]), 1e-9)
+                .contains("there are 2: cut text files with --separator")
+        );
+    }
+
+    #[test]
+    fn text_files_are_cut_at_the_tokenizers_own_end_and_this_is_recorded() {
+        let place = tempfile::tempdir().unwrap();
+        let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
+        let mut options = options(place.path(), "", ValidationSplit::Source(validation));
+        let stories = write(&place.path().join("stories.txt"), "abc\n</s>\nde\n</s>\n");
+        let record = write(&place.path().join("record.jsonl"), &lines(["a</s>b".into()]));
+        options.sources = vec![stories, record];
+        let manifest = prepare(&options).unwrap().manifest;
+        assert_eq!(manifest.separator.as_deref(), Some("</s>"));
+        assert_eq!((manifest.sources[0].separators, manifest.sources[0].documents), (2, 2));
+        // A record is a document whatever it holds.
+        assert_eq!((manifest.sources[1].separators, manifest.sources[1].documents), (0, 1));
+        let data = PreparedData::open(&options.out).unwrap();
+        assert_eq!(data.train().document(0).unwrap(), [3, 4, 5, 1]);
+        assert_eq!(data.train().document(1).unwrap(), [6, 7, 1]);
+        assert_eq!(data.manifest(), &manifest);
+
+        options.out = place.path().join("whole");
+        options.read.separator = Separator::Nowhere;
+        let manifest = prepare(&options).unwrap().manifest;
+        assert_eq!((manifest.separator, manifest.train.documents), (None, 2));
+        // A token of ordinary text does not cut, even where it ends documents.
+        options.out = place.path().join("letter");
+        options.read.separator = Separator::EndOfDocument;
+        options.end_of_document = Some("b".into());
+        assert_eq!(prepare(&options).unwrap().manifest.train.documents, 2);
+    }
+
+    #[test]
+    fn what_is_left_out_stands_in_the_manifest_and_nothing_else_changes_it() {
+        let place = tempfile::tempdir().unwrap();
+        let text = place.path().join("text");
+        fs::create_dir(&text).unwrap();
+        write(&text.join("a.txt"), "abc");
+        let held_out = write(&text.join("b.txt"), "xyz");
+        let mut options = options(place.path(), "", ValidationSplit::Source(held_out));
+        options.sources = vec![text.join("a.txt").to_str().unwrap().to_owned()];
+        prepare(&options).unwrap();
+        let plain = fs::read_to_string(options.out.join(MANIFEST)).unwrap();
+        for key in ["left_out", "separator", "cut_at"] {
+            assert!(!plain.contains(key), "{plain}");
+        }
+        write(&text.join(".hidden.txt"), "no");
+        write(&text.join("notes.md"), "no");
+        let source = text.to_str().unwrap().to_owned();
+        (options.out, options.sources) = (place.path().join("again"), vec![source.clone(), source]);
+        let manifest = prepare(&options).unwrap().manifest;
+        let reasons: Vec<_> = manifest.sources[0].left_out.iter().map(|left| left.reason).collect();
+        use crate::source::LeftOutReason::{Hidden, Repeat, UnknownFormat, Validation};
+        assert_eq!(reasons, [Hidden, UnknownFormat, Validation]);
+        assert_eq!(manifest.sources[1].left_out.last().unwrap().reason, Repeat);
+        assert_eq!((manifest.train.tokens, manifest.train.documents), (4, 1));
+        let shards = |directory: &Path| fs::read(directory.join("train-00000.tokens")).unwrap();
+        assert_eq!(shards(&options.out), shards(&place.path().join("out")));
+        assert_eq!(PreparedData::open(&options.out).unwrap().manifest(), &manifest);
     }
 
     #[test]

@@ -1,14 +1,24 @@
 //! Tokenizers: any Hugging Face `tokenizer.json`, and what preparing data must know of it.
 
+mod bytes;
+mod decode;
+mod special;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use aho_corasick::AhoCorasick;
 use sha2::{Digest, Sha256};
-use tokenizers::{ModelWrapper, PaddingParams};
+use tokenizers::{Decoder, ModelWrapper, PaddingParams};
 
+pub use self::bytes::ByteLengths;
+pub use self::special::{SpelledOut, SpelledTokens};
+use crate::chat_template::ChatTemplate;
 use crate::error::DataError;
+use crate::format::is_lfs_pointer;
+use crate::special::{SpecialNames, SpecialTokens};
 
 /// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
 const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>"];
@@ -19,32 +29,45 @@ const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
 /// A tokenizer, with the tokens that open and end a document.
 ///
 /// A document becomes `opening tokens · its text · closing tokens`: those that the tokenizer's own
-/// post-processor puts around a text, and the end-of-document token if that has not put it there.
-/// A special token spelled out in a text is text: no document can forge its own end.
+/// post-processor puts around a text, the last of which is the end of a document. That is the token that was named for it, else the
+/// post-processor's, else that of the `tokenizer_config.json` beside the tokenizer, else the first of those in use that it has.
+/// A special token spelled out in a text is text, so that no document can forge its own end, unless [`SpelledOut::AsTokens`] is asked for.
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
+    chat_template: Option<ChatTemplate>,
     opening: Vec<u32>,
     closing: Vec<u32>,
-    end_of_document: Option<u32>,
+    special: SpecialTokens,
 }
 
 struct Shared {
     tokenizer: tokenizers::Tokenizer,
+    /// The same, made when it is first needed, for texts whose special tokens are tokens.
+    takes_special: OnceLock<tokenizers::Tokenizer>,
+    /// Finds special tokens in texts; made when it is first needed.
+    special: OnceLock<Option<AhoCorasick>>,
+    /// Whether tokens of bytes are put together to characters.
+    has_byte_fallback: bool,
     path: PathBuf,
     bytes: Vec<u8>,
     sha256: String,
     vocabulary: usize,
     pad: u32,
-    pad_token: Option<&'static str>,
+    /// Whether the post-processor puts tokens after a text.
+    ends_texts: bool,
+    /// The special tokens that the file alone tells.
+    own_special: SpecialTokens,
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads the `tokenizer.json` that [`Self::file_of`] finds, with the names of special tokens in the `tokenizer_config.json` beside it
+    /// and the chat template that lies there, if one does.
     ///
     /// # Errors
-    /// When the file cannot be read or is not a tokenizer.
+    /// When a file cannot be read, the first is not a tokenizer, or what should be a chat template is none.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let path = &Self::file_of(path)?;
         let bytes = fs::read(path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => DataError::Tokenizer {
                 path: path.into(),
@@ -52,14 +75,34 @@ impl Tokenizer {
             },
             _ => DataError::io(path)(cause),
         })?;
-        Self::from_bytes(bytes, path)
+        let tokenizer = Self::from_bytes(bytes, path)?.with_names(&SpecialNames::beside(path)?);
+        Ok(tokenizer.with_chat_template(ChatTemplate::beside(path)?))
     }
 
-    /// Parses the bytes of a `tokenizer.json`; `path` names them in errors.
+    /// The `tokenizer.json` that a path stands for: the one in the directory, or else the path itself.
+    ///
+    /// # Errors
+    /// When a directory has none.
+    pub fn file_of(path: &Path) -> Result<PathBuf, DataError> {
+        let inside = path.join("tokenizer.json");
+        match (path.is_dir(), inside.exists()) {
+            (true, true) => Ok(inside),
+            (true, false) => Err(DataError::Tokenizer {
+                path: path.into(),
+                cause: "a directory without a tokenizer.json".into(),
+            }),
+            (false, _) => Ok(path.into()),
+        }
+    }
+
+    /// Parses the bytes of a `tokenizer.json`; `path` names them in errors, and nothing is read there.
     ///
     /// # Errors
     /// When the bytes are not a tokenizer.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self, DataError> {
+        if is_lfs_pointer(&bytes) {
+            return Err(DataError::LfsPointer { path: path.into() });
+        }
         let refused = |cause: String| DataError::Tokenizer {
             path: path.into(),
             cause: one_line(&cause),
@@ -73,9 +116,8 @@ impl Tokenizer {
         if vocabulary > i32::MAX as usize {
             return Err(refused(format!("its largest id, {}, is not an id", vocabulary - 1)));
         }
-        let pad_token = PAD.into_iter().find(|token| tokenizer.token_to_id(token).is_some());
+        let pad_token = PAD.into_iter().find_map(|token| tokenizer.token_to_id(token));
         let pad = pad_token
-            .and_then(|token| tokenizer.token_to_id(token))
             .or(tokenizer.get_padding().map(|padding: &PaddingParams| padding.pad_id))
             .unwrap_or(0);
         // Windows cut and pad documents, not the tokenizer.
@@ -84,6 +126,7 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| refused(error.to_string()))?;
         tokenizer.set_encode_special_tokens(true);
+        special::hide_from_unigram(&mut tokenizer, &bytes).map_err(&refused)?;
         if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
             && bpe.dropout.is_some()
         {
@@ -107,26 +150,50 @@ impl Tokenizer {
 
         let named = END_OF_DOCUMENT.iter().find_map(|token| tokenizer.token_to_id(token));
         let end_of_document = closing.last().copied().or(named);
+        let own_special = SpecialTokens {
+            end_of_document,
+            ends: end_of_document.into_iter().collect(),
+            begin: opening.first().copied(),
+            pad: pad_token,
+            unknown: None,
+        };
         let sha256 = format!("{:x}", Sha256::digest(&bytes));
         let shared = Shared {
+            has_byte_fallback: tokenizer.get_decoder().is_some_and(decode::has_byte_fallback),
+            takes_special: OnceLock::new(),
+            special: OnceLock::new(),
             tokenizer,
             path: path.into(),
             bytes,
             sha256,
             vocabulary,
             pad,
-            pad_token,
+            ends_texts: !closing.is_empty(),
+            own_special: own_special.clone(),
         };
-        let mut this = Self {
+        let this = Self {
             shared: Arc::new(shared),
+            chat_template: None,
             opening,
             closing,
-            end_of_document: None,
+            special: SpecialTokens::default(),
         };
-        if let Some(id) = end_of_document {
-            this.end_documents_with(id);
+        Ok(this.with_special_tokens(own_special))
+    }
+
+    /// The same tokenizer with the special tokens that a configuration names, where its own post-processor does not decide. A token that
+    /// begins texts counts only if documents begin with it: the model would never have seen it.
+    fn with_names(self, names: &SpecialNames) -> Self {
+        let id = |name: &Option<String>| name.as_deref().and_then(|name| self.token_to_id(name));
+        let mut special = self.special.clone();
+        if let Some(end) = id(&names.end).filter(|_| !self.shared.ends_texts) {
+            (special.end_of_document, special.ends) = (Some(end), vec![end]);
         }
-        Ok(this)
+        let begins = |begin: &u32| special.end_of_document == Some(*begin);
+        special.begin = special.begin.or(id(&names.begin).filter(begins));
+        special.pad = id(&names.pad).or(special.pad);
+        special.unknown = id(&names.unknown);
+        self.with_special_tokens(special)
     }
 
     /// The same tokenizer with another token at the end of each document.
@@ -137,20 +204,41 @@ impl Tokenizer {
         let id = self
             .token_to_id(token)
             .ok_or_else(|| DataError::TokenUnknown { token: token.into() })?;
-        self.end_documents_with(id);
-        Ok(self)
+        self.special = SpecialTokens {
+            end_of_document: Some(id),
+            ends: vec![id],
+            begin: self.opening.first().copied(),
+            ..self.special
+        };
+        let special = self.special.clone();
+        Ok(self.with_special_tokens(special))
     }
 
-    fn end_documents_with(&mut self, id: u32) {
-        self.end_of_document = Some(id);
-        if self.closing.last() != Some(&id) {
-            self.closing.push(id);
+    /// The same tokenizer with another chat template, or none.
+    pub fn with_chat_template(mut self, template: Option<ChatTemplate>) -> Self {
+        self.chat_template = template;
+        self
+    }
+
+    /// The same tokenizer with the special tokens that something else has decided. The end of a document takes the place of the one that
+    /// stood there.
+    pub fn with_special_tokens(mut self, special: SpecialTokens) -> Self {
+        if let Some(end) = special.end_of_document {
+            self.closing.pop();
+            self.closing.push(end);
         }
+        self.special = special;
+        self
     }
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.shared.bytes
+    }
+
+    /// The chat template that lay beside the file.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
     }
 
     /// The SHA-256 of the file.
@@ -165,17 +253,40 @@ impl Tokenizer {
 
     /// The token at the end of a document, if one is known.
     pub fn end_of_document(&self) -> Option<u32> {
-        self.end_of_document
+        self.special.end_of_document
+    }
+
+    /// The special tokens.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special
+    }
+
+    /// The special tokens, if they are others than the file alone tells.
+    pub(crate) fn decided_special_tokens(&self) -> Option<&SpecialTokens> {
+        Some(&self.special).filter(|special| **special != self.shared.own_special)
+    }
+
+    /// How [`Self::end_of_document`] is spelled, where it is a token of its own and not one of ordinary text.
+    pub fn end_of_document_spelling(&self) -> Option<String> {
+        let added = self.shared.tokenizer.get_added_tokens_decoder();
+        added
+            .get(&self.special.end_of_document?)
+            .map(|token| token.content.clone())
     }
 
     /// The token that fills windows up.
     pub fn pad(&self) -> u32 {
-        self.shared.pad
+        self.special.pad.unwrap_or(self.shared.pad)
     }
 
-    /// The token that is there for padding, if there is one.
-    pub fn pad_token(&self) -> Option<&str> {
-        self.shared.pad_token
+    /// The tokens before the first of a text: those that open a document. Without any, an empty text is the token that begins a text, or
+    /// else the one that ends a document, because another document follows it.
+    pub fn start_of_text(&self, is_empty: bool) -> Vec<u32> {
+        let mut start = self.opening.clone();
+        if start.is_empty() && is_empty {
+            start.extend(self.special.begin.or(self.special.end_of_document));
+        }
+        start
     }
 
     /// The id of a token as the tokenizer spells it.
@@ -193,26 +304,21 @@ impl Tokenizer {
         &self.closing
     }
 
-    /// The tokens of a text, without any that open or end a document.
+    /// The tokens of a text, without any that open or end a document. Special tokens that it spells out are text.
     ///
     /// # Errors
     /// When the tokenizer refuses the text, for instance because it has no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self.shared.tokenizer.encode_fast(text, false);
-        encoding
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| self.refused(&error.to_string()))
+        self.encode_with(text, SpelledOut::AsText)
     }
 
-    /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing.
+    /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing, and a character whose bytes are not
+    /// all there becomes U+FFFD.
     ///
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
-        self.shared
-            .tokenizer
-            .decode(ids, false)
-            .map_err(|error| self.refused(&error.to_string()))
+        self.text_of(ids.iter().filter_map(|id| self.id_to_token(*id)).collect())
     }
 
     /// The text of tokens without special ones.
@@ -220,35 +326,30 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder refuses them.
     pub fn decode_plain(&self, ids: &[u32]) -> Result<String, DataError> {
-        let text = self.shared.tokenizer.decode(ids, true);
-        text.map_err(|error| self.refused(&error.to_string()))
+        self.text_of(ids.iter().filter_map(|id| self.text_token(*id)).collect())
     }
 
-    /// How many bytes of text each id stands for, 0 for special tokens and unused ids. There is no answer where the vocabulary is
-    /// spelled in none of the ways in use: in bytes (GPT-2's) or with `▁` for a space (SentencePiece's).
-    pub fn byte_lengths(&self) -> Option<Vec<u32>> {
-        let tokenizer = &self.shared.tokenizer;
-        let decoder = serde_json::to_string(tokenizer.get_decoder()?).ok()?;
-        let is = |kind: &str| decoder.contains(&format!("\"type\":\"{kind}\""));
-        let length: fn(&str) -> usize = if is("ByteLevel") {
-            // A character for each byte.
-            |token| token.chars().count()
-        } else if is("Metaspace") || (is("Replace") && decoder.contains('▁')) {
-            |token| match token.strip_prefix("<0x") {
-                Some(rest) if rest.len() == 3 && rest.ends_with('>') => 1,
-                _ => token.replace('▁', " ").len(),
-            }
-        } else {
-            return None;
+    /// Whether an id is part of a text: not a special token, and in the vocabulary.
+    pub fn is_text(&self, id: u32) -> bool {
+        self.text_token(id).is_some()
+    }
+
+    fn text_token(&self, id: u32) -> Option<String> {
+        let special = self.shared.tokenizer.get_added_vocabulary();
+        self.id_to_token(id).filter(|token| !special.is_special_token(token))
+    }
+
+    /// The text of tokens as the vocabulary spells them.
+    fn text_of(&self, tokens: Vec<String>) -> Result<String, DataError> {
+        if tokens.is_empty() {
+            return Ok(String::new());
+        }
+        let text = match self.shared.tokenizer.get_decoder() {
+            Some(decoder) if self.shared.has_byte_fallback => decode::decode_with_byte_fallback(decoder, tokens),
+            Some(decoder) => decoder.decode(tokens),
+            None => Ok(tokens.join(" ")),
         };
-        let mut lengths = vec![0; self.vocab_size()];
-        for (token, id) in tokenizer.get_vocab(false) {
-            lengths[id as usize] = length(&token) as u32;
-        }
-        for (id, token) in tokenizer.get_added_tokens_decoder() {
-            lengths[id as usize] = if token.special { 0 } else { token.content.len() as u32 };
-        }
-        Some(lengths)
+        text.map_err(|error| self.refused(&error.to_string()))
     }
 
     /// A token as the vocabulary spells it.
@@ -278,8 +379,7 @@ impl std::fmt::Debug for Tokenizer {
             .field("path", &self.shared.path)
             .field("sha256", &self.shared.sha256)
             .field("vocab_size", &self.shared.vocabulary)
-            .field("end_of_document", &self.end_of_document)
-            .field("pad", &self.shared.pad)
+            .field("special", &self.special)
             .finish_non_exhaustive()
     }
 }
@@ -310,7 +410,7 @@ mod tests {
             assert_eq!(tokenizer.end_of_document(), Some(1));
             assert_eq!((tokenizer.opening(), tokenizer.closing()), (&[][..], &[1][..]));
             assert_eq!((tokenizer.pad(), tokenizer.vocab_size()), (0, 29));
-            assert_eq!(tokenizer.pad_token(), Some("<pad>"));
+            assert_eq!(tokenizer.special_tokens().pad, Some(0));
             assert_eq!(tokenizer.encode("abz").unwrap(), [3, 4, 28]);
             assert_eq!(tokenizer.decode(&[3, 4, 28, 1]).unwrap(), "abz</s>");
             assert!(
@@ -337,6 +437,43 @@ mod tests {
         assert_eq!((named.end_of_document(), named.closing()), (Some(28), &[28][..]));
     }
 
+    /// Whatever has put an end there: the post-processor, or a name in use.
+    #[test]
+    fn a_named_end_takes_the_place_of_the_tokenizers_own() {
+        for post_processor in [false, true] {
+            let named = load(&letters(post_processor))
+                .unwrap()
+                .with_end_of_document("z")
+                .unwrap();
+            assert_eq!((named.end_of_document(), named.closing()), (Some(28), &[28][..]));
+            assert_eq!(named.special_tokens().ends, [28]);
+            assert!(named.decided_special_tokens().is_some());
+        }
+    }
+
+    #[test]
+    fn the_configuration_beside_the_file_decides_what_the_post_processor_does_not() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("tokenizer.json");
+        let names = json!({"eos_token": "y", "bos_token": "y", "pad_token": {"content": "z"}, "unk_token": "<unk>"});
+        fs::write(place.path().join("tokenizer_config.json"), names.to_string()).unwrap();
+        for (post_processor, end, begin) in [(false, 27, Some(27)), (true, 1, None)] {
+            fs::write(&path, letters(post_processor).to_string()).unwrap();
+            let tokenizer = Tokenizer::from_file(&path).unwrap();
+            let expected = SpecialTokens {
+                end_of_document: Some(end),
+                ends: vec![end],
+                begin,
+                pad: Some(28),
+                unknown: Some(2),
+            };
+            assert_eq!(tokenizer.special_tokens(), &expected);
+            assert_eq!((tokenizer.closing(), tokenizer.pad()), (&[end][..], 28));
+            assert_eq!(tokenizer.start_of_text(true), [end]);
+            assert!(tokenizer.start_of_text(false).is_empty());
+        }
+    }
+
     #[test]
     fn the_files_own_padding_and_truncation_do_not_reach_the_data() {
         let mut json = letters(false);
@@ -344,6 +481,37 @@ mod tests {
         json["padding"] = json!({"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 7, "pad_type_id": 0, "pad_token": "e"});
         assert_eq!(load(&json).unwrap().encode("abcd").unwrap(), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_directory_stands_for_the_tokenizer_in_it_and_a_pointer_is_named() {
+        let place = tempfile::tempdir().unwrap();
+        let error = Tokenizer::from_file(place.path()).unwrap_err();
+        assert!(
+            error.to_string().ends_with(": a directory without a tokenizer.json"),
+            "{error}"
+        );
+        let path = place.path().join("tokenizer.json");
+        fs::write(&path, letters(false).to_string()).unwrap();
+        assert_eq!(
+            Tokenizer::from_file(place.path()).unwrap().sha256(),
+            Tokenizer::from_file(&path).unwrap().sha256()
+        );
+        fs::write(
+            &path,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+        )
+        .unwrap();
+        for given in [place.path(), &path] {
+            let error = Tokenizer::from_file(given).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("tokenizer.json: a Git LFS pointer, not the file itself"),
+                "{error}"
+            );
+            assert!(error.hint().unwrap().contains("git lfs pull"));
+        }
     }
 
     #[test]

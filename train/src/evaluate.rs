@@ -6,6 +6,7 @@
 use std::f64::consts::LN_2;
 
 use burn::tensor::backend::Backend;
+use gpas_data::tokenizer::ByteLengths;
 use gpas_data::{DataError, EvaluationBatches, Windows, stack};
 use gpas_model::Llama;
 
@@ -17,7 +18,7 @@ pub struct ValidationText {
     /// The windows.
     pub windows: Windows,
     /// The bytes of text that each token stands for, where the tokenizer tells.
-    pub bytes: Option<Vec<u32>>,
+    pub bytes: Option<ByteLengths>,
 }
 
 /// Loss and perplexity of `model`, which has been trained for `step` optimizer steps, on the first windows that hold `tokens` scored tokens.
@@ -36,17 +37,18 @@ pub fn evaluate<B: Backend>(
     stop: impl Fn() -> bool,
 ) -> Result<Option<EvalRecord>, DataError> {
     let batches = EvaluationBatches::<B>::new(validation.windows.clone(), batch, tokens, device.clone())?;
-    let bytes = validation.bytes.as_deref();
     let (mut loss, mut length) = (0.0, 0);
     for index in 0..batches.batches() {
         if stop() {
             return Ok(None);
         }
         let windows = batches.windows_of_batch(index)?;
-        let targets = windows.iter().flat_map(|window| &window.targets);
-        // What is not scored is below zero.
-        let scored = targets.filter_map(|target| usize::try_from(*target).ok());
-        length += scored.filter_map(|id| Some(u64::from(*bytes?.get(id)?))).sum::<u64>();
+        if let Some(bytes) = &validation.bytes {
+            let positions = windows.iter().flat_map(|window| window.ids.iter().zip(&window.targets));
+            // What is not scored is below zero.
+            let scored = positions.filter_map(|(previous, target)| Some((*previous, u32::try_from(*target).ok()?)));
+            length += scored.map(|(previous, id)| bytes.after(previous, id)).sum::<u64>();
+        }
         let batch = stack(&windows, device)?;
         // Added up on the host in f64: the same on every backend but for the losses themselves.
         let losses = model.token_losses(batch.ids, batch.targets).into_data();
@@ -73,11 +75,11 @@ pub(crate) mod tests {
     use burn::data::dataset::Dataset;
     use burn::tensor::activation::log_softmax;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_data::PreparedData;
     use gpas_data::bpe::train_bpe;
     use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
     use gpas_data::source::{Documents, ReadOptions};
     use gpas_data::{IGNORE_INDEX, Window, WindowMode};
+    use gpas_data::{PreparedData, SpelledOut};
     use gpas_model::{LlamaConfig, Progress};
 
     pub(crate) const VOCAB: usize = 270;
@@ -109,6 +111,7 @@ pub(crate) mod tests {
             out: place.join("data"),
             read: ReadOptions::default(),
             end_of_document: None,
+            special_tokens: SpelledOut::default(),
             quiet: true,
         };
         prepare(&options).unwrap();

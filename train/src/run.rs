@@ -4,6 +4,8 @@
 //! RUN/recipe.toml            the recipe, fully resolved
 //! RUN/run.json               versions, device, hashes of data and tokenizer, parameters, seed
 //! RUN/tokenizer.json         the data's tokenizer
+//! RUN/special_tokens.json    the ids that begin and end a text and that pad
+//! RUN/chat_template.json     the tokenizer's chat template, if it has one
 //! RUN/metrics.jsonl          one line per step and per evaluation
 //! RUN/checkpoints/step-N/    weights and optimizer after step N
 //! RUN/inspection.json        the look at its layers that the report shows
@@ -18,8 +20,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use gpas_data::PreparedData;
 use gpas_data::aside::{self, AsideDirectory};
+use gpas_data::chat_template::{CHAT_TEMPLATE, ChatTemplate};
+use gpas_data::{DataError, PreparedData, SpecialTokens, Tokenizer};
 use gpas_model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -201,6 +204,8 @@ pub enum RunError {
     Toml { path: PathBuf, message: String },
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    #[error(transparent)]
+    Tokenizer(#[from] DataError),
 }
 
 impl RunError {
@@ -211,6 +216,7 @@ impl RunError {
             RunError::NotARun(_) => Some("a run directory is what `gpas train -o DIR` makes".into()),
             RunError::Locked(_) => Some("wait for it, or stop it; the lock ends with the process that holds it".into()),
             RunError::Recipe(error) => error.hint(),
+            RunError::Tokenizer(error) => error.hint(),
             _ => None,
         }
     }
@@ -229,11 +235,17 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory with its recipe, its facts and its tokenizer. They are written aside and moved into place together.
+    /// Makes the directory with its recipe, its facts and its tokenizer, special tokens and chat template included. They are written
+    /// aside and moved into place together.
     ///
     /// # Errors
     /// If it exists, or cannot be written.
-    pub fn create(path: &Path, recipe: &Recipe, info: &RunInfo, tokenizer: &[u8]) -> Result<(Self, RunLock), RunError> {
+    pub fn create(
+        path: &Path,
+        recipe: &Recipe,
+        info: &RunInfo,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Self, RunLock), RunError> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
             move |cause: io::Error| match cause.kind() {
@@ -246,7 +258,12 @@ impl RunDirectory {
             path: aside.path().to_path_buf(),
         };
         run.write(recipe, info)?;
-        fs::write(run.tokenizer_path(), tokenizer).map_err(failed(&run.tokenizer_path()))?;
+        fs::write(run.tokenizer_path(), tokenizer.bytes()).map_err(failed(&run.tokenizer_path()))?;
+        run.write_special_tokens(tokenizer.special_tokens())?;
+        if let Some(template) = tokenizer.chat_template() {
+            let path = run.chat_template_path();
+            fs::write(&path, template.file()).map_err(failed(&path))?;
+        }
         // Held before anybody else sees the directory.
         let lock = run.lock()?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
@@ -268,6 +285,41 @@ impl RunDirectory {
             cause,
         })?;
         replace(&self.info_path(), &info)
+    }
+
+    /// Writes the special tokens, in one piece.
+    ///
+    /// # Errors
+    /// If the disk does not take them.
+    pub fn write_special_tokens(&self, special: &SpecialTokens) -> Result<(), RunError> {
+        let path = self.special_tokens_path();
+        let json = serde_json::to_vec_pretty(special).map_err(|cause| RunError::Json {
+            path: path.clone(),
+            cause,
+        })?;
+        replace(&path, &json)
+    }
+
+    /// Its tokenizer, with its chat template and the special tokens of its data or of the model that it begins with. Run directories of
+    /// earlier versions have no record of these: there the special tokens are what the tokenizer's file tells.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or is not what it should be.
+    pub fn tokenizer(&self) -> Result<Tokenizer, RunError> {
+        let failed = |path: &Path| {
+            let path = path.to_path_buf();
+            move |cause| RunError::File { path, cause }
+        };
+        let path = self.tokenizer_path();
+        let bytes = fs::read(&path).map_err(failed(&path))?;
+        let tokenizer = Tokenizer::from_bytes(bytes, &path)?.with_chat_template(ChatTemplate::beside(&path)?);
+        let path = self.special_tokens_path();
+        let special = match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|cause| RunError::Json { path, cause })?,
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(tokenizer),
+            Err(cause) => return Err(failed(&path)(cause)),
+        };
+        Ok(tokenizer.with_special_tokens(special))
     }
 
     /// Takes the right to write into the directory.
@@ -366,6 +418,14 @@ impl RunDirectory {
         self.path.join("tokenizer.json")
     }
 
+    fn chat_template_path(&self) -> PathBuf {
+        self.path.join(CHAT_TEMPLATE)
+    }
+
+    fn special_tokens_path(&self) -> PathBuf {
+        self.path.join("special_tokens.json")
+    }
+
     /// Path of the metrics.
     pub fn metrics_path(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
@@ -424,12 +484,39 @@ pub(crate) mod tests {
         }
     }
 
+    /// A tokenizer of three words.
+    fn words() -> Tokenizer {
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"the": 0, "</s>": 1, "stop": 2}, "unk_token": "the"},
+        });
+        Tokenizer::from_bytes(json.to_string().into_bytes(), Path::new("words.json")).unwrap()
+    }
+
+    #[test]
+    fn a_run_keeps_the_special_tokens_and_opens_without_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = resolve(None, &RecipeOptions::default()).unwrap();
+        let tokenizer = words().with_end_of_document("stop").unwrap();
+        let path = folder.path().join("run");
+        let (run, _lock) = RunDirectory::create(&path, &recipe, &info(), &tokenizer).unwrap();
+        let found = run.tokenizer().unwrap();
+        assert_eq!(found.special_tokens(), tokenizer.special_tokens());
+        assert_eq!(found.closing(), [2]);
+        fs::remove_file(run.special_tokens_path()).unwrap();
+        assert_eq!(run.tokenizer().unwrap().special_tokens().ends, [1]);
+        fs::write(run.special_tokens_path(), "{").unwrap();
+        let error = run.tokenizer().unwrap_err().to_string();
+        assert!(error.contains("special_tokens.json"), "{error}");
+    }
+
     #[test]
     fn a_run_reads_back_what_it_was_made_with() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/run");
         let recipe = resolve(None, &RecipeOptions::default()).unwrap().with_vocab(99);
-        let (_, lock) = RunDirectory::create(&path, &recipe, &info(), b"{}").unwrap();
+        let (_, lock) = RunDirectory::create(&path, &recipe, &info(), &words()).unwrap();
         let run = RunDirectory::open(&path).unwrap();
         assert_eq!(
             run.lock().unwrap_err().to_string(),
@@ -439,7 +526,7 @@ pub(crate) mod tests {
         run.lock().unwrap();
         assert_eq!(run.recipe().unwrap(), recipe);
         assert_eq!(run.info().unwrap(), info());
-        assert_eq!(fs::read(run.tokenizer_path()).unwrap(), b"{}");
+        assert_eq!(fs::read(run.tokenizer_path()).unwrap(), words().bytes());
         let left = fs::read_dir(path.parent().unwrap()).unwrap().count();
         assert_eq!(left, 1, "nothing is left aside");
     }
@@ -448,7 +535,7 @@ pub(crate) mod tests {
     fn an_existing_directory_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let recipe = resolve(None, &RecipeOptions::default()).unwrap();
-        let error = RunDirectory::create(folder.path(), &recipe, &info(), b"{}").unwrap_err();
+        let error = RunDirectory::create(folder.path(), &recipe, &info(), &words()).unwrap_err();
         assert_eq!(error.to_string(), format!("{} already exists", folder.path().display()));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         let error = RunDirectory::open(folder.path()).unwrap_err();

@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::file::OpenFile;
 use super::find::{Source, SourceFile};
-use super::record::{Content, Record};
+use super::left_out::{LeftOut, LeftOutReason};
+use super::record::{Content, Record, RecordFault};
+use super::separator::Separator;
 use super::tally::{Skipped, SourceRecord};
 use super::text::pieces;
 use crate::error::DataError;
@@ -16,10 +18,14 @@ use crate::error::DataError;
 /// How records are turned into documents.
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
-    /// The field (json) or column (parquet) that holds the text.
+    /// The field (json) or column (parquet) that holds the text; `outer.inner` is a field in a field.
     pub field: String,
     /// Whether the first bad record is an error.
     pub strict: bool,
+    /// Where a text file is cut into documents.
+    pub separator: Separator,
+    /// Whether files and directories whose names begin with a dot are read too.
+    pub hidden: bool,
 }
 
 impl Default for ReadOptions {
@@ -27,6 +33,8 @@ impl Default for ReadOptions {
         Self {
             field: "text".into(),
             strict: false,
+            separator: Separator::default(),
+            hidden: false,
         }
     }
 }
@@ -67,9 +75,14 @@ struct CurrentSource {
     hashes: Vec<(String, Arc<str>)>,
     bytes: u64,
     documents: u64,
+    /// Documents before the file that is being read.
+    documents_before: u64,
     bad: u64,
-    first_bad: Option<String>,
-    fields: Vec<String>,
+    first_bad: Option<(String, RecordFault)>,
+    left_out: Vec<LeftOut>,
+    /// Whether no file is left to read, since other sources have them all.
+    only_repeats: bool,
+    separators: u64,
 }
 
 impl Documents {
@@ -93,11 +106,7 @@ impl Documents {
     /// # Errors
     /// Those of [`Source::find`].
     pub fn open(given: &[String], options: ReadOptions) -> Result<Self, DataError> {
-        let sources = given
-            .iter()
-            .map(|given| Source::find(given))
-            .collect::<Result<_, _>>()?;
-        Ok(Self::new(sources, options))
+        Ok(Self::new(Source::find(given, &options)?, options))
     }
 
     /// The sources that were read to their end.
@@ -154,23 +163,18 @@ impl Documents {
             };
             let Some(file) = &mut source.file else {
                 if let Some(file) = source.files.pop_front() {
-                    source.file = Some(OpenFile::open(file, &self.options.field, &self.bytes_read)?);
+                    source.open(OpenFile::open(file, &self.options, &self.bytes_read)?);
                 } else if let Some(source) = self.current.take() {
                     self.finished.push(source.finish()?);
                 }
                 continue;
             };
-            match file.records.next()? {
+            match file.next()? {
                 Some(record) => {
                     let file = file.name.clone();
                     self.ready = source.documents(record, &file, self.options.strict, &mut self.skipped)?;
                 }
-                None => {
-                    let (sha256, bytes) = file.tally.finish();
-                    source.hashes.push((sha256, file.name.clone()));
-                    source.bytes += bytes;
-                    source.file = None;
-                }
+                None => source.close(),
             }
         }
     }
@@ -193,15 +197,40 @@ impl CurrentSource {
     fn new(source: Source) -> Self {
         Self {
             given: source.given,
+            only_repeats: source.files.is_empty(),
             files: source.files.into(),
             file: None,
             hashes: Vec::new(),
             bytes: 0,
             documents: 0,
+            documents_before: 0,
             bad: 0,
             first_bad: None,
-            fields: Vec::new(),
+            left_out: source.left_out,
+            separators: 0,
         }
+    }
+
+    /// Begins to read a file.
+    fn open(&mut self, file: OpenFile) {
+        if file.is_settings {
+            LeftOut::add(&mut self.left_out, LeftOutReason::Settings, &file.name);
+            return;
+        }
+        self.documents_before = self.documents;
+        self.file = Some(file);
+    }
+
+    /// Takes the counts of the file that was read to its end.
+    fn close(&mut self) {
+        let Some(file) = self.file.take() else { return };
+        let (sha256, bytes) = file.tally.finish();
+        if self.documents == self.documents_before {
+            LeftOut::add(&mut self.left_out, LeftOutReason::NoDocument, &file.name);
+        }
+        self.separators += file.cuts();
+        self.hashes.push((sha256, file.name));
+        self.bytes += bytes;
     }
 
     /// The documents of a record of `file`; none of a bad one, which is counted.
@@ -229,36 +258,34 @@ impl CurrentSource {
                 self.documents += u64::from(opens);
                 Ok([document((text, opens, closes))].into())
             }
-            Content::Bad { cause, .. } if strict => Err(DataError::BadRecord {
+            Content::Bad { fault, .. } if strict => Err(DataError::BadRecord {
                 file: file.to_string(),
                 line,
-                cause,
+                cause: fault.to_string(),
             }),
-            Content::Bad { cause, fields, count } => {
-                let said = format!("{file}:{line}: {cause}");
+            Content::Bad { fault, count } => {
+                let said = format!("{file}:{line}: {fault}");
                 skipped.add(count, &said);
                 self.bad += count;
-                self.first_bad.get_or_insert(said);
-                if self.fields.is_empty() {
-                    self.fields = fields;
-                }
+                self.first_bad.get_or_insert((said, fault));
                 Ok(VecDeque::new())
             }
         }
     }
 
     fn finish(self) -> Result<SourceRecord, DataError> {
-        if self.documents == 0 {
+        if self.documents == 0 && !self.only_repeats {
             return Err(match self.first_bad {
-                Some(first) => DataError::EveryRecordBad {
+                Some((first, fault)) => DataError::EveryRecordBad {
                     given: self.given,
                     count: self.bad,
                     first,
-                    fields: self.fields,
+                    fault,
                 },
                 None => DataError::SourceEmpty {
                     given: self.given,
                     cause: "holds no document".into(),
+                    hidden: false,
                 },
             });
         }
@@ -278,6 +305,8 @@ impl CurrentSource {
             bytes: self.bytes,
             documents: self.documents,
             sha256,
+            separators: self.separators,
+            left_out: self.left_out,
         })
     }
 }

@@ -1,87 +1,216 @@
 //! One file of a source, opened by its format and hashed while it is read.
 
+use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use flate2::bufread::MultiGzDecoder;
-
+use super::contents::{Encoding, Foreign, Unreadable, compression};
+use super::documents::ReadOptions;
 use super::find::SourceFile;
+use super::gzip::Members;
 use super::lines::Lines;
 use super::parquet::Parquet;
-use super::record::Record;
+use super::record::{Content, Record, RecordFault};
+use super::separated::Separated;
 use super::tally::{Counted, Tally};
-use super::text::{Text, first_bad_byte};
+use super::text::{Text, survey};
 use crate::error::DataError;
-use crate::format::Format;
+use crate::format::{Compression, Format, is_lfs_pointer};
 
 /// A file that is being read.
 pub(super) struct OpenFile {
     pub(super) name: Arc<str>,
-    pub(super) records: Records,
     pub(super) tally: Tally,
+    /// Whether a file that was only found, and not named, is one JSON object of another kind: something's settings.
+    pub(super) is_settings: bool,
+    records: Records,
+    ahead: VecDeque<Record>,
 }
 
+/// Bytes that are read from a file at once.
+const BUFFER: usize = 1 << 17;
+
 impl OpenFile {
-    pub(super) fn open(file: SourceFile, field: &str, bytes_read: &Arc<AtomicU64>) -> Result<Self, DataError> {
+    pub(super) fn open(
+        file: SourceFile,
+        options: &ReadOptions,
+        bytes_read: &Arc<AtomicU64>,
+    ) -> Result<Self, DataError> {
         let tally = Tally::new(bytes_read);
-        let name = file.name;
-        let open = || File::open(&file.path).map_err(DataError::io(&file.path));
-        let lines = |input: Box<dyn BufRead + Send>| Records::Lines(Lines::new(input, field, name.clone()));
-        let counted = |input: File| {
-            BufReader::with_capacity(
-                1 << 17,
-                Counted {
-                    input,
-                    tally: tally.clone(),
-                },
+        let opener = Opener { file, tally: &tally };
+        let records = match opener.file.format {
+            Format::Json | Format::JsonLines => opener.json(&options.field)?,
+            Format::Text => opener.text(&options.separator.spellings())?,
+            Format::Parquet => opener.parquet(&options.field)?,
+        };
+        let SourceFile {
+            name, format, named, ..
+        } = opener.file;
+        let mut this = Self {
+            name,
+            tally,
+            is_settings: false,
+            records,
+            ahead: VecDeque::new(),
+        };
+        if format == Format::Json && !named {
+            this.tell_settings()?;
+        }
+        Ok(this)
+    }
+
+    /// Looks whether the file is one record and that one of another kind.
+    fn tell_settings(&mut self) -> Result<(), DataError> {
+        while self.ahead.len() < 2 {
+            let Some(record) = self.records.next()? else { break };
+            self.ahead.push_back(record);
+        }
+        let other = |record: &Record| {
+            let Content::Bad { fault, .. } = &record.content else {
+                return false;
+            };
+            matches!(
+                fault,
+                RecordFault::FieldMissing { .. } | RecordFault::NotAString { .. } | RecordFault::Null
             )
         };
-        let records = match file.format {
-            Format::JsonLines => lines(Box::new(counted(open()?))),
-            Format::JsonLinesGzip => lines(Box::new(BufReader::with_capacity(
-                1 << 17,
-                MultiGzDecoder::new(counted(open()?)),
-            ))),
-            Format::JsonLinesZstd => {
-                let decoder =
-                    zstd::stream::read::Decoder::with_buffer(counted(open()?)).map_err(DataError::io(&file.path))?;
-                lines(Box::new(BufReader::with_capacity(1 << 17, decoder)))
-            }
-            Format::Text => {
-                // Read twice: a document with a bad byte must be refused before its first piece is used.
-                let bad = first_bad_byte(&mut counted(open()?)).map_err(DataError::io(&file.path))?;
-                match bad {
-                    Some(bad) => Records::Once(Some(bad)),
-                    None => Records::Text(Text::new(open()?, name.clone())),
-                }
-            }
-            Format::Parquet => {
-                io::copy(&mut counted(open()?), &mut io::sink()).map_err(DataError::io(&file.path))?;
-                match Parquet::open(open()?, field, name.clone())? {
-                    Ok(parquet) => Records::Parquet(Box::new(parquet)),
-                    Err(content) => Records::Once(Some(Record { line: 1, content })),
-                }
+        self.is_settings = self.ahead.len() == 1 && other(&self.ahead[0]);
+        Ok(())
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Record>, DataError> {
+        match self.ahead.pop_front() {
+            Some(record) => Ok(Some(record)),
+            None => self.records.next(),
+        }
+    }
+
+    /// The separators between documents that were found so far.
+    pub(super) fn cuts(&self) -> u64 {
+        match &self.records {
+            Records::Separated(text) => text.cuts(),
+            Records::Lines(_) | Records::Text(_) | Records::Parquet(_) | Records::Once(_) => 0,
+        }
+    }
+}
+
+/// Opens a file by its format.
+struct Opener<'a> {
+    file: SourceFile,
+    tally: &'a Tally,
+}
+
+impl Opener<'_> {
+    fn open(&self) -> Result<File, DataError> {
+        File::open(&self.file.path).map_err(DataError::io(&self.file.path))
+    }
+
+    fn counted(&self) -> Result<BufReader<Counted>, DataError> {
+        let (input, tally) = (self.open()?, self.tally.clone());
+        Ok(BufReader::with_capacity(BUFFER, Counted { input, tally }))
+    }
+
+    fn damaged(&self, cause: io::Error) -> DataError {
+        DataError::DamagedSource {
+            file: self.file.name.to_string(),
+            line: 0,
+            cause: cause.to_string(),
+        }
+    }
+
+    fn unreadable(&self, cause: Unreadable) -> DataError {
+        let file = self.file.name.to_string();
+        DataError::UnreadableSource { file, cause }
+    }
+
+    /// The content of `input`, decompressed as its first bytes say; or what it holds that is not read.
+    fn content(
+        &self,
+        mut input: impl BufRead + Send + 'static,
+    ) -> Result<Result<Box<dyn BufRead + Send>, Record>, DataError> {
+        let opening = input.fill_buf().map_err(DataError::io(&self.file.path))?;
+        let found = compression(opening, self.file.compression).map_err(|cause| self.unreadable(cause))?;
+        let mut content: Box<dyn BufRead + Send> = match found {
+            None => Box::new(input),
+            Some(Compression::Gzip) => Box::new(BufReader::with_capacity(BUFFER, Members::new(input))),
+            Some(Compression::Zstandard) => {
+                let decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|cause| self.damaged(cause))?;
+                Box::new(BufReader::with_capacity(BUFFER, decoder))
             }
         };
-        Ok(Self { name, records, tally })
+        let opening = content.fill_buf().map_err(|cause| self.damaged(cause))?;
+        let fault = Foreign::of(opening).map(RecordFault::Foreign);
+        let fault = fault.or_else(|| Encoding::of(opening).map(RecordFault::Encoding));
+        Ok(match fault {
+            None => Ok(content),
+            Some(fault) => {
+                // Read to its end all the same, for its hash.
+                io::copy(&mut content, &mut io::sink()).map_err(|cause| self.damaged(cause))?;
+                let content = Content::bad(fault);
+                Err(Record { line: 1, content })
+            }
+        })
+    }
+
+    fn json(&self, field: &str) -> Result<Records, DataError> {
+        Ok(match self.content(self.counted()?)? {
+            Ok(content) => Records::Lines(Lines::new(content, field, self.file.name.clone())),
+            Err(bad) => Records::Once(Some(bad)),
+        })
+    }
+
+    fn text(&self, separators: &[String]) -> Result<Records, DataError> {
+        // Read twice: a document with a bad byte must be refused before its first piece is used.
+        let mut content = match self.content(self.counted()?)? {
+            Ok(content) => content,
+            Err(bad) => return Ok(Records::Once(Some(bad))),
+        };
+        let survey = survey(&mut content, separators).map_err(|cause| self.damaged(cause))?;
+        if let Some(bad) = survey.bad {
+            return Ok(Records::Once(Some(bad)));
+        }
+        let content: Box<dyn Read + Send> = match self.content(BufReader::with_capacity(BUFFER, self.open()?))? {
+            Ok(content) => Box::new(content),
+            Err(bad) => return Ok(Records::Once(Some(bad))),
+        };
+        let name = self.file.name.clone();
+        Ok(match survey.separator {
+            Some(separator) => Records::Separated(Box::new(Separated::new(content, name, separator))),
+            None => Records::Text(Text::new(content, name)),
+        })
+    }
+
+    fn parquet(&self, field: &str) -> Result<Records, DataError> {
+        let mut input = self.counted()?;
+        let opening = input.fill_buf().map_err(DataError::io(&self.file.path))?;
+        if is_lfs_pointer(opening) {
+            return Err(self.unreadable(Unreadable::LfsPointer));
+        }
+        io::copy(&mut input, &mut io::sink()).map_err(DataError::io(&self.file.path))?;
+        Ok(match Parquet::open(self.open()?, field, self.file.name.clone())? {
+            Ok(parquet) => Records::Parquet(Box::new(parquet)),
+            Err(content) => Records::Once(Some(Record { line: 1, content })),
+        })
     }
 }
 
 /// The records of a file, by its format; `Once` is a file that is one bad record.
-pub(super) enum Records {
+enum Records {
     Lines(Lines),
     Text(Text),
+    Separated(Box<Separated>),
     Parquet(Box<Parquet>),
     Once(Option<Record>),
 }
 
 impl Records {
-    pub(super) fn next(&mut self) -> Result<Option<Record>, DataError> {
+    fn next(&mut self) -> Result<Option<Record>, DataError> {
         match self {
             Self::Lines(lines) => lines.next(),
             Self::Text(text) => text.next(),
+            Self::Separated(text) => text.next(),
             Self::Parquet(parquet) => parquet.next(),
             Self::Once(record) => Ok(record.take()),
         }

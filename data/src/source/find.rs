@@ -1,17 +1,26 @@
 //! Finding the files behind a source: a file, a directory or a glob.
+//!
+//! Every file is taken once, whatever paths lead to it, and what is not taken is remembered with the reason.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::documents::ReadOptions;
+use super::left_out::{LeftOut, LeftOutReason};
 use crate::error::DataError;
-use crate::format::Format;
+use crate::format::{Compression, Format};
 
 #[derive(Debug, Clone)]
 pub(super) struct SourceFile {
     pub(super) path: PathBuf,
     pub(super) name: Arc<str>,
     pub(super) format: Format,
+    pub(super) compression: Option<Compression>,
+    /// Whether the source is this file, and not a directory or a glob that it was found by.
+    pub(super) named: bool,
 }
 
 /// The files behind one source of the command line.
@@ -19,49 +28,63 @@ pub(super) struct SourceFile {
 pub struct Source {
     pub(super) given: String,
     pub(super) files: Vec<SourceFile>,
+    pub(super) left_out: Vec<LeftOut>,
 }
 
 impl Source {
-    /// Finds the files of a source: a file, a directory (searched recursively, in sorted order) or a glob.
+    /// Finds the files of several sources, each a file, a directory (searched with all that is in it, in sorted order)
+    /// or a glob. A file that several of them lead to belongs to the first.
     ///
     /// # Errors
-    /// When nothing is there, or nothing of a format that is read.
-    pub fn find(given: &str) -> Result<Self, DataError> {
+    /// When nothing is behind a source, or nothing of a format that is read.
+    pub fn find(given: &[String], options: &ReadOptions) -> Result<Vec<Self>, DataError> {
+        let mut taken = HashSet::new();
+        given
+            .iter()
+            .map(|given| {
+                let mut source = Self::find_one(given, options)?;
+                source.take_once(&mut taken);
+                Ok(source)
+            })
+            .collect()
+    }
+
+    fn find_one(given: &str, options: &ReadOptions) -> Result<Self, DataError> {
         let path = Path::new(given);
-        let mut files = Vec::new();
-        let empty = |cause: &str| DataError::SourceEmpty {
-            given: given.into(),
-            cause: cause.into(),
-        };
-        if path.is_dir() {
-            walk(path, &mut files)?;
-            if files.is_empty() {
-                return Err(empty("holds no file of a format that is read"));
-            }
+        let mut search = Search::new(options.hidden);
+        let kind = if path.is_dir() {
+            search.walk(path)?;
+            "holds"
         } else if path.exists() {
-            files.push(source_file(path).ok_or_else(|| DataError::UnknownFormat { path: path.into() })?);
+            let file = source_file(path, true).ok_or_else(|| DataError::UnknownFormat { path: path.into() })?;
+            search.files.push(file);
+            "is"
+        } else if let Ok(target) = path.read_link() {
+            return Err(DataError::SourceEmpty {
+                given: given.into(),
+                cause: format!("is a link to {}, which does not exist", target.display()),
+                hidden: false,
+            });
         } else if given.contains(['*', '?', '[']) {
-            let matches = glob::glob(given).map_err(|error| empty(&format!("is not a glob: {error}")))?;
-            for found in matches {
-                let found = found.map_err(|error| DataError::Io {
-                    path: error.path().to_path_buf(),
-                    cause: error.into(),
-                })?;
-                if found.is_dir() {
-                    walk(&found, &mut files)?;
-                } else {
-                    files.extend(source_file(&found));
-                }
-            }
-            if files.is_empty() {
-                return Err(empty("matches no file of a format that is read"));
-            }
+            search.glob(given)?;
+            "matches"
         } else {
             return Err(DataError::SourceMissing { given: given.into() });
+        };
+        search.follow_links()?;
+        if search.files.is_empty() {
+            let left: Vec<String> = search.left_out.iter().map(ToString::to_string).collect();
+            let but = if left.is_empty() { "" } else { "; left out: " };
+            return Err(DataError::SourceEmpty {
+                given: given.into(),
+                cause: format!("{kind} no file of a format that is read{but}{}", left.join("; ")),
+                hidden: search.left_out.iter().any(|left| left.reason == LeftOutReason::Hidden),
+            });
         }
         Ok(Self {
             given: given.into(),
-            files,
+            files: search.files,
+            left_out: search.left_out,
         })
     }
 
@@ -73,18 +96,53 @@ impl Source {
                 path,
                 name: name.into(),
                 format: Format::Text,
+                compression: None,
+                named: true,
             })
             .collect();
-        Self { given, files }
+        Self {
+            given,
+            files,
+            left_out: Vec::new(),
+        }
     }
 
-    /// Leaves out the files that `other` has too, whatever path they were found by.
-    pub(crate) fn leave_out(&mut self, other: &Self) -> Result<(), DataError> {
-        let identity = |file: &SourceFile| file.path.canonicalize().ok();
-        let others: HashSet<PathBuf> = other.files.iter().filter_map(identity).collect();
-        self.files
-            .retain(|file| identity(file).is_none_or(|path| !others.contains(&path)));
-        if self.files.is_empty() {
+    /// Leaves out the files that are in `taken`, adds the others to it, and leaves out repeats among them.
+    fn take_once(&mut self, taken: &mut HashSet<PathBuf>) {
+        // The file itself goes before links to it, so that adding a link changes nothing.
+        let mut places: HashMap<PathBuf, usize> = HashMap::new();
+        let identities: Vec<PathBuf> = self.files.iter().map(|file| identity(&file.path)).collect();
+        for (at, (file, identity)) in self.files.iter().zip(&identities).enumerate() {
+            let place = places.entry(identity.clone()).or_insert(at);
+            if file.path.is_symlink() < self.files[*place].path.is_symlink() {
+                *place = at;
+            }
+        }
+        for (at, (file, identity)) in std::mem::take(&mut self.files).into_iter().zip(identities).enumerate() {
+            if places.get(&identity) == Some(&at) && taken.insert(identity) {
+                self.files.push(file);
+            } else {
+                LeftOut::add(&mut self.left_out, LeftOutReason::Repeat, &file.name);
+            }
+        }
+    }
+
+    /// Leaves out the files that `others` have too, whatever path they were found by.
+    pub(crate) fn leave_out(&mut self, others: &[Self]) -> Result<(), DataError> {
+        let others: HashSet<PathBuf> = others
+            .iter()
+            .flat_map(|other| &other.files)
+            .map(|file| identity(&file.path))
+            .collect();
+        let had_files = !self.files.is_empty();
+        for file in std::mem::take(&mut self.files) {
+            if others.contains(&identity(&file.path)) {
+                LeftOut::add(&mut self.left_out, LeftOutReason::Validation, &file.name);
+            } else {
+                self.files.push(file);
+            }
+        }
+        if had_files && self.files.is_empty() {
             return Err(DataError::OnlyValidation {
                 given: self.given.clone(),
             });
@@ -102,30 +160,141 @@ impl Source {
     }
 }
 
-fn source_file(path: &Path) -> Option<SourceFile> {
-    let format = Format::of(path)?;
+/// What two paths to one file share.
+fn identity(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.into())
+}
+
+fn source_file(path: &Path, named: bool) -> Option<SourceFile> {
+    let (format, compression) = Format::of(path)?;
     Some(SourceFile {
         path: path.into(),
         name: path.display().to_string().into(),
         format,
+        compression,
+        named,
     })
 }
 
-fn walk(directory: &Path, files: &mut Vec<SourceFile>) -> Result<(), DataError> {
-    let entries = directory.read_dir().map_err(DataError::io(directory))?;
-    let mut paths = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(DataError::io(directory))?;
-        paths.push((entry.path(), entry.file_type().map_err(DataError::io(&entry.path()))?));
-    }
-    paths.sort_by(|a, b| a.0.cmp(&b.0));
-    for (path, kind) in paths {
-        // A link to a directory is not followed: it could lead back here.
-        if kind.is_dir() {
-            walk(&path, files)?;
-        } else if path.is_file() {
-            files.extend(source_file(&path));
+/// A search through directories.
+struct Search {
+    hidden: bool,
+    files: Vec<SourceFile>,
+    left_out: Vec<LeftOut>,
+    /// The directories that were searched, by what their paths share.
+    directories: HashSet<PathBuf>,
+    /// Links to directories, which are followed at the end: what lies in a directory itself is found there.
+    links: VecDeque<PathBuf>,
+}
+
+impl Search {
+    fn new(hidden: bool) -> Self {
+        Self {
+            hidden,
+            files: Vec::new(),
+            left_out: Vec::new(),
+            directories: HashSet::new(),
+            links: VecDeque::new(),
         }
     }
-    Ok(())
+
+    fn leave_out(&mut self, reason: LeftOutReason, path: &Path) {
+        LeftOut::add(&mut self.left_out, reason, path.display());
+    }
+
+    fn walk(&mut self, directory: &Path) -> Result<(), DataError> {
+        if !self.directories.insert(identity(directory)) {
+            self.leave_out(LeftOutReason::Repeat, directory);
+            return Ok(());
+        }
+        let entries = directory.read_dir().map_err(DataError::io(directory))?;
+        let mut paths = entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(DataError::io(directory))?;
+        paths.sort();
+        for path in paths {
+            let is_hidden = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if is_hidden && !self.hidden {
+                self.leave_out(LeftOutReason::Hidden, &path);
+            } else {
+                self.take(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is at a path that was found.
+    fn take(&mut self, path: &Path) -> Result<(), DataError> {
+        if path.is_dir() {
+            if path.is_symlink() {
+                self.links.push_back(path.into());
+                return Ok(());
+            }
+            return self.walk(path);
+        }
+        if path.is_file() {
+            if is_apple_double(path) {
+                self.leave_out(LeftOutReason::AppleDouble, path);
+            } else if let Some(file) = source_file(path, false) {
+                self.files.push(file);
+            } else {
+                self.leave_out(LeftOutReason::UnknownFormat, path);
+            }
+        } else if path.is_symlink() && !path.exists() {
+            self.leave_out(LeftOutReason::BrokenLink, path);
+        } else {
+            self.leave_out(LeftOutReason::NotAFile, path);
+        }
+        Ok(())
+    }
+
+    /// Searches the directories that links lead to; one that was searched already is a repeat, so that circles end.
+    fn follow_links(&mut self) -> Result<(), DataError> {
+        while let Some(link) = self.links.pop_front() {
+            self.walk(&link)?;
+        }
+        Ok(())
+    }
+
+    fn glob(&mut self, given: &str) -> Result<(), DataError> {
+        let matches = |hidden: bool| {
+            let options = glob::MatchOptions {
+                require_literal_leading_dot: !hidden,
+                ..glob::MatchOptions::new()
+            };
+            glob::glob_with(given, options).map_err(|error| DataError::SourceEmpty {
+                given: given.into(),
+                cause: format!("is not a glob: {error}"),
+                hidden: false,
+            })
+        };
+        // A hidden name is taken where the pattern has its dot, as in a shell.
+        let visible = matches(self.hidden)?.flatten().collect::<HashSet<_>>();
+        for found in matches(true)? {
+            let found = found.map_err(|error| DataError::Io {
+                path: error.path().to_path_buf(),
+                cause: error.into(),
+            })?;
+            if visible.contains(&found) {
+                self.take(&found)?;
+            } else {
+                self.leave_out(LeftOutReason::Hidden, &found);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file is what macOS writes as `._NAME` beside `NAME` on disks that cannot hold its attributes.
+fn is_apple_double(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"._"))
+        && File::open(path)
+            .and_then(|mut file| file.read_exact(&mut magic))
+            .is_ok()
+        && magic == [0, 5, 22, 7]
 }

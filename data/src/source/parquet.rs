@@ -10,7 +10,7 @@ use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::ByteArrayType;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::record::{Content, RECORD_BYTES, Record};
+use super::record::{Content, RECORD_BYTES, Record, RecordFault};
 use crate::error::DataError;
 
 /// Rows read from a parquet column at once.
@@ -39,14 +39,15 @@ impl Parquet {
         let metadata = reader.metadata().file_metadata();
         let columns = metadata.schema_descr().columns();
         let count = metadata.num_rows().max(1).unsigned_abs();
-        let unusable = |cause, fields| Ok(Err(Content::Bad { cause, fields, count }));
+        let unusable = |fault| Ok(Err(Content::Bad { fault, count }));
         let Some(column) = columns.iter().position(|column| column.path().string() == field) else {
-            let fields = columns.iter().map(|column| column.path().string()).take(12).collect();
-            return unusable(format!("field `{field}` is missing"), fields);
+            let seen = columns.iter().map(|column| column.path().string()).take(12).collect();
+            let field = field.into();
+            return unusable(RecordFault::FieldMissing { field, seen });
         };
         let description = &columns[column];
         if description.physical_type() != PhysicalType::BYTE_ARRAY || description.max_rep_level() > 0 {
-            return unusable(format!("field `{field}` is not a string"), Vec::new());
+            return unusable(RecordFault::NotAString { field: field.into() });
         }
         let nullable = description.max_def_level() > 0;
         let row_groups = 0..reader.num_row_groups();
@@ -115,8 +116,8 @@ impl Parquet {
             let present = !self.nullable || levels.get(row) == Some(&highest);
             self.ready.push_back(match present.then(|| values.next()).flatten() {
                 Some(value) if value.len() <= RECORD_BYTES => Content::of_bytes(value.data().to_vec()),
-                Some(_) => Content::bad(format!("longer than {} MiB", RECORD_BYTES >> 20)),
-                None => Content::bad("the text is null"),
+                Some(_) => Content::bad(RecordFault::TooLong),
+                None => Content::bad(RecordFault::Null),
             });
         }
         Ok(true)

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::left_out::LeftOut;
+
 /// Records that were not used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
@@ -42,6 +44,18 @@ pub struct SourceRecord {
     pub documents: u64,
     /// The SHA-256 of the file; of several files, that of the lines `HASH  NAME` which `sha256sum` prints for them.
     pub sha256: String,
+    /// Separators at which its text files were cut into documents.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub separators: u64,
+    /// What was found and not read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+// Serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The hash and length of a file while something else reads it.

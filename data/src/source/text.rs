@@ -1,10 +1,10 @@
-//! A text file as one document, and how long documents are cut into pieces.
+//! A text file as one document, what is looked at before its first piece is used, and how long documents are cut into pieces.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
-use super::record::{Content, Record};
+use super::contents::MARK;
+use super::record::{Content, Record, RecordFault};
 use crate::error::DataError;
 
 /// A document longer than this many bytes arrives as several pieces, each but the last cut after a line break.
@@ -12,7 +12,7 @@ pub const PIECE_BYTES: usize = 1 << 20;
 
 /// One document from a text file, in pieces.
 pub(super) struct Text {
-    input: File,
+    input: Box<dyn Read + Send>,
     name: Arc<str>,
     held: Vec<u8>,
     opens: bool,
@@ -20,7 +20,7 @@ pub(super) struct Text {
 }
 
 impl Text {
-    pub(super) fn new(input: File, name: Arc<str>) -> Self {
+    pub(super) fn new(input: Box<dyn Read + Send>, name: Arc<str>) -> Self {
         Self {
             input,
             name,
@@ -44,7 +44,7 @@ impl Text {
         if let Err(error) = (&mut self.input).take(wanted).read_to_end(&mut self.held) {
             return Err(damaged(error.to_string()));
         }
-        if self.opens && self.held.starts_with(b"\xef\xbb\xbf") {
+        if self.opens && self.held.starts_with(MARK) {
             self.held.drain(..3);
         }
         self.done = self.held.len() <= PIECE_BYTES - 3;
@@ -72,7 +72,7 @@ impl Text {
 }
 
 /// Where to end a piece of `text`: after its last line break that text follows, else before its last space.
-fn cut(text: &str) -> usize {
+pub(super) fn cut(text: &str) -> usize {
     let bytes = text.as_bytes();
     let line = (1..bytes.len())
         .rev()
@@ -105,40 +105,64 @@ pub(super) fn pieces(mut text: String) -> impl Iterator<Item = (String, bool, bo
     })
 }
 
-/// Where a text file stops being UTF-8.
-pub(super) fn first_bad_byte(input: &mut impl BufRead) -> io::Result<Option<Record>> {
-    let mut line = 1;
-    let mut offset = 0;
+/// What a text file turned out to hold.
+#[derive(Default)]
+pub(super) struct Survey {
+    /// Where it stops being UTF-8.
+    pub(super) bad: Option<Record>,
+    /// The first of the separators that it holds.
+    pub(super) separator: Option<String>,
+}
+
+/// Reads a text file once through: a bad byte in it, or else the first of `separators` that it holds.
+pub(super) fn survey(input: &mut impl BufRead, separators: &[String]) -> io::Result<Survey> {
+    let (mut line, mut offset) = (1, 0);
     let mut carried: Vec<u8> = Vec::new();
-    let bad = |line, at: u64| Record {
-        line,
-        content: Content::bad(format!("invalid UTF-8 at byte {at}")),
-    };
+    // The end of what was searched, in which a separator may begin.
+    let mut searched = String::new();
+    let overlap = separators.iter().map(String::len).max().unwrap_or(0);
+    // Of the separators that are found, the first in the list.
+    let mut found = separators.len();
     loop {
         let available = input.fill_buf()?;
         let read = available.len();
         carried.extend_from_slice(available);
         input.consume(read);
-        let valid = match std::str::from_utf8(&carried) {
-            Ok(text) => text.len(),
+        let (text, wrong) = match std::str::from_utf8(&carried) {
+            Ok(text) => (text, false),
             Err(error) => {
-                let valid = error.valid_up_to();
-                if error.error_len().is_some() || read == 0 {
-                    line += newlines(&carried[..valid]);
-                    return Ok(Some(bad(line, offset + valid as u64)));
-                }
-                valid
+                let text = std::str::from_utf8(&carried[..error.valid_up_to()]).unwrap_or_default();
+                (text, error.error_len().is_some() || read == 0)
             }
         };
-        if read == 0 {
-            return Ok(None);
+        line += count_line_breaks(text.as_bytes());
+        if wrong {
+            let at = offset + text.len() as u64;
+            let content = Content::bad(RecordFault::Utf8 { at });
+            return Ok(Survey {
+                bad: Some(Record { line, content }),
+                separator: None,
+            });
         }
-        line += newlines(&carried[..valid]);
+        if found > 0 {
+            searched.push_str(text);
+            let first = separators[..found].iter().position(|it| searched.contains(it.as_str()));
+            found = first.unwrap_or(found);
+            let keep = searched.floor_char_boundary(searched.len().saturating_sub(overlap));
+            searched.drain(..keep);
+        }
+        if read == 0 {
+            return Ok(Survey {
+                bad: None,
+                separator: separators.get(found).cloned(),
+            });
+        }
+        let valid = text.len();
         offset += valid as u64;
         carried.drain(..valid);
     }
 }
 
-fn newlines(bytes: &[u8]) -> u64 {
+pub(super) fn count_line_breaks(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
 use crate::source::SourceRecord;
+use crate::special::SpecialTokens;
+use crate::tokenizer::Tokenizer;
 
 pub(crate) const FORMAT: &str = "gpas-tokens";
 pub(crate) const VERSION: u32 = 1;
@@ -43,6 +45,15 @@ pub struct Manifest {
     pub bad_records: u64,
     /// Documents without a token, left out.
     pub empty_documents: u64,
+    /// Whether special tokens that the texts spell out became the tokens they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub special_tokens: bool,
+    /// The text at which text files were cut into documents, where any was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Where there was one document and it was cut in two: the tokens of the part to train on, its beginning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<u64>,
 }
 
 /// The tokenizer that data was prepared with.
@@ -56,6 +67,37 @@ pub struct TokenizerRecord {
     pub end_of_document: u32,
     /// The token that fills windows up.
     pub pad: u32,
+    /// The special tokens, where they are others than the tokenizer's file alone tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_tokens: Option<SpecialTokens>,
+    /// The SHA-256 of the chat template's file, if the tokenizer has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template_sha256: Option<String>,
+}
+
+impl TokenizerRecord {
+    /// The tokenizer with the special tokens that the data was prepared with. Records that only have the end of a document say that the
+    /// other tokens are the tokenizer's own.
+    pub(super) fn restore(&self, tokenizer: Tokenizer) -> Tokenizer {
+        let special = match &self.special_tokens {
+            Some(special) => special.clone(),
+            None if tokenizer.end_of_document() == Some(self.end_of_document) => return tokenizer,
+            None => SpecialTokens {
+                end_of_document: Some(self.end_of_document),
+                ends: vec![self.end_of_document],
+                ..tokenizer.special_tokens().clone()
+            },
+        };
+        tokenizer.with_special_tokens(special)
+    }
+
+    /// Every id that it names.
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        let special = self.special_tokens.clone().unwrap_or_default();
+        let named = [special.end_of_document, special.begin, special.pad, special.unknown];
+        let fixed = [self.end_of_document, self.pad];
+        fixed.into_iter().chain(special.ends).chain(named.into_iter().flatten())
+    }
 }
 
 /// One split of the data.
@@ -143,9 +185,8 @@ pub(super) fn read_manifest(directory: &Path) -> Result<Manifest, DataError> {
     if !matches!(manifest.token_bytes, 2 | 4) {
         return Err(refused(format!("tokens of {} bytes", manifest.token_bytes)));
     }
-    if manifest.largest_id as usize >= manifest.tokenizer.vocab_size
-        || manifest.tokenizer.pad as usize >= manifest.tokenizer.vocab_size
-    {
+    let is_outside = |id: u32| id as usize >= manifest.tokenizer.vocab_size;
+    if is_outside(manifest.largest_id) || manifest.tokenizer.ids().any(is_outside) {
         return Err(refused("an id is outside the tokenizer's vocabulary".into()));
     }
     for split in [&manifest.train, &manifest.validation] {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{Manifest, SplitRecord, TOKENIZER, read_manifest};
 use super::tokens::TokenStore;
+use crate::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use crate::error::DataError;
 use crate::tokenizer::Tokenizer;
 
@@ -36,7 +37,9 @@ impl PreparedData {
             let expected = manifest.tokenizer.sha256.clone();
             return Err(DataError::TokenizerMismatch { path, expected, found });
         }
-        let tokenizer = Tokenizer::from_bytes(bytes, &path)?;
+        let template = read_chat_template(directory, &manifest)?;
+        let tokenizer = manifest.tokenizer.restore(Tokenizer::from_bytes(bytes, &path)?);
+        let tokenizer = tokenizer.with_chat_template(template);
         let open = |split: &SplitRecord| TokenStore::open(directory, split, manifest.token_bytes);
         let (train, validation) = (open(&manifest.train)?, open(&manifest.validation)?);
         Ok(Self {
@@ -58,7 +61,7 @@ impl PreparedData {
         &self.manifest
     }
 
-    /// The tokenizer that the data was prepared with.
+    /// The tokenizer that the data was prepared with, with the special tokens of then.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -82,4 +85,18 @@ impl PreparedData {
     pub fn validation(&self) -> &TokenStore {
         &self.validation
     }
+}
+
+/// The chat template, if the manifest lists one.
+fn read_chat_template(directory: &Path, manifest: &Manifest) -> Result<Option<ChatTemplate>, DataError> {
+    let Some(expected) = &manifest.tokenizer.chat_template_sha256 else {
+        return Ok(None);
+    };
+    let path = directory.join(CHAT_TEMPLATE);
+    let bytes = fs::read(&path).map_err(DataError::io_of_listed(&path))?;
+    if format!("{:x}", Sha256::digest(&bytes)) != *expected {
+        let cause = "its bytes are not those that were prepared (sha256)".into();
+        return Err(DataError::Shard { path, cause });
+    }
+    ChatTemplate::beside(&path)
 }

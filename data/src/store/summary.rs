@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::manifest::Manifest;
 use super::prepared::PreparedData;
 use crate::error::DataError;
+use crate::tokenizer::Tokenizer;
 
 /// A look at prepared data, for reading or as json.
 #[derive(Debug, Clone, Serialize)]
@@ -18,6 +19,9 @@ pub struct DataSummary {
     pub lengths: Vec<(u64, u64)>,
     /// The first documents of the training split, decoded.
     pub samples: Vec<String>,
+    /// Of each sample the ids, where the text alone would mislead: where special tokens stand inside the document or the text spells them
+    /// out, which looks the same, or where a character is incomplete.
+    pub sample_ids: Vec<Option<Vec<u32>>>,
 }
 
 /// Tokens of a document that a sample shows.
@@ -37,19 +41,35 @@ pub fn summarise(directory: &Path, samples: usize) -> Result<DataSummary, DataEr
     let first = buckets.iter().position(|&count| count > 0).unwrap_or(0);
     let last = buckets.iter().rposition(|&count| count > 0).unwrap_or(0);
     let lengths = (first..=last).map(|bucket| (1 << bucket, buckets[bucket])).collect();
-    let samples = (0..samples.min(data.train().documents()))
-        .map(|index| {
-            let (start, length) = data.train().document_span(index)?;
-            let mut ids = vec![0; length.min(SAMPLE_TOKENS)];
-            data.train().range(start, &mut ids)?;
-            data.tokenizer().decode(&ids)
-        })
-        .collect::<Result<_, _>>()?;
-    Ok(DataSummary {
+    let mut summary = DataSummary {
         manifest: data.manifest().clone(),
         lengths,
-        samples,
-    })
+        samples: Vec::new(),
+        sample_ids: Vec::new(),
+    };
+    for index in 0..samples.min(data.train().documents()) {
+        let (start, length) = data.train().document_span(index)?;
+        let mut ids = vec![0; length.min(SAMPLE_TOKENS)];
+        data.train().range(start, &mut ids)?;
+        summary.samples.push(data.tokenizer().decode(&ids)?);
+        let misleads = misleads(data.tokenizer(), &ids)?;
+        summary.sample_ids.push(misleads.then_some(ids));
+    }
+    Ok(summary)
+}
+
+/// Whether the text of a document's first tokens hides which tokens they are.
+fn misleads(tokenizer: &Tokenizer, ids: &[u32]) -> Result<bool, DataError> {
+    let text = tokenizer.decode_plain(ids)?;
+    let inside = ids.strip_prefix(tokenizer.opening()).unwrap_or(ids);
+    let is_end = |id: u32| tokenizer.closing().contains(&id) || tokenizer.end_of_document() == Some(id);
+    let inside = match inside.iter().position(|id| is_end(*id)) {
+        Some(end) if inside[end..].iter().all(|id| is_end(*id)) => &inside[..end],
+        _ => inside,
+    };
+    Ok(text.contains(char::REPLACEMENT_CHARACTER)
+        || tokenizer.spelled_special_tokens(&text).count > 0
+        || inside.iter().any(|id| !tokenizer.is_text(*id)))
 }
 
 impl fmt::Display for DataSummary {
@@ -87,11 +107,32 @@ impl fmt::Display for DataSummary {
             manifest.bad_records,
             manifest.empty_documents
         )?;
+        if manifest.special_tokens {
+            writeln!(
+                formatter,
+                "             special tokens that the texts spell out are tokens"
+            )?;
+        }
         for source in manifest.sources.iter().chain(&manifest.validation_sources) {
             writeln!(
                 formatter,
                 "source       {} ({} documents, {} bytes, sha256 {:.12}…)",
                 source.path, source.documents, source.bytes, source.sha256
+            )?;
+            for left in &source.left_out {
+                writeln!(formatter, "left out     {left}")?;
+            }
+        }
+        if let Some(separator) = &manifest.separator {
+            writeln!(
+                formatter,
+                "separator    {separator:?} between the documents of text files"
+            )?;
+        }
+        if let Some(cut) = manifest.cut_at {
+            writeln!(
+                formatter,
+                "cut          the only document, after {cut} tokens: validation is its end"
             )?;
         }
         writeln!(formatter, "\ntokens in a document (train)")?;
@@ -100,8 +141,11 @@ impl fmt::Display for DataSummary {
             let bar = "#".repeat((count * 40).div_ceil(most) as usize);
             writeln!(formatter, "{length:>10} … {:<10} {count:>10} {bar}", length * 2 - 1)?;
         }
-        for (index, sample) in self.samples.iter().enumerate() {
+        for (index, (sample, ids)) in self.samples.iter().zip(&self.sample_ids).enumerate() {
             writeln!(formatter, "\nsample {}: {sample:?}", index + 1)?;
+            if let Some(ids) = ids {
+                writeln!(formatter, "  its ids: {ids:?}")?;
+            }
         }
         Ok(())
     }

@@ -171,10 +171,25 @@ fn a_summary_counts_lengths_and_decodes_samples() {
     let summary = summarise(&directory, 2).unwrap();
     assert_eq!(summary.lengths, [(2, 1), (4, 1), (8, 1)]);
     assert_eq!(summary.samples, ["abc</s>", "d</s>"]);
+    assert_eq!(summary.sample_ids, [None, None]);
     let shown = summary.to_string();
+    assert!(!shown.contains("its ids"), "{shown}");
     assert!(
         shown.contains("train                    15            3        1        0.800"),
         "{shown}"
     );
     assert!(shown.contains("sample 1: \"abc</s>\""), "{shown}");
+}
+
+/// The letters of a special token that a text spells out look as the token does.
+#[test]
+fn a_summary_shows_the_ids_where_the_text_would_mislead() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = prepared(place.path(), &["abc", "ab</s>c"], &["x"]);
+    let summary = summarise(&directory, 2).unwrap();
+    assert_eq!(summary.sample_ids[0], None);
+    let ids = summary.sample_ids[1].clone().unwrap();
+    assert_eq!((ids.len(), ids[ids.len() - 1]), (8, 1));
+    let shown = summary.to_string();
+    assert_eq!(shown.matches("its ids: [").count(), 1, "{shown}");
 }

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::MANIFEST;
 use super::prepared::PreparedData;
+use crate::chat_template::ChatTemplate;
 use crate::error::DataError;
 
 /// What [`verify`] read.
@@ -27,9 +28,11 @@ pub struct Verified {
 pub fn verify(directory: &Path) -> Result<Verified, DataError> {
     let data = PreparedData::open(directory)?;
     let manifest = data.manifest();
+    // Opening has compared the tokenizer and its chat template.
+    let template = data.tokenizer().chat_template().map(ChatTemplate::file);
     let mut verified = Verified {
-        files: 1,
-        bytes: data.tokenizer().bytes().len() as u64,
+        files: 1 + usize::from(template.is_some()),
+        bytes: (data.tokenizer().bytes().len() + template.map_or(0, |file| file.len())) as u64,
         tokens: 0,
     };
     let mut largest = 0;

@@ -41,6 +41,11 @@ impl SplitWriter {
         }
     }
 
+    /// Documents written so far.
+    pub(crate) fn documents(&self) -> u64 {
+        self.record.documents
+    }
+
     pub(crate) fn text_bytes(&mut self, bytes: u64) {
         self.record.text_bytes += bytes;
     }

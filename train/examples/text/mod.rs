@@ -4,10 +4,10 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use gpas_data::PreparedData;
 use gpas_data::bpe::train_bpe;
 use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
 use gpas_data::source::{Documents, ReadOptions};
+use gpas_data::{PreparedData, SpelledOut};
 
 /// Writes sentences into `place`, makes a tokenizer of them, and prepares them with it, an eighth of them for validation.
 pub fn prepared(place: &Path) -> Result<PreparedData, Box<dyn Error>> {
@@ -39,6 +39,7 @@ pub fn prepared(place: &Path) -> Result<PreparedData, Box<dyn Error>> {
         out: out.clone(),
         read: ReadOptions::default(),
         end_of_document: None,
+        special_tokens: SpelledOut::AsText,
         quiet: true,
     })?;
     Ok(PreparedData::open(&out)?)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use gpas_data::SpecialTokens;
 use gpas_model::params::{NormPlace, ParameterKind, SubLayer};
 use gpas_model::scheme::{BranchScaling, GatePlace};
 use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::ExchangeError;
 use crate::files::read_text;
+use crate::tokens::one_or_several;
 
 /// The architecture of every LLaMA runtime.
 const STOCK: &str = "LlamaForCausalLM";
@@ -126,16 +128,8 @@ fn place_name(place: GatePlace) -> &'static str {
     }
 }
 
-/// Ids of the tokens that a configuration names.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct TokenIds {
-    pub(super) begin: Option<u32>,
-    pub(super) end: Option<u32>,
-    pub(super) pad: Option<u32>,
-}
-
 /// The configuration of a model, as an architecture of its own if `own` is given.
-pub(super) fn write(config: &LlamaConfig, own: Option<&Own>, dtype: &str, tokens: TokenIds) -> Value {
+pub(super) fn write(config: &LlamaConfig, own: Option<&Own>, dtype: &str, special: &SpecialTokens) -> Value {
     let mut value = json!({
         "architectures": [if own.is_some() { OWN } else { STOCK }],
         "model_type": if own.is_some() { "gpas" } else { "llama" },
@@ -158,9 +152,9 @@ pub(super) fn write(config: &LlamaConfig, own: Option<&Own>, dtype: &str, tokens
         "initializer_range": 0.02,
         "use_cache": true,
         "torch_dtype": dtype,
-        "bos_token_id": tokens.begin,
-        "eos_token_id": tokens.end,
-        "pad_token_id": tokens.pad,
+        "bos_token_id": special.begin,
+        "eos_token_id": one_or_several(&special.ends),
+        "pad_token_id": special.pad,
     });
     if let (Some(own), Some(object)) = (own, value.as_object_mut()) {
         let file = |class: &str| Value::from(format!("modeling_gpas.{class}"));
@@ -358,7 +352,7 @@ mod tests {
 
     fn stock() -> Value {
         let config = LlamaConfig::new(64, 32, 96, 4, 3).with_kv_heads(Some(2));
-        write(&config, None, "float32", TokenIds::default())
+        write(&config, None, "float32", &SpecialTokens::default())
     }
 
     fn read_value(value: &Value) -> Result<Found, ExchangeError> {
@@ -380,7 +374,7 @@ mod tests {
                 .with_rope_base(500_000.0)
                 .with_max_positions(99);
             let own = Own::of(&config, Progress::COMPLETE);
-            let found = read_value(&write(&config, Some(&own), "float32", TokenIds::default())).unwrap();
+            let found = read_value(&write(&config, Some(&own), "float32", &SpecialTokens::default())).unwrap();
             assert_eq!((found.config, found.own), (config, Some(own)));
         }
     }

@@ -4,8 +4,8 @@
 //! OUT/config.json               sizes; for an architecture of our own, the wiring of every layer
 //! OUT/model.safetensors         weights by their released names; above the largest size of a file, shards and an index
 //! OUT/modeling_gpas.py          for an architecture of our own: the model, in one small file
-//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json
-//! OUT/generation_config.json    the ids that begin, end and pad
+//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json, which holds the chat template if there is one
+//! OUT/generation_config.json    the ids that begin a text, end it, and pad
 //! OUT/README.md                 the model card
 //! ```
 //!
@@ -33,9 +33,10 @@ use serde_json::{Value, json};
 
 use crate::ExchangeError;
 use crate::card::Card;
-use crate::config::{self, Own, TokenIds};
+use crate::config::{self, Own};
 use crate::files::WeightFiles;
 use crate::fold::{fold, not_stock};
+use crate::tokens::{generation_config, tokenizer_config};
 use gpas_train::backend::BackendTask;
 use gpas_train::checkpoint::Checkpoint;
 use gpas_train::run::RunInfo;
@@ -124,6 +125,9 @@ pub struct Exported {
     pub real_tokens: bool,
     /// Smallest size of the running product of the stream's scales, if gates were folded.
     pub smallest_scale: Option<f64>,
+    /// What the export leaves out, for people.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl fmt::Display for Exported {
@@ -234,6 +238,7 @@ impl BackendTask for Export {
             tokens: texts[0].ids.len(),
             real_tokens: texts[0].real,
             smallest_scale: model.folded,
+            notes: Vec::new(),
         };
         self.write(&model, &mut exported)?;
         Ok(exported)
@@ -314,25 +319,25 @@ impl Export {
         };
         let put_json = |name: &str, value: &Value| put(name, format!("{value:#}\n").as_bytes());
 
-        let names = self.token_names();
-        let ids = TokenIds {
-            begin: self.tokenizer.opening().first().copied(),
-            end: self.tokenizer.end_of_document(),
-            pad: names.pad.as_ref().and_then(|pad| self.tokenizer.token_to_id(pad)),
-        };
+        let LlamaConfig {
+            vocab, max_positions, ..
+        } = model.config;
+        let (special, lacking) = self.tokenizer.special_tokens().clone().within(vocab);
+        exported.notes = lacking
+            .iter()
+            .map(|(name, id)| format!("the {name} token {id} is none of the model's {vocab} tokens; it is left out"))
+            .collect();
         put_json(
             "config.json",
-            &config::write(&model.config, model.own.as_ref(), self.format.name(), ids),
+            &config::write(&model.config, model.own.as_ref(), self.format.name(), &special),
         )?;
         if model.own.is_some() {
             put("modeling_gpas.py", MODELING.as_bytes())?;
         }
         put("tokenizer.json", self.tokenizer.bytes())?;
-        put_json("tokenizer_config.json", &names.config(model.config.max_positions))?;
-        put_json(
-            "generation_config.json",
-            &json!({"bos_token_id": ids.begin, "eos_token_id": ids.end, "pad_token_id": ids.pad.or(ids.end)}),
-        )?;
+        let config = tokenizer_config(&self.tokenizer, &special, max_positions);
+        put_json("tokenizer_config.json", &config)?;
+        put_json("generation_config.json", &generation_config(&special))?;
         exported.files = write_weights(place, &model.tensors, self.format, self.shard_bytes)?;
         let card = Card {
             config: &self.config,
@@ -347,49 +352,6 @@ impl Export {
 
         reads_back(place, &model.tensors, self.format)?;
         aside.publish().map_err(failed)
-    }
-
-    fn token_names(&self) -> TokenNames {
-        let tokenizer = &self.tokenizer;
-        // Special tokens are spelled out where tokens are decoded.
-        let spelled = |id: u32| {
-            tokenizer
-                .decode(&[id])
-                .ok()
-                .filter(|text| tokenizer.token_to_id(text) == Some(id))
-        };
-        TokenNames {
-            begin: tokenizer.opening().first().copied().and_then(spelled),
-            end: tokenizer.end_of_document().and_then(spelled),
-            pad: tokenizer.pad_token().map(String::from),
-        }
-    }
-}
-
-/// How the special tokens are spelled.
-struct TokenNames {
-    begin: Option<String>,
-    end: Option<String>,
-    pad: Option<String>,
-}
-
-impl TokenNames {
-    fn config(&self, positions: usize) -> Value {
-        let mut config = json!({
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": positions,
-            "clean_up_tokenization_spaces": false,
-        });
-        for (key, token) in [
-            ("bos_token", &self.begin),
-            ("eos_token", &self.end),
-            ("pad_token", self.pad.as_ref().map_or(&self.end, |_| &self.pad)),
-        ] {
-            if let (Some(token), Some(object)) = (token, config.as_object_mut()) {
-                object.insert(key.into(), token.as_str().into());
-            }
-        }
-        config
     }
 }
 

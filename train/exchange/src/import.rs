@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use gpas_data::PreparedData;
 use gpas_data::Tokenizer;
+use gpas_data::special::SpecialNames;
 use gpas_model::scheme::{BranchScaling, NormStart, Wiring};
 use gpas_model::weights::{HostTensor, NamedTensors};
 use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
@@ -20,6 +21,7 @@ use toml::{Table, Value};
 use crate::ExchangeError;
 use crate::config::{self, Found, Own};
 use crate::files::{Described, WeightFiles};
+use crate::tokens::{self, FoundTokens};
 use gpas_train::checkpoint::{RunState, Snapshot};
 use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, flatten, resolve};
 use gpas_train::run::{Imported, RunDirectory, RunInfo};
@@ -35,6 +37,15 @@ pub struct Import {
     adds_gates: bool,
     recipe: Recipe,
     config: LlamaConfig,
+}
+
+/// The tokenizer of a model from elsewhere.
+#[derive(Debug)]
+pub struct ImportedTokenizer {
+    /// It, with the special tokens of the model.
+    pub tokenizer: Tokenizer,
+    /// What the model's files say of special tokens that it does not have, for people.
+    pub notes: Vec<String>,
 }
 
 /// What a caller asks of an import.
@@ -157,18 +168,37 @@ impl Import {
         }
     }
 
-    /// The tokenizer: the one given, else the directory's, else that of the data.
+    /// The positions that the model had, if sequences of the recipe give it more.
+    pub fn fewer_positions(&self) -> Option<usize> {
+        Some(self.found.config.max_positions).filter(|positions| *positions < self.config.max_positions)
+    }
+
+    /// The tokenizer: the one given, else the directory's, else that of the data. Its special tokens are those of the model's configurations,
+    /// and a text may end as the data's documents do.
     ///
     /// # Errors
-    /// If there is none, or it is no tokenizer.
-    pub fn tokenizer(&self, given: Option<&Path>, data: Option<&PreparedData>) -> Result<Tokenizer, ExchangeError> {
+    /// If there is none, or it is no tokenizer, or a configuration is damaged.
+    pub fn tokenizer(
+        &self,
+        given: Option<&Path>,
+        data: Option<&PreparedData>,
+    ) -> Result<ImportedTokenizer, ExchangeError> {
         let own = self.directory.join("tokenizer.json");
-        match (given, data) {
-            (Some(path), _) => Ok(Tokenizer::from_file(path)?),
-            (None, _) if own.exists() => Ok(Tokenizer::from_file(&own)?),
-            (None, Some(data)) => Ok(data.tokenizer().clone()),
-            (None, None) => Err(ExchangeError::NoTokenizer(self.directory.clone())),
+        let tokenizer = match (given, data) {
+            (Some(path), _) => Tokenizer::from_file(path)?,
+            (None, _) if own.exists() => Tokenizer::from_file(&own)?,
+            (None, Some(data)) => data.tokenizer().clone(),
+            (None, None) => return Err(ExchangeError::NoTokenizer(self.directory.clone())),
+        };
+        let file = given.map(Tokenizer::file_of).transpose()?.unwrap_or(own);
+        let names = SpecialNames::beside(&file)?;
+        let FoundTokens { mut special, notes } =
+            tokens::read(&self.directory, self.found.config.vocab, &tokenizer, &names)?;
+        if let Some(end) = data.and_then(|data| data.tokenizer().end_of_document()) {
+            special = special.trained_on_documents_with(end);
         }
+        let tokenizer = tokenizer.with_special_tokens(special);
+        Ok(ImportedTokenizer { tokenizer, notes })
     }
 
     /// Every parameter of the model, in f32.
@@ -201,7 +231,7 @@ impl Import {
     /// If a file cannot be read, or the directory exists or cannot be written.
     pub fn write(&self, out: &Path, info: &RunInfo, tokenizer: &Tokenizer) -> Result<RunDirectory, ExchangeError> {
         let weights = self.weights()?;
-        let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer.bytes())?;
+        let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer)?;
         let state = RunState::new(self.recipe.clone());
         let keep = self.recipe.checkpoint.keep as usize;
         let written = Snapshot::initial(weights, state).write(&run.checkpoints_path(), keep);

@@ -12,6 +12,7 @@ mod files;
 pub mod fold;
 pub mod import;
 mod pickle;
+mod tokens;
 #[cfg(test)]
 #[path = "../../../tests/torch.rs"]
 mod torch;
@@ -58,6 +59,12 @@ pub enum ExchangeError {
     },
     #[error("gates that are added start as the identity, and `model.gate.init` = {0} does not")]
     AddedGate(f64),
+    #[error("{path}: `{key}` is {found}, which is no token id")]
+    TokenId {
+        path: PathBuf,
+        key: &'static str,
+        found: String,
+    },
     #[error("{0} has no tokenizer.json")]
     NoTokenizer(PathBuf),
     #[error("a stock LLaMA cannot be `{scheme}`: {why}")]
@@ -116,6 +123,9 @@ impl ExchangeError {
             }
             Self::Contradiction { .. } => "leave it out: the model decides".into(),
             Self::AddedGate(_) => "leave it out; `gpas train` moves the gates".into(),
+            Self::TokenId { .. } => {
+                "write the number of the token, a list of numbers where several end a text, or null".into()
+            }
             Self::NoTokenizer(_) => "name the file with `--tokenizer`, or data prepared with it with `--data`".into(),
             Self::NotStock { .. } | Self::Fold(_) => {
                 "without `--fold` it is exported as an architecture of its own, for `trust_remote_code=True`".into()

@@ -9,18 +9,19 @@
 //!
 //! ```no_run
 //! use burn_flex::Flex;
-//! use gpas_data::Tokenizer;
+//! use gpas_data::{SpelledOut, Tokenizer};
 //! use gpas_model::Llama;
 //! use gpas_serve::generate::{GenerationOptions, Generator, encode};
+//! use gpas_serve::inference::Context;
 //!
 //! # fn example(model: Llama<Flex>, tokenizer: Tokenizer) -> Result<(), Box<dyn std::error::Error>> {
 //! let generator = Generator {
 //!     model: &model,
 //!     tokenizer: &tokenizer,
-//!     context: 256,
+//!     context: Context { tokens: 256, positions: 2048 },
 //!     vocab: tokenizer.vocab_size(),
 //! };
-//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of")?)?;
+//! let prompt = generator.prompt(encode(&tokenizer, "The meaning of", SpelledOut::AsText)?)?;
 //! let options = GenerationOptions {
 //!     max_tokens: 40,
 //!     seed: 1,
@@ -40,13 +41,13 @@ use std::collections::HashSet;
 
 use burn::tensor::{Tensor, backend::Backend};
 use gpas_data::DataError;
-use gpas_data::Tokenizer;
+use gpas_data::{SpelledOut, Tokenizer};
 use gpas_model::{Cache, Llama};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::inference::{InferenceError, check_ids};
+use crate::inference::{Context, InferenceError, check_ids};
 use crate::sampler::{Sampling, distribution, draw, most_probable};
 use crate::text::{StopStrings, TextStream};
 
@@ -75,7 +76,7 @@ pub struct GenerationOptions {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model drew the token that ends a text.
+    /// The model drew a token that ends a text.
     EndOfText,
     /// A stop string came; the text ends before it.
     Stop,
@@ -193,17 +194,18 @@ pub struct GeneratedPiece {
     pub finish: Option<Finish>,
 }
 
-/// The tokens of a prompt, which begins as a document does: with the tokenizer's opening tokens. An empty prompt without such tokens is the
-/// token that ends a document, because another document follows it.
+/// The tokens of a prompt, which begins as a document does: [`Tokenizer::start_of_text`] has the rule. A text that brings the opening tokens
+/// itself, which it can where special tokens that it spells out are tokens, does not get them twice.
 ///
 /// # Errors
 /// If the tokenizer refuses the text.
-pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> {
-    let mut ids = tokenizer.opening().to_vec();
-    ids.extend(tokenizer.encode(text)?);
-    if ids.is_empty() {
-        ids.extend(tokenizer.end_of_document());
+pub fn encode(tokenizer: &Tokenizer, text: &str, spelled: SpelledOut) -> Result<Vec<u32>, DataError> {
+    let tokens = tokenizer.encode_with(text, spelled)?;
+    let mut ids = tokenizer.start_of_text(tokens.is_empty());
+    if spelled == SpelledOut::AsTokens && tokens.starts_with(&ids) {
+        ids.clear();
     }
+    ids.extend(tokens);
     Ok(ids)
 }
 
@@ -212,10 +214,10 @@ pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DataError> 
 pub struct Generator<'a, B: Backend> {
     /// The model.
     pub model: &'a Llama<B>,
-    /// Its tokenizer.
+    /// Its tokenizer; a text ends at each of the ends among its special tokens.
     pub tokenizer: &'a Tokenizer,
     /// Positions that may be used.
-    pub context: usize,
+    pub context: Context,
     /// Number of the model's token ids.
     pub vocab: usize,
 }
@@ -353,7 +355,7 @@ impl<B: Backend> Generator<'_, B> {
         let score = |alternatives| TokenScore::from_logits(&sequence.logits, id, alternatives);
         let score = sequence.options.alternatives.map(score);
         sequence.made += 1;
-        if Some(id) == self.tokenizer.end_of_document() {
+        if self.tokenizer.special_tokens().ends.contains(&id) {
             let (text, finish) = (sequence.rest()?, Some(Finish::EndOfText));
             return Ok((None, GeneratedPiece { text, score, finish }));
         }
@@ -364,7 +366,7 @@ impl<B: Backend> Generator<'_, B> {
             Some(Finish::Stop)
         } else if sequence.made >= sequence.options.max_tokens {
             Some(Finish::Length)
-        } else if sequence.cache.tokens() >= self.context {
+        } else if sequence.cache.tokens() >= self.context.tokens {
             // The token stands after the last position, so the model cannot see it.
             Some(Finish::Context)
         } else {
@@ -383,6 +385,7 @@ pub(crate) mod tests {
     use std::path::PathBuf;
 
     use burn_flex::{Flex, FlexDevice};
+    use gpas_data::SpecialTokens;
     use gpas_data::bpe::train_bpe;
     use gpas_data::source::{Documents, ReadOptions};
     use gpas_model::LlamaConfig;
@@ -418,7 +421,9 @@ pub(crate) mod tests {
         let mut sequences: Vec<_> = asked
             .into_iter()
             .map(|(prompt, options)| {
-                let prompt = generator.prompt(encode(generator.tokenizer, prompt).unwrap()).unwrap();
+                let prompt = generator
+                    .prompt(encode(generator.tokenizer, prompt, SpelledOut::AsText).unwrap())
+                    .unwrap();
                 generator.sequence(prompt, options).unwrap()
             })
             .collect();
@@ -443,7 +448,10 @@ pub(crate) mod tests {
         Generator {
             model,
             tokenizer,
-            context,
+            context: Context {
+                tokens: context,
+                positions: 2048,
+            },
             vocab: VOCAB,
         }
     }
@@ -481,7 +489,7 @@ pub(crate) mod tests {
             alternatives: Some(3),
             ..options(8, 0)
         };
-        let ids = encode(&tokenizer, "the cat").unwrap();
+        let ids = encode(&tokenizer, "the cat", SpelledOut::AsText).unwrap();
         let mut sequence = generator
             .sequence(generator.prompt(ids.clone()).unwrap(), greedy)
             .unwrap();
@@ -528,11 +536,51 @@ pub(crate) mod tests {
         assert!((score.top[0].1 - 0.625f64.ln()).abs() < 1e-6);
     }
 
+    /// Each of several ends, the first of them that comes; and no token that is none.
+    #[test]
+    fn a_text_ends_at_every_end_of_the_model() {
+        let (tokenizer, model) = (tokenizer(), model(false));
+        let ends_at = |ends: Vec<u32>| {
+            let special = SpecialTokens {
+                ends,
+                ..tokenizer.special_tokens().clone()
+            };
+            let tokenizer = tokenizer.clone().with_special_tokens(special);
+            let generator = generator(&model, &tokenizer, 64);
+            let scored = GenerationOptions {
+                alternatives: Some(0),
+                ..options(12, 7)
+            };
+            let prompt = generator
+                .prompt(encode(&tokenizer, "the cat", SpelledOut::AsText).unwrap())
+                .unwrap();
+            let mut sequence = generator.sequence(prompt, scored).unwrap();
+            let mut ids = Vec::new();
+            while sequence.finish().is_none() {
+                let piece = generator.step(&mut [&mut sequence]).unwrap().remove(0);
+                ids.extend(piece.score.map(|score| score.id));
+            }
+            (ids, sequence.finish().unwrap())
+        };
+        let (free, finish) = ends_at(Vec::new());
+        assert_eq!((free.len(), finish), (12, Finish::Length));
+        let first = |id: u32| free.iter().position(|other| *other == id).unwrap();
+        let (third, ninth) = (free[2], free[8]);
+        let earlier = first(third).min(first(ninth));
+        for ends in [vec![third, ninth], vec![ninth, third]] {
+            assert_eq!(ends_at(ends), (free[..=earlier].to_vec(), Finish::EndOfText));
+        }
+        assert_eq!(
+            ends_at(vec![ninth]),
+            (free[..=first(ninth)].to_vec(), Finish::EndOfText)
+        );
+    }
+
     #[test]
     fn a_text_ends_where_it_is_told_to() {
         let (tokenizer, model) = (tokenizer(), model(false));
         let generator = generator(&model, &tokenizer, 24);
-        let prompt = encode(&tokenizer, "the cat").unwrap().len();
+        let prompt = encode(&tokenizer, "the cat", SpelledOut::AsText).unwrap().len();
         let seed =
             (0..).find(|seed| generate(&generator, vec![("the cat", options(99, *seed))])[0].1 == Finish::Context);
         let long = generate(&generator, vec![("the cat", options(99, seed.unwrap()))]).remove(0);
@@ -552,9 +600,6 @@ pub(crate) mod tests {
         assert_eq!(stopped.1, Finish::Stop);
         assert_eq!(stopped.0, long.0[..long.0.find(&middle).unwrap()]);
         let error = generator.prompt(vec![1; 25]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "25 tokens are more than the 24 that the model was trained on"
-        );
+        assert_eq!(error.to_string(), "25 tokens are more than a context of 24");
     }
 }

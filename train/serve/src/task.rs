@@ -8,7 +8,8 @@
 //! - a choice follows its context after one space (its `target_delimiter`); a sentence of a pair follows an empty context in the same way
 //! - whitespace at the end of a context is moved to the choice; the two are tokenized together, and the choice has the tokens after as many
 //!   as the context has by itself
-//! - an empty context stands for the tokens that open a text, or for the token that ends one if there are none
+//! - an empty context stands for the tokens that open a text; if there are none for the token that begins one, or else for the one that ends
+//!   one
 //! - a text that is longer than the model's context loses its first tokens
 //! - an item is right if its label is the choice with the largest score, the first one where several are equal. The score is the logarithm
 //!   of the choice's probability for `acc`, that per character for `acc_norm` and that per byte for `acc_bytes` (the space does not count)
@@ -36,7 +37,7 @@ use gpas_data::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::generate::{Generator, TokenScore};
-use crate::inference::InferenceError;
+use crate::inference::{Context, InferenceError};
 
 /// The `target_delimiter` between a context and a choice.
 const DELIMITER: &str = " ";
@@ -57,12 +58,12 @@ pub enum TaskError {
         "line {line}: choice {choice} has no token before it, since the tokenizer has none that opens or ends a text"
     )]
     NoContext { line: usize, choice: usize },
-    #[error("line {line}: choice {choice} has {tokens} tokens, more than the {limit} that the model was trained on")]
+    #[error("line {line}: choice {choice} has {tokens} tokens, more than {context}")]
     TooLong {
         line: usize,
         choice: usize,
         tokens: usize,
-        limit: usize,
+        context: Context,
     },
     #[error(transparent)]
     Inference(#[from] InferenceError),
@@ -78,7 +79,7 @@ impl TaskError {
                 "a line is {\"sentence_good\": …, \"sentence_bad\": …} or {\"context\": …, \"choices\": […], \"label\": 0}"
                     .into(),
             ),
-            TaskError::TooLong { .. } => Some("let it run past what was trained with `--context N`".into()),
+            TaskError::TooLong { context, .. } => Some(context.hint()),
             TaskError::Inference(error) => error.hint(),
             TaskError::Data(error) => error.hint(),
             _ => None,
@@ -247,14 +248,15 @@ impl<B: Backend> Generator<'_, B> {
         if first == 0 {
             return Err(TaskError::NoContext { line, choice });
         }
-        let limit = self.context;
+        let context = self.context;
+        let limit = context.tokens;
         // The first token of a choice needs one before it.
         if tokens >= limit && ids.len() > limit {
             return Err(TaskError::TooLong {
                 line,
                 choice,
                 tokens,
-                limit,
+                context,
             });
         }
         if ids.len() > limit {
@@ -274,11 +276,8 @@ impl<B: Backend> Generator<'_, B> {
 fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> Result<(Vec<u32>, usize), DataError> {
     let kept = context.trim_end();
     let continuation = format!("{}{continuation}", &context[kept.len()..]);
-    let mut ids = tokenizer.opening().to_vec();
+    let mut ids = tokenizer.start_of_text(kept.is_empty());
     if kept.is_empty() {
-        if ids.is_empty() {
-            ids.extend(tokenizer.end_of_document());
-        }
         let first = ids.len();
         ids.extend(tokenizer.encode(&continuation)?);
         return Ok((ids, first));
@@ -314,6 +313,11 @@ mod tests {
     use crate::generate::tests::tokenizer;
     use burn_flex::{Flex, FlexDevice};
     use gpas_model::LlamaConfig;
+
+    const CONTEXT: Context = Context {
+        tokens: 12,
+        positions: 2048,
+    };
 
     #[test]
     fn both_kinds_of_items_are_read() {
@@ -392,7 +396,7 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            context: 12,
+            context: CONTEXT,
             vocab: 3,
         };
         let item = |context: &str| Item {
@@ -414,7 +418,7 @@ mod tests {
         let generator = Generator {
             model: &model,
             tokenizer: &tokenizer,
-            context: 12,
+            context: CONTEXT,
             vocab: 270,
         };
         let item = |label| Item {

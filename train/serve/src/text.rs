@@ -3,10 +3,15 @@
 use gpas_data::DataError;
 use gpas_data::Tokenizer;
 
-/// Number of tokens that are decoded again together with the next one, because the text of a token depends on those before it.
+/// Number of tokens that are decoded again together with the next one, because the text of a token depends on those before it: whether a
+/// space stands before it, and whether its bytes complete a character. One would be enough for the first, three for the second.
 const CONTEXT: usize = 8;
 
-/// Turns tokens into text one at a time. A character whose bytes have not all come is held back.
+/// Turns tokens into text one at a time, with any tokenizer. A character whose bytes have not all come is held back, so the pieces
+/// together are what [`Tokenizer::decode_plain`] makes of all tokens.
+///
+/// The `tokenizers` library's own stream of this kind does not serve: it holds no rest to ask for at the end, and ends in an error where
+/// a new token changes the text before it, as an incomplete character in a run of byte tokens does there.
 ///
 /// ```no_run
 /// use gpas_data::Tokenizer;
@@ -32,13 +37,15 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// Begins a text after some tokens, which are not part of it.
+    /// Begins a text after some tokens, which are not part of it. Of a character that they leave incomplete, all of it is.
     ///
     /// # Errors
     /// If the tokenizer's decoder refuses the tokens.
     pub fn after(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<Self, DataError> {
-        let window = tokens[tokens.len().saturating_sub(CONTEXT)..].to_vec();
-        let sent = tokenizer.decode_plain(&window)?.len();
+        // Special tokens have no text, so they are no context for that of others.
+        let mut window: Vec<u32> = tokens.iter().copied().filter(|id| tokenizer.is_text(*id)).collect();
+        window.drain(..window.len().saturating_sub(CONTEXT));
+        let sent = complete(&tokenizer.decode_plain(&window)?).len();
         Ok(Self {
             tokenizer: tokenizer.clone(),
             window,
@@ -51,17 +58,30 @@ impl TextStream {
     /// # Errors
     /// If the tokenizer's decoder refuses it.
     pub fn push(&mut self, token: u32) -> Result<String, DataError> {
+        if !self.tokenizer.is_text(token) {
+            return Ok(String::new());
+        }
         self.window.push(token);
         let text = self.tokenizer.decode_plain(&self.window)?;
-        // The decoder writes an incomplete character as one replacement character.
-        let complete = text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(&text);
+        let complete = complete(&text);
         let new = complete.get(self.sent..).unwrap_or_default().to_string();
         self.sent = self.sent.max(complete.len());
-        if complete.len() == text.len() && self.window.len() > 4 * CONTEXT {
-            self.window.drain(..self.window.len() - CONTEXT);
-            self.sent = self.tokenizer.decode_plain(&self.window)?.len();
+        if self.window.len() > 4 * CONTEXT {
+            self.shorten()?;
         }
         Ok(new)
+    }
+
+    /// Forgets the tokens that the text of the next one no longer depends on.
+    fn shorten(&mut self) -> Result<(), DataError> {
+        let last = &self.window[self.window.len() - CONTEXT..];
+        let text = self.tokenizer.decode_plain(last)?;
+        let sent = complete(&text).len();
+        // A text's first space may be left out, so the tokens must have some text before what comes.
+        if sent > 0 {
+            (self.window, self.sent) = (last.to_vec(), sent);
+        }
+        Ok(())
     }
 
     /// Returns what is still held back at the end of the text: a replacement character for an incomplete one.
@@ -74,6 +94,11 @@ impl TextStream {
         self.sent = text.len();
         Ok(rest)
     }
+}
+
+/// A decoded text without the character at its end that more tokens may complete, which every decoder writes as one U+FFFD.
+fn complete(text: &str) -> &str {
+    text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(text)
 }
 
 /// Watches a text for the strings before which it ends, and holds back what may be the beginning of one.

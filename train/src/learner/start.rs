@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use gpas_data::PreparedData;
+use gpas_data::{PreparedData, SpecialTokens};
 use gpas_model::LlamaConfig;
 use toml::Value;
 
@@ -31,6 +31,8 @@ pub(super) struct Resumption {
     checkpoint: Option<Checkpoint>,
     passed_over: Vec<CheckpointError>,
     changes: BTreeMap<String, [Value; 2]>,
+    /// Where the data of a model from elsewhere is now known: its documents may end otherwise than the model ended its texts.
+    special_tokens: Option<SpecialTokens>,
 }
 
 /// A run directory that is ready to be written to.
@@ -83,6 +85,13 @@ impl Start {
         } else if data_sha256(data)? != info.data_sha256 {
             return Err(TrainingError::DataChanged(data.directory().to_path_buf()));
         }
+        let special_tokens = match data.tokenizer().end_of_document() {
+            Some(end) if unstarted => {
+                let special = run.tokenizer()?.special_tokens().clone();
+                Some(special.trained_on_documents_with(end))
+            }
+            _ => None,
+        };
         Ok(Start::Resume(Box::new(Resumption {
             run,
             lock,
@@ -90,6 +99,7 @@ impl Start {
             checkpoint,
             passed_over,
             changes,
+            special_tokens,
         })))
     }
 
@@ -128,7 +138,7 @@ impl Start {
         match self {
             Start::New { out } => {
                 let info = RunInfo::new(recipe, config, selected).with_data(data)?;
-                let (run, lock) = RunDirectory::create(&out, recipe, &info, data.tokenizer().bytes())?;
+                let (run, lock) = RunDirectory::create(&out, recipe, &info, data.tokenizer())?;
                 Ok(Opened {
                     run,
                     lock,
@@ -154,6 +164,7 @@ impl Resumption {
             checkpoint,
             passed_over,
             changes,
+            special_tokens,
         } = self;
         checkpoint::clear(&run.checkpoints_path(), step)?;
         info.resumes.push(Resume::new(
@@ -162,6 +173,9 @@ impl Resumption {
             changes,
             passed_over.iter().map(ToString::to_string).collect(),
         ));
+        if let Some(special) = &special_tokens {
+            run.write_special_tokens(special)?;
+        }
         run.write(recipe, &info)?;
         Ok(Opened { run, lock, checkpoint })
     }

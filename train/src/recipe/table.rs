@@ -191,9 +191,10 @@ section! {
         seq_len: usize {
             allowed: size(2..=MAX_SEQUENCE),
             // `nano` is for two cores and ten minutes.
-            default("256; 128 if the sizes are those of `nano`, or start from them"): {
+            default("256; 128 if the sizes are those of `nano`, or start from them; never more than `model.max_positions`"): {
                 let nano = base(given)?.is_some_and(|preset| preset.name == DEFAULT_PRESET);
-                if nano { 128 } else { 256 }
+                let usual = if nano { 128 } else { 256 };
+                usual.min(ModelRecipe::max_positions(given)?.max(2))
             },
         }
     }

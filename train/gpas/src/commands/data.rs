@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
-use gpas_data::source::{ReadOptions, Skipped};
+use gpas_data::source::{LeftOut, LeftOutReason, ReadOptions, Separator, Skipped, SourceRecord};
 use gpas_data::store::{summarise, verify};
+use gpas_data::tokenizer::SpelledTokens;
+use gpas_data::{DataError, SpelledOut};
 
 use crate::failure::Result;
 
@@ -34,13 +36,13 @@ enum DataCommand {
     after_help = "Example:\n  gpas data prepare 'text/*.jsonl.gz' --tokenizer tokenizer.json --validation 0.01 -o prepared"
 )]
 struct PrepareArgs {
-    /// Files, directories or globs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt
+    /// Files, directories or globs of .jsonl, .json, .txt (each also as .gz or .zst) or .parquet
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<String>,
-    /// The tokenizer.json of any Hugging Face tokenizer
+    /// The tokenizer.json of any Hugging Face tokenizer, or a directory with one
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
-    /// A source of validation text, or the fraction of the documents to set aside
+    /// A source of validation text, or the fraction of the documents (of an only document, of its tokens) to set aside
     #[arg(long, value_name = "SRC|FRACTION")]
     validation: String,
     /// The directory to make
@@ -51,25 +53,40 @@ struct PrepareArgs {
     /// The token that ends a document, where the tokenizer's own is not found or not wanted
     #[arg(long, value_name = "TOKEN")]
     eos: Option<String>,
+    /// Take special tokens that the texts spell out, such as <|im_start|>, as the tokens they are
+    #[arg(long)]
+    special_tokens: bool,
 }
 
 /// How records are read; shared with `gpas tokenizer train`.
 #[derive(Debug, Args)]
 pub struct ReadArgs {
-    /// The field or column that holds the text
+    /// The field or column that holds the text; OUTER.INNER for a field in a field
     #[arg(long, value_name = "NAME", default_value = "text")]
     field: String,
     /// Stop at the first malformed record instead of skipping it
     #[arg(long)]
     strict: bool,
+    /// Cut text files into documents at TEXT (\n, \r and \t are understood), '' nowhere [default: the token that ends a
+    /// document, in files that hold it]
+    #[arg(long, value_name = "TEXT")]
+    separator: Option<String>,
+    /// Read files and directories whose names begin with a dot, too
+    #[arg(long)]
+    hidden: bool,
 }
 
-impl From<ReadArgs> for ReadOptions {
-    fn from(args: ReadArgs) -> Self {
-        Self {
+impl TryFrom<ReadArgs> for ReadOptions {
+    type Error = DataError;
+
+    fn try_from(args: ReadArgs) -> Result<Self, DataError> {
+        let separator = args.separator.map(|text| text.parse()).transpose()?;
+        Ok(Self {
             field: args.field,
             strict: args.strict,
-        }
+            separator: separator.unwrap_or_default(),
+            hidden: args.hidden,
+        })
     }
 }
 
@@ -110,17 +127,34 @@ pub fn run(args: DataArgs) -> Result<()> {
 fn run_prepare(args: PrepareArgs) -> Result<()> {
     let start = Instant::now();
     let validation: ValidationSplit = args.validation.parse()?;
+    let read = ReadOptions::try_from(args.read)?;
+    let separator = read.separator.clone();
     let report = prepare(&PrepareOptions {
         sources: args.sources,
         tokenizer: args.tokenizer,
         validation,
         out: args.out.clone(),
-        read: args.read.into(),
+        read,
         end_of_document: args.eos,
+        special_tokens: SpelledOut::taken(args.special_tokens),
         quiet: false,
     })?;
     report_skipped(&report.skipped);
+    report_spelled("the texts", &report.spelled);
     let manifest = &report.manifest;
+    let sources: Vec<_> = manifest.sources.iter().chain(&manifest.validation_sources).collect();
+    let separator = match &manifest.separator {
+        Some(text) => Separator::Text(text.clone()),
+        None => separator,
+    };
+    report_sources(&sources, &separator)?;
+    if let Some(cut) = manifest.cut_at {
+        writeln!(
+            io::stdout(),
+            "{:10}  the only document, after {cut} tokens: validation is its end (--separator cuts text files into documents)",
+            "cut"
+        )?;
+    }
     for (name, split) in [("train", &manifest.train), ("validation", &manifest.validation)] {
         writeln!(
             io::stdout(),
@@ -142,6 +176,38 @@ fn run_prepare(args: PrepareArgs) -> Result<()> {
     Ok(())
 }
 
+/// Says what was read of the sources and what was left out.
+pub(crate) fn report_sources(sources: &[&SourceRecord], separator: &Separator) -> Result<()> {
+    let sum = |count: fn(&SourceRecord) -> u64| sources.iter().map(|source| count(source)).sum::<u64>();
+    writeln!(
+        io::stdout(),
+        "{:10}  {} files, {} documents, {} bytes",
+        "read",
+        sum(|source| source.files),
+        sum(|source| source.documents),
+        sum(|source| source.bytes)
+    )?;
+    for left in LeftOut::of_all(sources.iter().copied()) {
+        let remark = match left.reason {
+            LeftOutReason::Hidden => " (--hidden takes them)",
+            _ => "",
+        };
+        writeln!(io::stdout(), "{:10}  {left}{remark}", "left out")?;
+    }
+    match (separator, sum(|source| source.separators)) {
+        (Separator::Text(text), 0) => eprintln!("warning: no text file holds the separator {text:?}"),
+        (Separator::Text(text), count) => {
+            writeln!(
+                io::stdout(),
+                "{:10}  text files into documents, at {count} × {text:?}",
+                "cut"
+            )?;
+        }
+        (Separator::EndOfDocument | Separator::Nowhere, _) => {}
+    }
+    Ok(())
+}
+
 /// Says on standard error how many records were not used, and why the first few were not.
 pub(crate) fn report_skipped(skipped: &Skipped) {
     if skipped.bad == 0 {
@@ -153,6 +219,17 @@ pub(crate) fn report_skipped(skipped: &Skipped) {
     }
     if skipped.bad > skipped.first.len() as u64 {
         eprintln!("  …");
+    }
+}
+
+/// Says on standard error that texts spell out special tokens, which were taken as text.
+pub(crate) fn report_spelled(what: &str, spelled: &SpelledTokens) {
+    if let Some(first) = &spelled.first {
+        eprintln!(
+            "warning: {what} spell out special tokens, {} in all, the first `{first}`; they were taken as text, letter by letter; \
+             `--special-tokens` takes them as the tokens they are",
+            spelled.count
+        );
     }
 }
 

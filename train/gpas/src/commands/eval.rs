@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::opened::{OpenedRun, RunAndText};
 use crate::failure::Result;
+use gpas_serve::inference::Context;
 use gpas_serve::task::{Item, TaskReport, read_task};
 use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::evaluate::{ValidationText, evaluate};
@@ -36,7 +37,7 @@ pub struct EvalArgs {
     /// A file of likelihood items to score, rather than the validation text
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["data", "tokens"])]
     task: Option<PathBuf>,
-    /// Positions that may be used by an item [default: those of a sequence in training]
+    /// Positions that may be used by an item [default: those of a sequence in training; of an imported model all]
     #[arg(long, value_name = "N", requires = "task")]
     context: Option<usize>,
     /// Print one JSON object; of an evaluation on validation text, as it stands in metrics.jsonl
@@ -87,7 +88,7 @@ fn run_task(args: &EvalArgs, path: &Path, backend: Option<BackendChoice>) -> Res
         return Ok(());
     }
     let TaskReport { items, truncated, .. } = report;
-    writeln!(out, "{items} items, {truncated} texts cut to {context} tokens")?;
+    writeln!(out, "{items} items, {truncated} texts cut to {} tokens", context.tokens)?;
     let rows = [
         ("acc", report.acc, report.acc_stderr),
         ("acc_norm", report.acc_norm, report.acc_norm_stderr),
@@ -103,7 +104,7 @@ fn run_task(args: &EvalArgs, path: &Path, backend: Option<BackendChoice>) -> Res
 struct Task {
     opened: OpenedRun,
     items: Vec<Item>,
-    context: usize,
+    context: Context,
 }
 
 impl BackendTask for Task {

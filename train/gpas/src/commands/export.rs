@@ -89,6 +89,9 @@ pub fn run(args: ExportArgs, backend: Option<BackendChoice>) -> Result<()> {
         format: args.dtype.into(),
         shard_bytes: args.shard_bytes,
     })??;
+    for note in &exported.notes {
+        eprintln!("note: {note}");
+    }
     let mut out = std::io::stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&exported)?)?;

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
+use gpas_data::SpelledOut;
+use gpas_data::tokenizer::SpelledTokens;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::data::report_spelled;
 use super::opened::OpenedRun;
 use crate::failure::{Failure, Hint, Result};
 use gpas_serve::generate::{Finish, GenerationOptions, Sequence, TOGETHER, encode};
-use gpas_serve::inference::check_ids;
+use gpas_serve::inference::{Context, check_ids};
 use gpas_serve::sampler::Sampling;
 use gpas_train::backend::{BackendChoice, BackendTask};
 
@@ -51,9 +54,12 @@ pub struct GenerateArgs {
     /// End before this string; may be given several times
     #[arg(long, value_name = "STRING")]
     stop: Vec<String>,
-    /// Positions that may be used by prompt and text together [default: those of a sequence in training]
+    /// Positions that may be used by prompt and text together [default: those of a sequence in training; of an imported model all]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// Take special tokens that the prompts spell out, such as <|im_start|>, as the tokens they are
+    #[arg(long)]
+    special_tokens: bool,
     /// Print one JSON object for each prompt
     #[arg(long)]
     json: bool,
@@ -118,6 +124,7 @@ pub fn run(args: GenerateArgs, backend: Option<BackendChoice>) -> Result<()> {
         prompts,
         options,
         context,
+        special_tokens: SpelledOut::taken(args.special_tokens),
         json: args.json,
     })?
 }
@@ -164,7 +171,8 @@ struct Generation {
     opened: OpenedRun,
     prompts: Vec<String>,
     options: GenerationOptions,
-    context: usize,
+    context: Context,
+    special_tokens: SpelledOut,
     json: bool,
 }
 
@@ -188,11 +196,16 @@ impl BackendTask for Generation {
         let generator = self.opened.generator(&model, self.context);
         // Every prompt is checked before the first text is printed.
         let mut waiting: VecDeque<(usize, Vec<u32>)> = VecDeque::new();
+        let mut spelled = SpelledTokens::default();
         for (index, prompt) in self.prompts.iter().enumerate() {
-            let ids = encode(generator.tokenizer, prompt)?;
+            let ids = encode(generator.tokenizer, prompt, self.special_tokens)?;
             check_ids(&ids, generator.vocab, generator.context)?;
             waiting.push_back((index, ids));
+            if self.special_tokens == SpelledOut::AsText {
+                spelled.add(generator.tokenizer.spelled_special_tokens(prompt));
+            }
         }
+        report_spelled("the prompts", &spelled);
         let one = self.prompts.len() == 1 && !self.json;
         let mut out = io::stdout();
         let mut texts: Vec<Option<Text>> = Vec::new();
@@ -248,10 +261,14 @@ impl BackendTask for Generation {
             }
         }
         if is_cut {
-            eprintln!(
-                "note: the context of {} tokens is full; `--context N` lets the text run on past what was trained",
-                self.context
-            );
+            let Context { tokens, positions } = self.context;
+            if self.context.can_grow() {
+                eprintln!(
+                    "note: the context of {tokens} tokens is full; the model has {positions} positions for `--context N`"
+                );
+            } else {
+                eprintln!("note: the {positions} positions that the model has are full");
+            }
         }
         Ok(())
     }

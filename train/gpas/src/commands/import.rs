@@ -7,7 +7,7 @@ use clap::Args;
 use gpas_data::PreparedData;
 
 use crate::failure::Result;
-use gpas_exchange::import::{Import, ImportOptions};
+use gpas_exchange::import::{Import, ImportOptions, ImportedTokenizer};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::RecipeOptions;
 use gpas_train::run::{RunError, RunInfo};
@@ -72,7 +72,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         .as_deref()
         .map(PreparedData::open)
         .transpose()?;
-    let tokenizer = import.tokenizer(args.tokenizer.as_deref(), data.as_ref())?;
+    let ImportedTokenizer { tokenizer, notes } = import.tokenizer(args.tokenizer.as_deref(), data.as_ref())?;
     if let Some(data) = &data {
         if data.tokenizer().sha256() != tokenizer.sha256() {
             return Err(TrainingError::Tokenizer {
@@ -94,6 +94,13 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         ..facts
     };
     let run = import.write(&args.run, &info, &tokenizer)?;
+    for note in notes {
+        eprintln!("note: {note}");
+    }
+    if let Some(positions) = import.fewer_positions() {
+        let sequence = import.config().max_positions;
+        eprintln!("note: the model has {positions} positions; sequences of {sequence} tokens give the run {sequence}");
+    }
     writeln!(
         std::io::stdout(),
         "{}: {} parameters and {} gates from {}\nrun directory {}",

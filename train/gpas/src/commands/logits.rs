@@ -26,7 +26,7 @@ pub struct LogitsArgs {
     /// File for the tensor `logits` [tokens, vocab] in f32
     #[arg(long, short, value_name = "FILE.safetensors")]
     out: PathBuf,
-    /// Positions that may be used [default: those of a sequence in training]
+    /// Positions that may be used [default: those of a sequence in training; of an imported model all]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
 }

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gpas_data::tokenizer::ByteLengths;
 use gpas_data::{PreparedData, Tokenizer, Windows};
 use gpas_model::{Llama, LlamaConfig};
 
 use super::provenance::data_directory;
 use crate::failure::Result;
 use gpas_serve::generate::Generator;
-use gpas_serve::inference::InferenceError;
+use gpas_serve::inference::{Context, InferenceError};
 use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::checkpoint::{Checkpoint, newest_valid};
 use gpas_train::recipe::Recipe;
@@ -43,7 +44,7 @@ impl OpenedRun {
         let run = RunDirectory::open(path)?;
         let (recipe, info) = (run.recipe()?, run.info()?);
         let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
-        let tokenizer = Tokenizer::from_file(&run.tokenizer_path())?;
+        let tokenizer = run.tokenizer()?;
         let config = recipe.llama(tokenizer.vocab_size())?;
         let found = newest_valid(&run.checkpoints_path())?;
         for damage in &found.passed_over {
@@ -60,17 +61,25 @@ impl OpenedRun {
         })
     }
 
-    /// Positions that may be used: `asked`, or else as many as a sequence had in training.
+    /// Positions that may be used: `asked`; or else, of a model from elsewhere, all that it has, and of one that was trained here, as many as
+    /// a sequence had in training.
     ///
     /// # Errors
     /// If the model has fewer.
-    pub fn context(&self, asked: Option<usize>) -> Result<usize, InferenceError> {
-        let limit = self.config.max_positions;
-        match asked {
-            Some(asked) if asked > limit => Err(InferenceError::Context { asked, limit }),
-            Some(asked) => Ok(asked),
-            None => Ok(self.recipe.data.seq_len.min(limit)),
-        }
+    pub fn context(&self, asked: Option<usize>) -> Result<Context, InferenceError> {
+        let positions = self.config.max_positions;
+        let tokens = match asked {
+            Some(asked) if asked > positions => {
+                return Err(InferenceError::Context {
+                    asked,
+                    limit: positions,
+                });
+            }
+            Some(asked) => asked,
+            None if self.info.imported.is_some() => positions,
+            None => self.recipe.data.seq_len.min(positions),
+        };
+        Ok(Context { tokens, positions })
     }
 
     /// The model on a device.
@@ -82,8 +91,8 @@ impl OpenedRun {
         Ok(self.checkpoint.model::<B::InnerBackend>(&self.config, device)?)
     }
 
-    /// Its model as one that generates and scores, in `context` positions.
-    pub fn generator<'a, B: Backend>(&'a self, model: &'a Llama<B>, context: usize) -> Generator<'a, B> {
+    /// Its model as one that generates and scores, in these positions.
+    pub fn generator<'a, B: Backend>(&'a self, model: &'a Llama<B>, context: Context) -> Generator<'a, B> {
         Generator {
             model,
             tokenizer: &self.tokenizer,
@@ -100,7 +109,7 @@ pub struct RunAndText {
     /// The text.
     pub windows: Windows,
     /// How many bytes of text each token stands for, where the tokenizer tells.
-    pub bytes: Option<Vec<u32>>,
+    pub bytes: Option<ByteLengths>,
     /// Tokens to score, at most.
     pub tokens: usize,
 }

@@ -13,6 +13,7 @@ use clap::Args;
 use super::opened::OpenedRun;
 use crate::failure::{Failure, Result};
 use gpas_serve::generate::TOGETHER;
+use gpas_serve::inference::Context;
 use gpas_serve::server::worker::work;
 use gpas_serve::server::{Limits, ServedModel, seconds_since_1970, serve};
 use gpas_train::backend::{BackendChoice, BackendTask};
@@ -27,7 +28,8 @@ use gpas_train::signals::{Stop, StopRequest};
     model=DIR,base_url=http://127.0.0.1:8080/v1/completions,tokenizer_backend=huggingface
 
 DIR is a directory with the tokenizer, as `gpas export` writes it; trust_remote_code=True is needed where the model is no stock LLaMA. There
-are POST /v1/completions (prompts as text or token ids, echo, logprobs, stop, seed, n, stream), GET /v1/models and GET /health.")]
+are POST /v1/completions (prompts as text or token ids, echo, logprobs, stop, seed, n, stream, special_tokens), GET /v1/models and
+GET /health.")]
 pub struct ServeArgs {
     /// The run directory
     #[arg(value_name = "RUN")]
@@ -38,7 +40,7 @@ pub struct ServeArgs {
     /// Port to listen on; 0 for any
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
-    /// Positions that may be used by prompt and text together [default: those of a sequence in training]
+    /// Positions that may be used by prompt and text together [default: those of a sequence in training; of an imported model all]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// Requests that may wait for the model; more are told to come back
@@ -96,7 +98,7 @@ struct Serving {
     opened: OpenedRun,
     listener: TcpListener,
     name: String,
-    context: usize,
+    context: Context,
     queue: usize,
     together: usize,
 }
@@ -125,8 +127,9 @@ impl BackendTask for Serving {
         let mut out = std::io::stdout();
         writeln!(
             out,
-            "serving {} ({context} tokens of context) on http://{}",
+            "serving {} ({} tokens of context) on http://{}",
             served.name,
+            context.tokens,
             self.listener.local_addr()?
         )?;
         out.flush()?;

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use gpas_data::DataError;
-use gpas_data::bpe::train_bpe;
-use gpas_data::source::Documents;
+use gpas_data::bpe::{END_OF_DOCUMENT, train_bpe};
+use gpas_data::source::{Documents, ReadOptions};
 
-use super::data::{ReadArgs, report_skipped};
+use super::data::{ReadArgs, report_skipped, report_sources};
 
 use crate::failure::Result;
 
@@ -30,7 +30,7 @@ enum TokenizerCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  gpas tokenizer train 'text/*.jsonl.gz' --vocab 8192 -o tokenizer.json")]
 struct TrainArgs {
-    /// Files, directories or globs of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt
+    /// Files, directories or globs of .jsonl, .json, .txt (each also as .gz or .zst) or .parquet
     #[arg(value_name = "SRC", required = true)]
     sources: Vec<String>,
     /// Ids in the vocabulary: 256 bytes, the end-of-document token, and merges
@@ -54,10 +54,18 @@ pub fn run(args: TokenizerArgs) -> Result<()> {
     if args.out.symlink_metadata().is_ok() {
         return Err(DataError::OutputExists { path: args.out }.into());
     }
-    let documents = Documents::open(&args.sources, args.read.into())?;
+    let mut read = ReadOptions::try_from(args.read)?;
+    let asked = read.separator.clone();
+    // The tokenizer will end documents with this token, so that no text should hold it.
+    read.separator = read.separator.or_token(Some(END_OF_DOCUMENT.into()));
+    let separator = read.separator.clone();
+    let documents = Documents::open(&args.sources, read)?;
     let trained = train_bpe(documents, args.vocab, false)?;
     trained.save(&args.out)?;
     report_skipped(&trained.skipped);
+    let was_cut = trained.sources.iter().any(|source| source.separators > 0);
+    let sources: Vec<_> = trained.sources.iter().collect();
+    report_sources(&sources, if was_cut { &separator } else { &asked })?;
     if trained.vocab_size < trained.asked {
         eprintln!(
             "warning: the text gave {} of the {} ids asked for: no other pair occurs twice",

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use gpas_data::DataError;
-use gpas_data::Tokenizer;
+use gpas_data::{SpelledOut, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -51,6 +51,8 @@ struct RequestBody {
     top_k: Option<i64>,
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
+    /// Whether special tokens that a prompt spells out are the tokens they are. No other server has the name; most take them so always.
+    special_tokens: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,6 +94,8 @@ pub enum PromptInput {
 pub struct Completion {
     /// What to go on from.
     pub prompts: Vec<PromptInput>,
+    /// What special tokens are that a prompt spells out.
+    pub special_tokens: SpelledOut,
     /// Texts for each.
     pub n: usize,
     /// What is asked of each text; text `i` of a prompt has the seed plus `i`.
@@ -197,6 +201,7 @@ impl Completion {
         sampling.validate()?;
         Ok(Self {
             prompts,
+            special_tokens: SpelledOut::taken(body.special_tokens.unwrap_or(false)),
             n,
             options: GenerationOptions {
                 // OpenAI's default.
@@ -267,7 +272,8 @@ impl ChoiceBuilder {
         }
     }
 
-    /// Begins the text with its prompt. The first token of a prompt follows nothing and has no probability.
+    /// Begins the text with its prompt. The first token of a prompt follows nothing and has no probability. A character that the prompt
+    /// leaves incomplete belongs to the text that is generated after it.
     ///
     /// # Errors
     /// If the tokenizer's decoder refuses a token.
@@ -278,7 +284,6 @@ impl ChoiceBuilder {
             self.token(*id, score);
             self.text(&stream.push(*id)?);
         }
-        self.text(&stream.finish()?);
         Ok(())
     }
 
@@ -326,10 +331,12 @@ impl ChoiceBuilder {
     }
 }
 
-/// A token as text; one that holds a part of a character as its vocabulary spells it.
+/// A token as text, with the space that it begins with; one that holds a part of a character as its vocabulary spells it.
 fn spelled(tokenizer: &Tokenizer, id: u32) -> String {
-    match tokenizer.decode(&[id]) {
-        Ok(text) if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) => text,
+    // Alone, a token of SentencePiece's loses its space. After itself it does not.
+    let text = |ids: &[u32]| tokenizer.decode(ids).unwrap_or_default();
+    match text(&[id, id]).strip_prefix(&text(&[id])) {
+        Some(text) if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) => text.into(),
         _ => tokenizer.id_to_token(id).unwrap_or_default(),
     }
 }

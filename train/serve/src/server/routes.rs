@@ -68,7 +68,7 @@ async fn models(State(model): State<Arc<ServedModel>>) -> Json<Value> {
         "object": "model",
         "created": model.created,
         "owned_by": "gpas",
-        "max_model_len": model.context,
+        "max_model_len": model.context.tokens,
     });
     Json(json!({"object": "list", "data": [served]}))
 }
@@ -143,7 +143,8 @@ fn parse(model: &ServedModel, body: &[u8]) -> Result<(Completion, Vec<Vec<u32>>)
         let ids = match prompt {
             PromptInput::Ids(ids) => ids.clone(),
             PromptInput::Text(text) => {
-                encode(&model.tokenizer, text).map_err(|error| Refusal::about("prompt", error.to_string()))?
+                let ids = encode(&model.tokenizer, text, completion.special_tokens);
+                ids.map_err(|error| Refusal::about("prompt", error.to_string()))?
             }
         };
         check_ids(&ids, model.vocab, model.context)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use gpas_data::Tokenizer;
 
 use super::worker::Job;
+use crate::inference::Context;
 
 /// What a server allows.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,7 @@ pub struct ServedModel {
     /// Number of the model's token ids.
     pub vocab: usize,
     /// Positions that may be used.
-    pub context: usize,
+    pub context: Context,
     /// What is allowed.
     pub limits: Limits,
     /// Where jobs for the model go.
