@@ -80,11 +80,13 @@ impl Separated {
                     return Ok(record);
                 }
             } else if self.ended {
-                return Ok(self.piece(text.len(), true));
+                let rest = text.len();
+                return Ok(self.piece(rest, true));
             } else {
                 // A separator and the line break before it may begin at the end of what is held.
                 let safe = text.floor_char_boundary(text.len().saturating_sub(self.margin()));
-                return Ok(self.piece(cut(&text[..safe]), false));
+                let end = cut(&text[..safe]);
+                return Ok(self.piece(end, false));
             }
         }
     }
@@ -128,17 +130,16 @@ impl Separated {
         if self.ended || self.held.len() - self.used >= wanted {
             return Ok(());
         }
-        let damaged = |cause: String| DataError::DamagedSource {
-            file: self.name.to_string(),
-            line: 0,
-            cause,
-        };
+        let file = self.name.to_string();
+        let damaged = |cause: String| DataError::DamagedSource { file, line: 0, cause };
         self.held.drain(..self.used);
         self.used = 0;
-        let room = (PIECE_BYTES + self.separator.len() + 2).saturating_sub(self.held.len());
+        let room = (PIECE_BYTES + self.margin()).saturating_sub(self.held.len());
         let mut bytes = std::mem::take(&mut self.character);
-        let read = (&mut self.input).take(room as u64).read_to_end(&mut bytes);
-        self.ended = read.map_err(|error| damaged(error.to_string()))? < room;
+        match (&mut self.input).take(room as u64).read_to_end(&mut bytes) {
+            Ok(read) => self.ended = read < room,
+            Err(error) => return Err(damaged(error.to_string())),
+        }
         let marked = !std::mem::replace(&mut self.began, true) && bytes.starts_with(MARK);
         let bytes = &bytes[if marked { MARK.len() } else { 0 }..];
         match std::str::from_utf8(bytes) {

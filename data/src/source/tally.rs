@@ -52,7 +52,6 @@ pub struct SourceRecord {
     pub left_out: Vec<LeftOut>,
 }
 
-// Serde passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
