@@ -44,11 +44,17 @@ fn every_field_that_a_runtime_reads_survives_import_and_export() {
     let id = |token: &str| read_json(&place, "tokenizer.json")["model"]["vocab"][token].clone();
     let ids = json!({"eos_token_id": [id("q"), id("z")], "bos_token_id": id("b"), "pad_token_id": id("p")});
     edit(&place, "out/config.json", ids.clone());
-    edit(&place, "out/generation_config.json", ids.clone());
+    let mut generation =
+        json!({"do_sample": true, "temperature": 0.6, "top_p": 0.9, "max_length": 4096, "suppress_tokens": [1, 2]});
+    for (key, id) in ids.as_object().expect("an object") {
+        generation[key] = id.clone();
+    }
+    edit(&place, "out/generation_config.json", generation.clone());
     edit(
         &place,
         "out/tokenizer_config.json",
-        json!({"eos_token": {"content": "z"}, "bos_token": "b", "pad_token": "p", "unk_token": "u"}),
+        json!({"eos_token": {"content": "z"}, "bos_token": "b", "pad_token": "p", "unk_token": "u", "padding_side": "left",
+            "add_bos_token": true, "clean_up_tokenization_spaces": true, "additional_special_tokens": ["q"], "chat_template": "{{ x }}"}),
     );
     place.does("import out back");
     place.does("export back again");
@@ -56,7 +62,7 @@ fn every_field_that_a_runtime_reads_survives_import_and_export() {
         read_json(&place, "again/config.json"),
         read_json(&place, "out/config.json")
     );
-    assert_eq!(read_json(&place, "again/generation_config.json"), ids);
+    assert_eq!(read_json(&place, "again/generation_config.json"), generation);
     edit(&place, "out/tokenizer_config.json", json!({"eos_token": "z"}));
     assert_eq!(
         read_json(&place, "again/tokenizer_config.json"),
@@ -88,7 +94,10 @@ fn every_field_that_a_runtime_reads_survives_import_and_export() {
 #[test]
 fn every_field_that_a_runtime_reads_survives_preparing_training_and_export() {
     let place = Place::prepared();
-    place.write("tokenizer_config.json", json!({"pad_token": "z"}).to_string());
+    place.write(
+        "tokenizer_config.json",
+        json!({"pad_token": "z", "padding_side": "left"}).to_string(),
+    );
     place.does("data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 --eos q -o named");
     let id = |token: &str| read_json(&place, "tokenizer.json")["model"]["vocab"][token].clone();
     let (end, pad) = (id("q"), id("z"));
@@ -123,9 +132,10 @@ fn every_field_that_a_runtime_reads_survives_preparing_training_and_export() {
         (
             &tokenizer["eos_token"],
             &tokenizer["pad_token"],
-            &tokenizer["model_max_length"]
+            &tokenizer["model_max_length"],
+            &tokenizer["padding_side"],
         ),
-        (&json!("q"), &json!("z"), &json!(128))
+        (&json!("q"), &json!("z"), &json!(128), &json!("left"))
     );
     // An empty prompt follows the end of a document.
     place.write("empty.jsonl", "\"\"\n");

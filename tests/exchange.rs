@@ -536,10 +536,10 @@ fn a_chat_template_stays_with_the_model() {
     place.does("import exported again");
     place.does("export again twice");
     for file in [
-        "chat/chat_template.json",
-        "run/chat_template.json",
+        "chat/tokenizer_config.json",
+        "run/tokenizer_config.json",
         "exported/tokenizer_config.json",
-        "again/chat_template.json",
+        "again/tokenizer_config.json",
         "twice/tokenizer_config.json",
     ] {
         assert_eq!(carried(file), template, "{file}");

@@ -3,13 +3,13 @@
 
 pub mod aside;
 pub mod bpe;
-pub mod chat_template;
 pub mod corpus;
 pub mod prepare;
 pub mod source;
 pub mod special;
 pub mod store;
 pub mod tokenizer;
+pub mod tokenizer_config;
 
 mod batches;
 mod damage;

@@ -8,12 +8,12 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::aside::AsideDirectory;
-use crate::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use crate::error::DataError;
 use crate::progress::progress_bar;
 use crate::source::{Document, Documents, ReadOptions, Separator, Skipped, Source, SourceRecord};
 use crate::store::{FORMAT, MANIFEST, Manifest, SplitWriter, TOKENIZER, TokenizerRecord, VERSION, cut_in_two};
 use crate::tokenizer::{SpelledOut, SpelledTokens, Tokenizer};
+use crate::tokenizer_config::{TOKENIZER_CONFIG, TokenizerConfig};
 
 /// Text that is tokenized at once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -191,9 +191,9 @@ pub(crate) fn prepare_sources(
     }
     let tokenizer_path = aside.path().join(TOKENIZER);
     fs::write(&tokenizer_path, tokenizer.bytes()).map_err(DataError::io(&tokenizer_path))?;
-    let template = tokenizer.chat_template().map(ChatTemplate::file);
-    if let Some(bytes) = &template {
-        let path = aside.path().join(CHAT_TEMPLATE);
+    let config = tokenizer.config().map(TokenizerConfig::file);
+    if let Some(bytes) = &config {
+        let path = aside.path().join(TOKENIZER_CONFIG);
         fs::write(&path, bytes).map_err(DataError::io(&path))?;
     }
     let was_cut = sources
@@ -217,7 +217,7 @@ pub(crate) fn prepare_sources(
             end_of_document: end,
             pad: tokenizer.pad(),
             special_tokens: tokenizer.decided_special_tokens().cloned(),
-            chat_template_sha256: template.map(|bytes| format!("{:x}", Sha256::digest(bytes))),
+            config_sha256: config.map(|bytes| format!("{:x}", Sha256::digest(bytes))),
         },
         train,
         validation,
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chat_template_travels_with_the_data() {
+    fn the_configuration_of_a_tokenizer_travels_with_the_data() {
         let place = tempfile::tempdir().unwrap();
         let text = lines(["abc".into(), "d".into()]);
         let validation = write(&place.path().join("validation.jsonl"), &lines(["z".into()]));
@@ -546,14 +546,14 @@ mod tests {
         write(&place.path().join("chat_template.jinja"), "{{ messages }}");
         prepare(&options).unwrap();
         let open = || PreparedData::open(&options.out);
-        let template = open().unwrap().tokenizer().chat_template().cloned().unwrap();
-        assert_eq!(template.value(), "{{ messages }}");
+        let config = open().unwrap().tokenizer().config().cloned().unwrap();
+        assert_eq!(config.fields()["chat_template"], "{{ messages }}");
         assert_eq!(verify(&options.out).unwrap().files, 6);
-        let path = options.out.join(CHAT_TEMPLATE);
+        let path = options.out.join(TOKENIZER_CONFIG);
         fs::write(&path, "{}").unwrap();
         let damaged = open().unwrap_err();
         assert!(
-            damaged.to_string().contains("chat_template.json: its bytes are not"),
+            damaged.to_string().contains("tokenizer_config.json: its bytes are not"),
             "{damaged}"
         );
         fs::remove_file(&path).unwrap();

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::tokenizer_config::TOKENIZER_CONFIG;
 
-/// The configuration that lies beside a `tokenizer.json`.
-const CONFIGURATION: &str = "tokenizer_config.json";
+/// Where older releases of `transformers` name special tokens.
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 
 /// The special tokens of a model, as ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,26 +74,18 @@ pub struct SpecialNames {
 }
 
 impl SpecialNames {
-    /// Those beside this `tokenizer.json`; none without a configuration there.
+    /// Those beside this `tokenizer.json`, which `special_tokens_map.json` may name where the configuration does not; none without
+    /// either.
     ///
     /// # Errors
-    /// When the configuration cannot be read or is not JSON.
+    /// When one of these files cannot be read or is not JSON.
     pub fn beside(tokenizer: &Path) -> Result<Self, DataError> {
-        let path = tokenizer.with_file_name(CONFIGURATION);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(cause) => return Err(DataError::io(&path)(cause)),
-        };
-        let config: Value = serde_json::from_slice(&bytes).map_err(|error| DataError::BesideTokenizer {
-            path: path.clone(),
-            cause: error.to_string(),
-        })?;
+        let config = read(&tokenizer.with_file_name(TOKENIZER_CONFIG))?;
+        let map = read(&tokenizer.with_file_name(SPECIAL_TOKENS_MAP))?;
         // A token is a string, or an object that holds it as its content.
         let name = |key: &str| {
-            let token = &config[key];
-            let text = token.as_str().or(token["content"].as_str());
-            text.map(String::from)
+            let text = |token: &Value| Some(token.as_str().or(token["content"].as_str())?.to_string());
+            text(&config[key]).or_else(|| text(&map[key]))
         };
         Ok(Self {
             end: name("eos_token"),
@@ -101,6 +94,19 @@ impl SpecialNames {
             unknown: name("unk_token"),
         })
     }
+}
+
+/// A file of JSON; null if there is no such file.
+fn read(path: &Path) -> Result<Value, DataError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Value::Null),
+        Err(cause) => return Err(DataError::io(path)(cause)),
+    };
+    serde_json::from_slice(&bytes).map_err(|error| DataError::BesideTokenizer {
+        path: path.to_path_buf(),
+        cause: error.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -112,7 +118,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let tokenizer = place.path().join("tokenizer.json");
         assert_eq!(SpecialNames::beside(&tokenizer).unwrap(), SpecialNames::default());
-        let path = place.path().join(CONFIGURATION);
+        let path = place.path().join(TOKENIZER_CONFIG);
         fs::write(
             &path,
             r#"{"eos_token": {"content": "</s>", "lstrip": false}, "bos_token": "<s>", "pad_token": null}"#,
@@ -122,6 +128,17 @@ mod tests {
         assert_eq!(
             (names.end.as_deref(), names.begin.as_deref(), names.pad, names.unknown),
             (Some("</s>"), Some("<s>"), None, None)
+        );
+        fs::write(
+            place.path().join(SPECIAL_TOKENS_MAP),
+            r#"{"eos_token": "other", "pad_token": {"content": "<pad>"}}"#,
+        )
+        .unwrap();
+        let names = SpecialNames::beside(&tokenizer).unwrap();
+        assert_eq!(
+            (names.end.as_deref(), names.pad.as_deref()),
+            (Some("</s>"), Some("<pad>")),
+            "the configuration goes first"
         );
         fs::write(&path, "{").unwrap();
         let error = SpecialNames::beside(&tokenizer).unwrap_err().to_string();

@@ -15,10 +15,10 @@ use tokenizers::{Decoder, ModelWrapper, PaddingParams};
 
 pub use self::bytes::ByteLengths;
 pub use self::special::{SpelledOut, SpelledTokens};
-use crate::chat_template::ChatTemplate;
 use crate::error::DataError;
 use crate::format::is_lfs_pointer;
 use crate::special::{SpecialNames, SpecialTokens};
+use crate::tokenizer_config::TokenizerConfig;
 
 /// Tokens that end a document in tokenizers in use, in the order in which they are looked for.
 const END_OF_DOCUMENT: [&str; 5] = ["</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>"];
@@ -35,7 +35,7 @@ const PAD: [&str; 4] = ["<pad>", "[PAD]", "<|pad|>", "<|padding|>"];
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
-    chat_template: Option<ChatTemplate>,
+    config: Option<TokenizerConfig>,
     opening: Vec<u32>,
     closing: Vec<u32>,
     special: SpecialTokens,
@@ -61,8 +61,8 @@ struct Shared {
 }
 
 impl Tokenizer {
-    /// Reads the `tokenizer.json` that [`Self::file_of`] finds, with the names of special tokens in the `tokenizer_config.json` beside it
-    /// and the chat template that lies there, if one does.
+    /// Reads the `tokenizer.json` that [`Self::file_of`] finds, with the names of special tokens and the other fields of the
+    /// `tokenizer_config.json` beside it, and the chat template that lies there, if one does.
     ///
     /// # Errors
     /// When a file cannot be read, the first is not a tokenizer, or what should be a chat template is none.
@@ -76,7 +76,7 @@ impl Tokenizer {
             _ => DataError::io(path)(cause),
         })?;
         let tokenizer = Self::from_bytes(bytes, path)?.with_names(&SpecialNames::beside(path)?);
-        Ok(tokenizer.with_chat_template(ChatTemplate::beside(path)?))
+        Ok(tokenizer.with_config(TokenizerConfig::beside(path)?))
     }
 
     /// The `tokenizer.json` that a path stands for: the one in the directory, or else the path itself.
@@ -173,7 +173,7 @@ impl Tokenizer {
         };
         let this = Self {
             shared: Arc::new(shared),
-            chat_template: None,
+            config: None,
             opening,
             closing,
             special: SpecialTokens::default(),
@@ -214,9 +214,9 @@ impl Tokenizer {
         Ok(self.with_special_tokens(special))
     }
 
-    /// The same tokenizer with another chat template, or none.
-    pub fn with_chat_template(mut self, template: Option<ChatTemplate>) -> Self {
-        self.chat_template = template;
+    /// The same tokenizer with something else beside it, or nothing.
+    pub fn with_config(mut self, config: Option<TokenizerConfig>) -> Self {
+        self.config = config;
         self
     }
 
@@ -236,9 +236,9 @@ impl Tokenizer {
         &self.shared.bytes
     }
 
-    /// The chat template that lay beside the file.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
+    /// What lay beside the file, such as a chat template.
+    pub fn config(&self) -> Option<&TokenizerConfig> {
+        self.config.as_ref()
     }
 
     /// The SHA-256 of the file.

@@ -511,6 +511,7 @@ mod tests {
             "metrics.jsonl",
             "recipe.toml",
             "run.json",
+            "special_tokens.json",
             "tokenizer.json",
         ];
         assert_eq!(names, expected);

@@ -219,7 +219,10 @@ mod tests {
     fn long_sequences_have_positions() {
         let recipe = with("nano", &["data.seq_len=4096"]);
         assert_eq!(recipe.llama(100).unwrap().max_positions, 4096);
-        let few = with("nano", &["model.max_positions=100"]);
+        let few = Recipe::preset("nano")
+            .with("model.max_positions", 100)
+            .resolve()
+            .unwrap();
         assert_eq!((few.data.seq_len, few.llama(100).unwrap().max_positions), (100, 100));
     }
 

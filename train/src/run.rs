@@ -5,7 +5,7 @@
 //! RUN/run.json               versions, device, hashes of data and tokenizer, parameters, seed
 //! RUN/tokenizer.json         the data's tokenizer
 //! RUN/special_tokens.json    the ids that begin and end a text and that pad
-//! RUN/chat_template.json     the tokenizer's chat template, if it has one
+//! RUN/tokenizer_config.json  the tokenizer's chat template and other settings, if it has any
 //! RUN/metrics.jsonl          one line per step and per evaluation
 //! RUN/checkpoints/step-N/    weights and optimizer after step N
 //! RUN/inspection.json        the look at its layers that the report shows
@@ -21,10 +21,11 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gpas_data::aside::{self, AsideDirectory};
-use gpas_data::chat_template::{CHAT_TEMPLATE, ChatTemplate};
+use gpas_data::tokenizer_config::{TOKENIZER_CONFIG, TokenizerConfig};
 use gpas_data::{DataError, PreparedData, SpecialTokens, Tokenizer};
 use gpas_model::LlamaConfig;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::backend::Selected;
@@ -68,6 +69,9 @@ pub struct RunInfo {
     pub seed: u64,
     /// Seconds since 1970 when the run was started.
     pub started: u64,
+    /// What the `generation_config.json` of its first weights says besides special tokens, such as a temperature.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub generation: Map<String, Value>,
     /// Where its first weights come from, if they were not drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
@@ -94,6 +98,7 @@ impl RunInfo {
             gates: config.gates(),
             seed: recipe.train.seed,
             started: now(),
+            generation: Map::new(),
             imported: None,
             resumes: Vec::new(),
         }
@@ -235,7 +240,7 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory with its recipe, its facts and its tokenizer, special tokens and chat template included. They are written
+    /// Makes the directory with its recipe, its facts and its tokenizer, with its special tokens and what lay beside it. They are written
     /// aside and moved into place together.
     ///
     /// # Errors
@@ -260,9 +265,9 @@ impl RunDirectory {
         run.write(recipe, info)?;
         fs::write(run.tokenizer_path(), tokenizer.bytes()).map_err(failed(&run.tokenizer_path()))?;
         run.write_special_tokens(tokenizer.special_tokens())?;
-        if let Some(template) = tokenizer.chat_template() {
-            let path = run.chat_template_path();
-            fs::write(&path, template.file()).map_err(failed(&path))?;
+        if let Some(config) = tokenizer.config() {
+            let path = run.tokenizer_config_path();
+            fs::write(&path, config.file()).map_err(failed(&path))?;
         }
         // Held before anybody else sees the directory.
         let lock = run.lock()?;
@@ -300,7 +305,7 @@ impl RunDirectory {
         replace(&path, &json)
     }
 
-    /// Its tokenizer, with its chat template and the special tokens of its data or of the model that it begins with. Run directories of
+    /// Its tokenizer, with what lay beside it and the special tokens of its data or of the model that it begins with. Run directories of
     /// earlier versions have no record of these: there the special tokens are what the tokenizer's file tells.
     ///
     /// # Errors
@@ -312,7 +317,7 @@ impl RunDirectory {
         };
         let path = self.tokenizer_path();
         let bytes = fs::read(&path).map_err(failed(&path))?;
-        let tokenizer = Tokenizer::from_bytes(bytes, &path)?.with_chat_template(ChatTemplate::beside(&path)?);
+        let tokenizer = Tokenizer::from_bytes(bytes, &path)?.with_config(TokenizerConfig::beside(&path)?);
         let path = self.special_tokens_path();
         let special = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|cause| RunError::Json { path, cause })?,
@@ -418,8 +423,8 @@ impl RunDirectory {
         self.path.join("tokenizer.json")
     }
 
-    fn chat_template_path(&self) -> PathBuf {
-        self.path.join(CHAT_TEMPLATE)
+    fn tokenizer_config_path(&self) -> PathBuf {
+        self.path.join(TOKENIZER_CONFIG)
     }
 
     fn special_tokens_path(&self) -> PathBuf {
@@ -479,6 +484,7 @@ pub(crate) mod tests {
             gates: 4,
             seed: 42,
             started: 0,
+            generation: Map::new(),
             imported: None,
             resumes: Vec::new(),
         }

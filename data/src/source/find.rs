@@ -114,7 +114,7 @@ impl Source {
         let identities: Vec<PathBuf> = self.files.iter().map(|file| identity(&file.path)).collect();
         for (at, (file, identity)) in self.files.iter().zip(&identities).enumerate() {
             let place = places.entry(identity.clone()).or_insert(at);
-            if file.path.is_symlink() < self.files[*place].path.is_symlink() {
+            if !file.path.is_symlink() && self.files[*place].path.is_symlink() {
                 *place = at;
             }
         }
@@ -260,25 +260,26 @@ impl Search {
     }
 
     fn glob(&mut self, given: &str) -> Result<(), DataError> {
-        let matches = |hidden: bool| {
-            let options = glob::MatchOptions {
-                require_literal_leading_dot: !hidden,
-                ..glob::MatchOptions::new()
-            };
-            glob::glob_with(given, options).map_err(|error| DataError::SourceEmpty {
-                given: given.into(),
-                cause: format!("is not a glob: {error}"),
-                hidden: false,
-            })
+        let refused = |error: glob::PatternError| DataError::SourceEmpty {
+            given: given.into(),
+            cause: format!("is not a glob: {error}"),
+            hidden: false,
         };
         // A hidden name is taken where the pattern has its dot, as in a shell.
-        let visible = matches(self.hidden)?.flatten().collect::<HashSet<_>>();
-        for found in matches(true)? {
+        let dotted = Path::new(given)
+            .components()
+            .filter_map(|part| part.as_os_str().to_str().filter(|part| part.starts_with('.')))
+            .map(glob::Pattern::new)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(refused)?;
+        let is_asked_for = |part: &str| !part.starts_with('.') || dotted.iter().any(|pattern| pattern.matches(part));
+        for found in glob::glob(given).map_err(refused)? {
             let found = found.map_err(|error| DataError::Io {
                 path: error.path().to_path_buf(),
                 cause: error.into(),
             })?;
-            if visible.contains(&found) {
+            let mut parts = found.components().map(|part| part.as_os_str().to_string_lossy());
+            if self.hidden || parts.all(|part| is_asked_for(&part)) {
                 self.take(&found)?;
             } else {
                 self.leave_out(LeftOutReason::Hidden, &found);

@@ -518,7 +518,7 @@ fn bad_members_of_an_array_are_counted_by_their_place() {
         read_text("[{\"text\": \"a\"}, 3, {\"text\": NaN},\n{\"text\": \"b\"}]\nmore\n{\"text\": \"c\"}");
     assert_eq!(texts, ["a", "b", "c"]);
     assert!(
-        said[0].starts_with("2: malformed json at column 2: invalid type: integer `3`"),
+        said[0].starts_with("2: malformed json") && said[0].contains("integer `3`"),
         "{said:?}"
     );
     assert_eq!(said[1], "3: field `text` is not a string");
@@ -856,7 +856,10 @@ fn a_text_file_is_cut_into_documents_at_its_separator() {
     }
     let path = place.path().join("a.txt.gz");
     fs::write(&path, gzip("one\n<|e|>\ntwo")).unwrap();
-    assert_eq!(read_all(&[path.clone()], separated_by("<|e|>")).0, ["one", "two"]);
+    assert_eq!(
+        read_all(std::slice::from_ref(&path), separated_by("<|e|>")).0,
+        ["one", "two"]
+    );
     assert_eq!(texts(&path), ["one\n<|e|>\ntwo"]);
 }
 
@@ -893,7 +896,7 @@ fn separators_are_found_wherever_a_long_file_is_cut_into_pieces() {
     // Without a separator in it, a file comes in the same pieces whether one is looked for or not.
     fs::write(&path, (0..400_000).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
     assert_eq!(
-        read_all(&[path.clone()], separated_by("<|endoftext|>")).0,
+        read_all(std::slice::from_ref(&path), separated_by("<|endoftext|>")).0,
         read_all(&[path], ReadOptions::default()).0
     );
 }

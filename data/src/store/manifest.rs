@@ -70,9 +70,9 @@ pub struct TokenizerRecord {
     /// The special tokens, where they are others than the tokenizer's file alone tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub special_tokens: Option<SpecialTokens>,
-    /// The SHA-256 of the chat template's file, if the tokenizer has one.
+    /// The SHA-256 of the `tokenizer_config.json` beside it, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chat_template_sha256: Option<String>,
+    pub config_sha256: Option<String>,
 }
 
 impl TokenizerRecord {

@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{Manifest, SplitRecord, TOKENIZER, read_manifest};
 use super::tokens::TokenStore;
-use crate::chat_template::{CHAT_TEMPLATE, ChatTemplate};
 use crate::error::DataError;
 use crate::tokenizer::Tokenizer;
+use crate::tokenizer_config::{TOKENIZER_CONFIG, TokenizerConfig};
 
 /// An open directory of prepared data.
 #[derive(Debug, Clone)]
@@ -37,9 +37,9 @@ impl PreparedData {
             let expected = manifest.tokenizer.sha256.clone();
             return Err(DataError::TokenizerMismatch { path, expected, found });
         }
-        let template = read_chat_template(directory, &manifest)?;
+        let config = read_tokenizer_config(directory, &manifest)?;
         let tokenizer = manifest.tokenizer.restore(Tokenizer::from_bytes(bytes, &path)?);
-        let tokenizer = tokenizer.with_chat_template(template);
+        let tokenizer = tokenizer.with_config(config);
         let open = |split: &SplitRecord| TokenStore::open(directory, split, manifest.token_bytes);
         let (train, validation) = (open(&manifest.train)?, open(&manifest.validation)?);
         Ok(Self {
@@ -87,16 +87,16 @@ impl PreparedData {
     }
 }
 
-/// The chat template, if the manifest lists one.
-fn read_chat_template(directory: &Path, manifest: &Manifest) -> Result<Option<ChatTemplate>, DataError> {
-    let Some(expected) = &manifest.tokenizer.chat_template_sha256 else {
+/// What lay beside the tokenizer, if the manifest lists it.
+fn read_tokenizer_config(directory: &Path, manifest: &Manifest) -> Result<Option<TokenizerConfig>, DataError> {
+    let Some(expected) = &manifest.tokenizer.config_sha256 else {
         return Ok(None);
     };
-    let path = directory.join(CHAT_TEMPLATE);
+    let path = directory.join(TOKENIZER_CONFIG);
     let bytes = fs::read(&path).map_err(DataError::io_of_listed(&path))?;
     if format!("{:x}", Sha256::digest(&bytes)) != *expected {
         let cause = "its bytes are not those that were prepared (sha256)".into();
         return Err(DataError::Shard { path, cause });
     }
-    ChatTemplate::beside(&path)
+    TokenizerConfig::beside(&path)
 }

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::MANIFEST;
 use super::prepared::PreparedData;
-use crate::chat_template::ChatTemplate;
 use crate::error::DataError;
+use crate::tokenizer_config::TokenizerConfig;
 
 /// What [`verify`] read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,11 +28,11 @@ pub struct Verified {
 pub fn verify(directory: &Path) -> Result<Verified, DataError> {
     let data = PreparedData::open(directory)?;
     let manifest = data.manifest();
-    // Opening has compared the tokenizer and its chat template.
-    let template = data.tokenizer().chat_template().map(ChatTemplate::file);
+    // Opening has compared the tokenizer and its configuration.
+    let config = data.tokenizer().config().map(TokenizerConfig::file);
     let mut verified = Verified {
-        files: 1 + usize::from(template.is_some()),
-        bytes: (data.tokenizer().bytes().len() + template.map_or(0, |file| file.len())) as u64,
+        files: 1 + usize::from(config.is_some()),
+        bytes: (data.tokenizer().bytes().len() + config.map_or(0, |file| file.len())) as u64,
         tokens: 0,
     };
     let mut largest = 0;

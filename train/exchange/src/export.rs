@@ -4,8 +4,8 @@
 //! OUT/config.json               sizes; for an architecture of our own, the wiring of every layer
 //! OUT/model.safetensors         weights by their released names; above the largest size of a file, shards and an index
 //! OUT/modeling_gpas.py          for an architecture of our own: the model, in one small file
-//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json, which holds the chat template if there is one
-//! OUT/generation_config.json    the ids that begin a text, end it, and pad
+//! OUT/tokenizer.json            the run's tokenizer, with tokenizer_config.json: special tokens, chat template, other settings
+//! OUT/generation_config.json    the ids that begin a text, end it, and pad; other settings
 //! OUT/README.md                 the model card
 //! ```
 //!
@@ -337,7 +337,8 @@ impl Export {
         put("tokenizer.json", self.tokenizer.bytes())?;
         let config = tokenizer_config(&self.tokenizer, &special, max_positions);
         put_json("tokenizer_config.json", &config)?;
-        put_json("generation_config.json", &generation_config(&special))?;
+        let generation = generation_config(&self.info.generation, &special);
+        put_json("generation_config.json", &generation)?;
         exported.files = write_weights(place, &model.tensors, self.format, self.shard_bytes)?;
         let card = Card {
             config: &self.config,

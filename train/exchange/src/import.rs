@@ -21,7 +21,7 @@ use toml::{Table, Value};
 use crate::ExchangeError;
 use crate::config::{self, Found, Own};
 use crate::files::{Described, WeightFiles};
-use crate::tokens::{self, FoundTokens};
+use crate::tokens::{self, FoundTokens, generation_settings};
 use gpas_train::checkpoint::{RunState, Snapshot};
 use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, flatten, resolve};
 use gpas_train::run::{Imported, RunDirectory, RunInfo};
@@ -166,6 +166,14 @@ impl Import {
             architecture: self.found.architecture.clone(),
             added_gates: self.adds_gates,
         }
+    }
+
+    /// What its `generation_config.json` says besides special tokens.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not a JSON object.
+    pub fn generation_settings(&self) -> Result<serde_json::Map<String, serde_json::Value>, ExchangeError> {
+        generation_settings(&self.directory)
     }
 
     /// The positions that the model had, if sequences of the recipe give it more.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use gpas_data::special::SpecialNames;
 use gpas_data::{SpecialTokens, Tokenizer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use crate::ExchangeError;
 
@@ -87,13 +87,9 @@ pub(super) fn read(
 impl Ids {
     /// Those of a file; none if there is no such file.
     fn read(path: &Path, vocab: usize) -> Result<Self, ExchangeError> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(cause) => return Err(ExchangeError::io(path)(cause)),
+        let Some(config) = read_json(path)? else {
+            return Ok(Self::default());
         };
-        let config: Value = serde_json::from_slice(&bytes)
-            .map_err(|cause| ExchangeError::damaged(path, format!("it is no configuration: {cause}")))?;
         let mut ids = Self::default();
         let mut of_the_model = |key: &'static str| {
             let found = whole_numbers(&config[key]).ok_or_else(|| ExchangeError::TokenId {
@@ -144,45 +140,88 @@ pub(super) fn one_or_several(ids: &[u32]) -> Value {
     }
 }
 
-/// `generation_config.json`. What pads is never left open, because `transformers` would warn at every text.
-pub(super) fn generation_config(special: &SpecialTokens) -> Value {
-    json!({
-        "bos_token_id": special.begin,
-        "eos_token_id": one_or_several(&special.ends),
-        "pad_token_id": special.pad.or(special.ends.first().copied()),
-    })
+/// `generation_config.json`, with the other settings of the one that the model came with. What pads is never left open, because
+/// `transformers` would warn at every text.
+pub(super) fn generation_config(settings: &Map<String, Value>, special: &SpecialTokens) -> Value {
+    let mut config = settings.clone();
+    config.insert("bos_token_id".into(), special.begin.into());
+    config.insert("eos_token_id".into(), one_or_several(&special.ends));
+    config.insert(
+        "pad_token_id".into(),
+        special.pad.or(special.ends.first().copied()).into(),
+    );
+    config.into()
 }
 
-/// `tokenizer_config.json`, which holds the chat template if there is one.
+/// What the `generation_config.json` of a model says besides special tokens, and besides which program wrote it.
+///
+/// # Errors
+/// If the file cannot be read or is not a JSON object.
+pub(super) fn generation_settings(directory: &Path) -> Result<Map<String, Value>, ExchangeError> {
+    let path = directory.join("generation_config.json");
+    let Some(config) = read_json(&path)? else {
+        return Ok(Map::new());
+    };
+    let Value::Object(mut settings) = config else {
+        return Err(ExchangeError::damaged(
+            &path,
+            "it is no configuration: it is not an object",
+        ));
+    };
+    let left = [
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "transformers_version",
+        "_from_model_config",
+    ];
+    settings.retain(|key, value| !left.contains(&key.as_str()) && !value.is_null());
+    Ok(settings)
+}
+
+/// A file of JSON, if there is such a file.
+fn read_json(path: &Path) -> Result<Option<Value>, ExchangeError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(ExchangeError::io(path)(cause)),
+    };
+    let value = serde_json::from_slice(&bytes);
+    value.map_err(|cause| ExchangeError::damaged(path, format!("it is no configuration: {cause}")))
+}
+
+/// `tokenizer_config.json`, with what lay beside the tokenizer where it came from.
 pub(super) fn tokenizer_config(tokenizer: &Tokenizer, special: &SpecialTokens, positions: usize) -> Value {
     // Special tokens are spelled out where tokens are decoded.
     let spelled = |id: u32| {
         let text = tokenizer.decode(&[id]).ok();
         text.filter(|text| tokenizer.token_to_id(text) == Some(id))
     };
-    let mut config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": positions,
-        "clean_up_tokenization_spaces": false,
-    });
+    let mut config = Map::from_iter([("clean_up_tokenization_spaces".into(), false.into())]);
+    config.extend(
+        tokenizer
+            .config()
+            .map_or_else(Map::new, |config| config.fields().clone()),
+    );
+    config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    config.insert("model_max_length".into(), positions.into());
     for (key, id) in [
         ("bos_token", special.begin),
         ("eos_token", special.end_of_document),
         ("pad_token", special.pad.or(special.end_of_document)),
         ("unk_token", special.unknown),
     ] {
-        if let (Some(token), Some(object)) = (id.and_then(spelled), config.as_object_mut()) {
-            object.insert(key.into(), token.into());
+        if let Some(token) = id.and_then(spelled) {
+            config.insert(key.into(), token.into());
         }
     }
-    if let Some(template) = tokenizer.chat_template() {
-        config["chat_template"] = template.value().clone();
-    }
-    config
+    config.into()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// Four words: `a`, `b`, `</s>` and `<pad>`.
@@ -235,7 +274,7 @@ mod tests {
         assert_eq!((found.end_of_document, found.ends.as_slice()), (Some(2), &[2][..]));
         assert_eq!((found.begin, found.pad), (None, None));
         // As a model without a padding token is written.
-        let generation = generation_config(&found);
+        let generation = generation_config(&Map::new(), &found);
         assert_eq!(generation["pad_token_id"], 2);
         assert_eq!(special(json!({}), Some(generation)), found);
     }

@@ -90,6 +90,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
     };
     let info = RunInfo {
         tokenizer_sha256: tokenizer.sha256().to_string(),
+        generation: import.generation_settings()?,
         imported: Some(import.source()),
         ..facts
     };
