@@ -39,6 +39,12 @@ pub enum DataError {
         /// Whether hidden files were left out.
         hidden: bool,
     },
+    /// The files of a source are there and hold no document.
+    #[error("source `{given}` holds no document")]
+    NoDocument {
+        /// The source as it was given.
+        given: String,
+    },
     /// Every file of a training source is a validation file.
     #[error("source `{given}` holds only validation files")]
     OnlyValidation {
@@ -237,6 +243,7 @@ impl DataError {
             Self::SourceEmpty { .. } | Self::UnknownFormat { .. } => {
                 format!("formats: {}", format::listed())
             }
+            Self::NoDocument { .. } => "look whether the file was written or fetched whole, or leave it out".into(),
             Self::OnlyValidation { .. } => "name other text to train on, or give --validation a fraction".into(),
             Self::DamagedSource { .. } => "fetch the file again, or leave it out".into(),
             Self::BadRecord { .. } => "without --strict, bad records are counted, reported and skipped".into(),

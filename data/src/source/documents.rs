@@ -282,11 +282,7 @@ impl CurrentSource {
                     first,
                     fault,
                 },
-                None => DataError::SourceEmpty {
-                    given: self.given,
-                    cause: "holds no document".into(),
-                    hidden: false,
-                },
+                None => DataError::NoDocument { given: self.given },
             });
         }
         let sha256 = match self.hashes.as_slice() {

@@ -108,10 +108,10 @@ impl Source {
     }
 
     /// Leaves out the files that are in `taken`, adds the others to it, and leaves out repeats among them.
-    fn take_once(&mut self, taken: &mut HashSet<PathBuf>) {
+    fn take_once(&mut self, taken: &mut HashSet<Identity>) {
         // The file itself goes before links to it, so that adding a link changes nothing.
-        let mut places: HashMap<PathBuf, usize> = HashMap::new();
-        let identities: Vec<PathBuf> = self.files.iter().map(|file| identity(&file.path)).collect();
+        let mut places: HashMap<Identity, usize> = HashMap::new();
+        let identities: Vec<Identity> = self.files.iter().map(|file| identity(&file.path)).collect();
         for (at, (file, identity)) in self.files.iter().zip(&identities).enumerate() {
             let place = places.entry(identity.clone()).or_insert(at);
             if !file.path.is_symlink() && self.files[*place].path.is_symlink() {
@@ -129,7 +129,7 @@ impl Source {
 
     /// Leaves out the files that `others` have too, whatever path they were found by.
     pub(crate) fn leave_out(&mut self, others: &[Self]) -> Result<(), DataError> {
-        let others: HashSet<PathBuf> = others
+        let others: HashSet<Identity> = others
             .iter()
             .flat_map(|other| &other.files)
             .map(|file| identity(&file.path))
@@ -160,9 +160,23 @@ impl Source {
     }
 }
 
-/// What two paths to one file share.
-fn identity(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.into())
+/// What all paths and links to one file or directory share.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    /// Device and inode, by which hard links are told to be one file.
+    #[cfg(unix)]
+    Inode(u64, u64),
+    /// The path without links.
+    Path(PathBuf),
+}
+
+fn identity(path: &Path) -> Identity {
+    #[cfg(unix)]
+    if let Ok(metadata) = path.metadata() {
+        use std::os::unix::fs::MetadataExt;
+        return Identity::Inode(metadata.dev(), metadata.ino());
+    }
+    Identity::Path(path.canonicalize().unwrap_or_else(|_| path.into()))
 }
 
 fn source_file(path: &Path, named: bool) -> Option<SourceFile> {
@@ -182,7 +196,7 @@ struct Search {
     files: Vec<SourceFile>,
     left_out: Vec<LeftOut>,
     /// The directories that were searched, by what their paths share.
-    directories: HashSet<PathBuf>,
+    directories: HashSet<Identity>,
     /// Links to directories, which are followed at the end: what lies in a directory itself is found there.
     links: VecDeque<PathBuf>,
 }

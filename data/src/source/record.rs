@@ -96,9 +96,10 @@ impl RecordFault {
                 "name the field that holds the text with --field; a field in a field is written `outer.inner`".into()
             }
             Self::ArrayCutOff => "fetch the file again, or leave it out".into(),
-            Self::Json { .. } | Self::Utf8 { .. } => {
-                "text is UTF-8; a line of .jsonl is one JSON object with the text in a field".into()
+            Self::Json { .. } => {
+                "a record is one JSON object with the text in a field, on a line of its own or in an array".into()
             }
+            Self::Utf8 { .. } => "text is UTF-8; convert it first: iconv -f ENCODING -t UTF-8 FILE > NEW".into(),
             Self::TooLong => "cut the text into documents: a record of .jsonl or .parquet is one".into(),
             Self::Encoding(encoding) => {
                 format!("convert it first: iconv -f {} -t UTF-8 FILE > NEW", encoding.label())

@@ -187,7 +187,7 @@ fn a_source_without_a_usable_record_is_an_error() {
     let error = refused(&path("b.parquet"));
     assert!(error.hint().unwrap().ends_with("seen: `id`, `body`"), "{error}");
     fs::write(path("c.jsonl"), "\n\n").unwrap();
-    assert!(matches!(refused(&path("c.jsonl")), DataError::SourceEmpty { .. }));
+    assert!(matches!(refused(&path("c.jsonl")), DataError::NoDocument { .. }));
     fs::write(path("d.txt"), b"caf\xe9 au lait").unwrap();
     assert!(
         refused(&path("d.txt"))
@@ -393,6 +393,7 @@ fn a_file_is_read_once_by_whatever_paths_it_is_named() {
     fs::write(path("e/b.jsonl"), line("b")).unwrap();
     fs::write(path("e/c.jsonl"), line("c")).unwrap();
     symlink("c.jsonl", path("e/a.jsonl")).unwrap();
+    fs::hard_link(path("e/c.jsonl"), path("e/d.jsonl")).unwrap();
     let given = [path("e"), path("e/b.jsonl"), path("e/../e/*.jsonl")];
     let (texts, records) = read_all(&given, ReadOptions::default());
     // The file itself keeps its place, whatever a link to it is called.
@@ -403,9 +404,12 @@ fn a_file_is_read_once_by_whatever_paths_it_is_named() {
             names.iter().map(|name| (*name).to_owned()).collect(),
         )]
     };
-    assert_eq!(left_out(&records[0]), names(&["a.jsonl"]));
+    assert_eq!(left_out(&records[0]), names(&["a.jsonl", "d.jsonl"]));
     assert_eq!(left_out(&records[1]), names(&["b.jsonl"]));
-    assert_eq!(left_out(&records[2]), names(&["a.jsonl", "b.jsonl", "c.jsonl"]));
+    assert_eq!(
+        left_out(&records[2]),
+        names(&["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"])
+    );
     assert_eq!((records[0].files, records[1].files, records[2].documents), (2, 0, 0));
 }
 
@@ -800,7 +804,11 @@ fn hints_follow_the_fault_that_was_found() {
         ("{}", "name the field that holds the text with --field; "),
         ("{\"a\": {\"b\": 1}}", "name the text field with --field; seen: `a.b`"),
         ("[", "fetch the file again, or leave it out"),
-        ("nothing", "text is UTF-8; a line of .jsonl is one JSON object"),
+        ("nothing", "a record is one JSON object with the text in a field"),
+        (
+            " \n",
+            "look whether the file was written or fetched whole, or leave it out",
+        ),
     ] {
         fs::write(&path, text).unwrap();
         let error = read(path.to_str().unwrap(), ReadOptions::default()).0.unwrap_err();

@@ -181,11 +181,11 @@ pub(crate) fn report_sources(sources: &[&SourceRecord], separator: &Separator) -
     let sum = |count: fn(&SourceRecord) -> u64| sources.iter().map(|source| count(source)).sum::<u64>();
     writeln!(
         io::stdout(),
-        "{:10}  {} files, {} documents, {} bytes",
+        "{:10}  {}, {}, {}",
         "read",
-        sum(|source| source.files),
-        sum(|source| source.documents),
-        sum(|source| source.bytes)
+        counted(sum(|source| source.files), "file"),
+        counted(sum(|source| source.documents), "document"),
+        counted(sum(|source| source.bytes), "byte")
     )?;
     for left in LeftOut::of_all(sources.iter().copied()) {
         let remark = match left.reason {
@@ -208,12 +208,19 @@ pub(crate) fn report_sources(sources: &[&SourceRecord], separator: &Separator) -
     Ok(())
 }
 
+/// A number of things, in words.
+fn counted(count: u64, thing: &str) -> String {
+    let ending = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{ending}")
+}
+
 /// Says on standard error how many records were not used, and why the first few were not.
 pub(crate) fn report_skipped(skipped: &Skipped) {
     if skipped.bad == 0 {
         return;
     }
-    eprintln!("warning: {} bad records were skipped", skipped.bad);
+    let were = if skipped.bad == 1 { "was" } else { "were" };
+    eprintln!("warning: {} {were} skipped", counted(skipped.bad, "bad record"));
     for record in &skipped.first {
         eprintln!("  {record}");
     }
