@@ -5,6 +5,7 @@ mod place;
 use std::fs;
 
 use gpas_model::Scheme;
+use gpas_train::backend::BackendName;
 use place::{Place, corpus, keys, of_kind};
 use serde_json::Value;
 
@@ -228,11 +229,11 @@ fn every_scheme_trains_by_its_name() {
 #[test]
 fn every_cpu_backend_that_is_compiled_in_trains() {
     let place = Place::prepared();
-    for (backend, compiled_in) in [("flex", cfg!(feature = "flex")), ("ndarray", cfg!(feature = "ndarray"))] {
-        if compiled_in {
+    for backend in BackendName::ALL.iter().filter(|backend| backend.is_cpu()) {
+        if backend.is_compiled_in() {
             place.does(&format!("train tiny.toml --backend {backend} -o {backend}"));
             let run: Value = serde_json::from_str(&place.read(&format!("{backend}/run.json"))).unwrap();
-            assert_eq!(run["backend"], backend);
+            assert_eq!(run["backend"], backend.name());
         } else {
             println!("skipped: {backend} is not built in");
         }
@@ -501,21 +502,12 @@ fn a_bad_recipe_is_refused_by_key_and_value() {
 #[test]
 fn a_backend_that_is_not_there_is_refused_with_the_feature_that_brings_it() {
     let place = Place::prepared();
-    for (backend, compiled_in) in [
-        ("flex", cfg!(feature = "flex")),
-        ("ndarray", cfg!(feature = "ndarray")),
-        ("wgpu", cfg!(feature = "wgpu")),
-        ("vulkan", cfg!(feature = "vulkan")),
-        ("metal", cfg!(feature = "metal")),
-        ("cuda", cfg!(feature = "cuda")),
-    ] {
-        if !compiled_in {
-            place.refuses(
-                &format!("train tiny.toml --backend {backend} -o run"),
-                &format!("backend `{backend}` is not part of this program"),
-                &format!("build with `--features {backend}`"),
-            );
-        }
+    for backend in BackendName::ALL.iter().filter(|backend| !backend.is_compiled_in()) {
+        place.refuses(
+            &format!("train tiny.toml --backend {backend} -o run"),
+            &format!("backend `{backend}` is not part of this program"),
+            &format!("build with `--features {backend}`"),
+        );
     }
     if cfg!(feature = "flex") {
         place.refuses(

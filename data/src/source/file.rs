@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::contents::{Encoding, Foreign, Unreadable, compression};
-use super::documents::ReadOptions;
 use super::find::SourceFile;
 use super::gzip::Members;
 use super::lines::Lines;
+use super::options::ReadOptions;
 use super::parquet::Parquet;
 use super::record::{Content, Record, RecordFault};
 use super::separated::Separated;

@@ -8,8 +8,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::documents::ReadOptions;
 use super::left_out::{LeftOut, LeftOutReason};
+use super::options::ReadOptions;
 use crate::error::DataError;
 use crate::format::{Compression, Format};
 
