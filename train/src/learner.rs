@@ -360,26 +360,16 @@ where
 /// A record that has the numbers that every step of a model has.
 fn example_step(config: &LlamaConfig) -> TrainRecord {
     TrainRecord {
-        step: 0,
-        loss: f64::NAN,
-        lr: 0.0,
-        tokens: 0,
-        tokens_per_s: 0.0,
-        grad_norm: 0.0,
-        gate_grad_norm: 0.0,
         gates: GateRange::of(&vec![0.0; config.gates() as usize]),
-        skipped: false,
+        ..TrainRecord::default()
     }
 }
 
 /// A record that has the numbers that every evaluation has; whether bits per byte are among them is for the tokenizer to say.
 fn example_evaluation(has_bytes: bool) -> EvalRecord {
     EvalRecord {
-        step: 0,
-        loss: f64::NAN,
-        perplexity: f64::NAN,
-        bits_per_byte: has_bytes.then_some(f64::NAN),
-        tokens: 0,
+        bits_per_byte: has_bytes.then_some(0.0),
+        ..EvalRecord::default()
     }
 }
 
