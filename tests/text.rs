@@ -9,12 +9,12 @@ use gpas_serve::text::TextStream;
 /// The text of tokens as two streams give it: one for the first `border` of them, as an echo is written, and one for those that follow it.
 fn streamed(tokenizer: &Tokenizer, ids: &[u32], border: usize) -> Vec<String> {
     let (before, after) = ids.split_at(border);
-    let mut echo = TextStream::after(tokenizer, &[]).unwrap();
-    let mut pieces: Vec<String> = before.iter().map(|id| echo.push(*id).unwrap()).collect();
-    let mut rest = TextStream::after(tokenizer, before).unwrap();
-    pieces.extend(after.iter().map(|id| rest.push(*id).unwrap()));
-    pieces.push(rest.finish().unwrap());
-    assert_eq!(rest.finish().unwrap(), "", "nothing is given twice");
+    let mut echo = TextStream::after(tokenizer, &[]).expect("a text");
+    let mut pieces: Vec<String> = before.iter().map(|id| echo.push(*id).expect("a text")).collect();
+    let mut rest = TextStream::after(tokenizer, before).expect("a text");
+    pieces.extend(after.iter().map(|id| rest.push(*id).expect("a text")));
+    pieces.push(rest.finish().expect("a text"));
+    assert_eq!(rest.finish().expect("a text"), "", "nothing is given twice");
     pieces
 }
 

@@ -11,6 +11,7 @@ mod lines;
 mod options;
 mod parquet;
 mod record;
+mod records;
 mod separated;
 mod separator;
 mod tally;

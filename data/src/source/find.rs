@@ -114,7 +114,7 @@ impl Source {
         let identities: Vec<PathBuf> = self.files.iter().map(|file| identity(&file.path)).collect();
         for (at, (file, identity)) in self.files.iter().zip(&identities).enumerate() {
             let place = places.entry(identity.clone()).or_insert(at);
-            if file.path.is_symlink() < self.files[*place].path.is_symlink() {
+            if self.files[*place].path.is_symlink() && !file.path.is_symlink() {
                 *place = at;
             }
         }

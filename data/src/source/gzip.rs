@@ -10,7 +10,7 @@ pub(super) struct Members<R> {
 }
 
 enum State<R> {
-    Member(GzDecoder<R>),
+    Member(Box<GzDecoder<R>>),
     Between(R),
     Ended,
 }
@@ -18,7 +18,7 @@ enum State<R> {
 impl<R: BufRead> Members<R> {
     pub(super) fn new(input: R) -> Self {
         Self {
-            state: State::Member(GzDecoder::new(input)),
+            state: State::Member(Box::new(GzDecoder::new(input))),
         }
     }
 }
@@ -37,7 +37,7 @@ impl<R: BufRead> Read for Members<R> {
                     State::Between(member.into_inner())
                 }
                 State::Between(mut input) => match skip_zeros(&mut input)? {
-                    true => State::Member(GzDecoder::new(input)),
+                    true => State::Member(Box::new(GzDecoder::new(input))),
                     false => State::Ended,
                 },
             };

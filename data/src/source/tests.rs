@@ -856,7 +856,10 @@ fn a_text_file_is_cut_into_documents_at_its_separator() {
     }
     let path = place.path().join("a.txt.gz");
     fs::write(&path, gzip("one\n<|e|>\ntwo")).unwrap();
-    assert_eq!(read_all(&[path.clone()], separated_by("<|e|>")).0, ["one", "two"]);
+    assert_eq!(
+        read_all(std::slice::from_ref(&path), separated_by("<|e|>")).0,
+        ["one", "two"]
+    );
     assert_eq!(texts(&path), ["one\n<|e|>\ntwo"]);
 }
 
@@ -893,7 +896,7 @@ fn separators_are_found_wherever_a_long_file_is_cut_into_pieces() {
     // Without a separator in it, a file comes in the same pieces whether one is looked for or not.
     fs::write(&path, (0..400_000).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
     assert_eq!(
-        read_all(&[path.clone()], separated_by("<|endoftext|>")).0,
+        read_all(std::slice::from_ref(&path), separated_by("<|endoftext|>")).0,
         read_all(&[path], ReadOptions::default()).0
     );
 }

@@ -59,6 +59,7 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
             perplexity,
             bits_per_byte,
             tokens,
+            ..
         } = record;
         let bits = bits_per_byte.map_or(String::new(), |bits| format!("  {bits:.6} bits per byte"));
         writeln!(
