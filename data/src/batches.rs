@@ -38,11 +38,10 @@ impl<B: Backend> Batcher<B, Window, TokenBatch<B>> for WindowBatcher {
 
 /// The training batches of a range of optimizer steps.
 ///
-/// An exact training loop asks for [the windows](Self::windows_of_step) or [the micro-batches](Self::micro_batches_of_step) of a
-/// step, which any step answers in any order. As a [`DataLoader`] it gives the steps of its range, and each further
-/// [`iter`](DataLoader::iter) as many steps after those: the second epoch of a learner goes on with the order where the first one
-/// ends. (A learner that resumes after k epochs of n steps is given the range k·n .. (k + 1)·n.) Where the data is damaged it ends
-/// early, and [`damage`](Self::damage) tells.
+/// As a [`DataLoader`] it gives the steps of its range, and each further [`iter`](DataLoader::iter) as many steps after those: the second
+/// epoch of a learner goes on with the order where the first one ends. (A learner that resumes after k epochs of n steps is given the range
+/// k·n .. (k + 1)·n.) Where the data is damaged it ends early, and [`damage`](Self::damage) tells. [The windows](Self::windows_of_step) of
+/// any step can be had besides.
 ///
 /// [`slice`](DataLoader::slice) and [`to_device`](DataLoader::to_device) make data loaders that begin with the first epoch and count
 /// their own. A slice is a part of every epoch, so that slices are as disjoint in the second as in the first.
@@ -122,11 +121,6 @@ impl<B: Backend> TrainBatches<B> {
         Ok(Self { micro_batch, ..self })
     }
 
-    /// Micro-batches of one optimizer step.
-    pub fn micro_batches(&self) -> usize {
-        self.batch.div_ceil(self.micro_batch)
-    }
-
     /// The windows of optimizer step `step` (from 0), whether or not it is in the data loader's range.
     ///
     /// # Errors
@@ -134,16 +128,6 @@ impl<B: Backend> TrainBatches<B> {
     pub fn windows_of_step(&self, step: usize) -> Result<Vec<Window>, DataError> {
         let indices = self.order.indices(step, self.batch);
         indices.into_iter().map(|index| self.windows.window(index)).collect()
-    }
-
-    /// The micro-batches of optimizer step `step` (from 0), whether or not it is in the data loader's range.
-    ///
-    /// # Errors
-    /// When the data is damaged.
-    pub fn micro_batches_of_step(&self, step: usize) -> Result<Vec<TokenBatch<B>>, DataError> {
-        let windows = self.windows_of_step(step)?;
-        let parts = windows.chunks(self.micro_batch);
-        parts.map(|part| Ok(stack(part, &self.device)?)).collect()
     }
 
     /// Where to ask, after iterating, whether the data ended or is damaged.
@@ -502,21 +486,19 @@ mod tests {
     #[test]
     fn micro_batches_end_with_their_step() {
         let batches = train(5, 2..5).with_micro_batch(2).unwrap();
-        assert_eq!((batches.micro_batches(), batches.num_items()), (3, 15));
+        assert_eq!(batches.num_items(), 15);
         let loaded: Vec<TokenBatch<Flex>> = batches.iter().collect();
         let sizes: Vec<usize> = loaded.iter().map(|batch| batch.ids.dims()[0]).collect();
         assert_eq!(sizes, [2, 2, 1, 2, 2, 1, 2, 2, 1]);
         for (step, part) in (2..).zip(loaded.chunks(3)) {
-            let asked = batches.micro_batches_of_step(step).unwrap();
-            assert_eq!(
-                asked.iter().map(rows).collect::<Vec<_>>(),
-                part.iter().map(rows).collect::<Vec<_>>()
-            );
-            assert_eq!(asked.iter().map(|batch| batch.scored).sum::<usize>(), 40);
+            let windows = batches.windows_of_step(step).unwrap();
+            let whole = stack::<Flex>(&windows, &Default::default()).unwrap();
+            assert_eq!(part.iter().flat_map(rows).collect::<Vec<_>>(), rows(&whole));
+            assert_eq!(part.iter().map(|batch| batch.scored).sum::<usize>(), 40);
         }
         let whole: Vec<Vec<i64>> = train(5, 2..5).iter().flat_map(|batch| rows(&batch)).collect();
         assert_eq!(loaded.iter().flat_map(rows).collect::<Vec<_>>(), whole);
-        assert_eq!(train(5, 0..1).with_micro_batch(9).unwrap().micro_batches(), 1);
+        assert_eq!(train(5, 0..1).with_micro_batch(9).unwrap().iter().count(), 1);
         assert!(train(5, 0..1).with_micro_batch(0).is_err());
     }
 

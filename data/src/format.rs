@@ -21,7 +21,7 @@ pub(crate) enum Compression {
 }
 
 /// The extension of each format.
-const FORMATS: [(&str, Format); 5] = [
+const FORMATS: &[(&str, Format)] = &[
     ("jsonl", Format::JsonLines),
     ("ndjson", Format::JsonLines),
     ("json", Format::Json),
@@ -43,14 +43,29 @@ impl Format {
             (_, extension) = stem.rsplit_once('.')?;
         }
         let &(_, format) = FORMATS.iter().find(|(known, _)| *known == extension)?;
-        // Parquet compresses its own columns, and is read from its end.
-        (format != Self::Parquet || compression.is_none()).then_some((format, compression))
+        (format.may_be_compressed() || compression.is_none()).then_some((format, compression))
+    }
+
+    /// Whether a file may be compressed as a whole. Parquet compresses its own columns, and is read from its end.
+    fn may_be_compressed(self) -> bool {
+        self != Self::Parquet
     }
 }
 
 /// The formats as a user reads them.
-pub(crate) fn listed() -> &'static str {
-    ".jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet"
+pub(crate) fn listed() -> String {
+    let (mut whole, mut own) = (Vec::new(), Vec::new());
+    for (extension, format) in FORMATS {
+        let list = if format.may_be_compressed() {
+            &mut whole
+        } else {
+            &mut own
+        };
+        list.push(format!(".{extension}"));
+    }
+    let last = whole.pop().unwrap_or_default();
+    let (whole, own) = (whole.join(", "), own.join(", "));
+    format!("{whole} and {last}, each also as .gz or .zst, and {own}")
 }
 
 /// Whether a file holds Git LFS's address of its content in place of the content.
@@ -61,6 +76,12 @@ pub(crate) fn is_lfs_pointer(opening: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_formats_are_listed_as_the_table_has_them() {
+        let expected = ".jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet";
+        assert_eq!(listed(), expected);
+    }
 
     #[test]
     fn a_name_gives_the_format_and_the_compression() {

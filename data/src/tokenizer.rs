@@ -312,6 +312,36 @@ impl Tokenizer {
         self.encode_with(text, SpelledOut::AsText)
     }
 
+    /// As [`Self::encode`], with the special tokens that the text spells out as text or as tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text, for instance because it has no unknown token.
+    pub fn encode_with(&self, text: &str, special: SpelledOut) -> Result<Vec<u32>, DataError> {
+        let tokenizer = match special {
+            SpelledOut::AsText => &self.shared.tokenizer,
+            SpelledOut::AsTokens => self.shared.takes_special.get_or_init(|| {
+                let mut tokenizer = self.shared.tokenizer.clone();
+                tokenizer.set_encode_special_tokens(false);
+                tokenizer
+            }),
+        };
+        let encoding = tokenizer.encode_fast(text, false);
+        encoding
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|error| self.refused(&error.to_string()))
+    }
+
+    /// The special tokens that a text spells out.
+    pub fn spelled_special_tokens(&self, text: &str) -> SpelledTokens {
+        let finder = self
+            .shared
+            .special
+            .get_or_init(|| special::finder(&self.shared.tokenizer));
+        finder
+            .as_ref()
+            .map_or_else(SpelledTokens::default, |finder| SpelledTokens::of(text, finder))
+    }
+
     /// The text of tokens; special tokens are spelled out. Ids outside the vocabulary give nothing, and a character whose bytes are not
     /// all there becomes U+FFFD.
     ///

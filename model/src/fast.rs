@@ -31,7 +31,7 @@ pub(crate) fn is_in_memory<B: Backend>() -> bool {
 }
 
 /// Declares functions that ask the accelerators one after the other, each by a function of the same name, and return what the first one does
-/// that takes the tensors.
+/// that takes the tensors. The function of that name in gpas-host says which shapes they have.
 macro_rules! ask {
     ($(
         $(#[$attribute:meta])*
@@ -52,10 +52,6 @@ macro_rules! ask {
 
 ask! {
     /// RMSNorm over the last dimension, as [`RmsNorm`](crate::RmsNorm) computes it.
-    ///
-    /// # Shapes
-    /// - x and output: `[…, hidden]`
-    /// - weight: `[hidden]`
     pub(crate) fn norm[B: Backend, const D: usize](
         x: &Tensor<B, D>,
         weight: &Tensor<B, 1>,
@@ -64,10 +60,6 @@ ask! {
     ) -> Option<Tensor<B, D>>;
 
     /// A branch times its scale.
-    ///
-    /// # Shapes
-    /// - branch and output: `[…, hidden]`
-    /// - scale: `[hidden]` or `[1]`
     pub(crate) fn scale[B: Backend, const D: usize](
         branch: &Tensor<B, D>,
         scale: &Tensor<B, 1>,
@@ -94,11 +86,6 @@ ask! {
 
     /// `[x · W₁ | x · W₂ | …]` of one to three weights; `x` holds `seq` rows of each sequence. If that is one, as in generation, a row's
     /// result does not depend on the other rows.
-    ///
-    /// # Shapes
-    /// - x: `[tokens, inputs]`
-    /// - weights: `[inputs, outputsᵢ]`
-    /// - output: `[tokens, outputs₁ + outputs₂ + …]`
     pub(crate) fn linear[B: Backend, const N: usize](
         x: &Tensor<B, 2>,
         weights: &[Tensor<B, 2>; N],
@@ -113,33 +100,15 @@ ask! {
     pub fn product[B: Backend](a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// `x·W` of few rows, each of which is summed by itself.
-    ///
-    /// # Shapes
-    /// - x: `[tokens, inputs]`
-    /// - weight: `[inputs, outputs]`
     pub(crate) fn few_rows[B: Backend](x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// `silu(a) ⊙ b` of the halves of each row.
-    ///
-    /// # Shapes
-    /// - both: `[tokens, 2 · width]`
-    /// - output: `[tokens, width]`
     pub(crate) fn swiglu[B: Backend](both: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// The rows of a table that ids name.
-    ///
-    /// # Shapes
-    /// - table: `[vocab, hidden]`
-    /// - ids: `[batch, seq]`
-    /// - output: `[batch, seq, hidden]`
     pub(crate) fn embed[B: Backend](table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>>;
 
     /// Causal attention within sequences of one length; the queries, keys and values of a token stand side by side.
-    ///
-    /// # Shapes
-    /// - projected: `[batch · seq, (heads + 2 · kv_heads) · head_dim]`
-    /// - tables: cosines and sines of the rotation, `[seq, head_dim]`
-    /// - output: `[batch · seq, heads · head_dim]`
     pub(crate) fn causal_attention[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
@@ -148,9 +117,6 @@ ask! {
     ) -> Option<Tensor<B, 2>>;
 
     /// The cache, for [`keep`] and [`cached_attention`], of a sequence that has no token yet and whose tokens are projected as this one.
-    ///
-    /// # Shapes
-    /// - projected: `[tokens, (heads + 2 · kv_heads) · head_dim]`
     pub(crate) fn cache[B: Backend](
         projected: &Tensor<B, 2>,
         heads: usize,
@@ -158,10 +124,6 @@ ask! {
     ) -> Option<HostCache>;
 
     /// Keeps keys and values of the first tokens of a sequence.
-    ///
-    /// # Shapes
-    /// - projected: `[tokens, (heads + 2 · kv_heads) · head_dim]`
-    /// - tables: cosines and sines of all positions, `[positions, head_dim]`
     pub(crate) fn keep[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
@@ -169,12 +131,6 @@ ask! {
     ) -> Option<()>;
 
     /// Attention of `count` new tokens of each sequence to the sequence's tokens, themselves included.
-    ///
-    /// # Shapes
-    /// - projected: `[sequences · count, (heads + 2 · kv_heads) · head_dim]`
-    /// - tables: cosines and sines of all positions, `[positions, head_dim]`
-    /// - sequences: what each has kept, and the number of its tokens before the new ones
-    /// - output: `[sequences · count, heads · head_dim]`
     pub(crate) fn cached_attention[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
@@ -183,11 +139,6 @@ ask! {
     ) -> Option<Tensor<B, 2>>;
 
     /// Loss of every row outside of autodiff, 0 where the target is `ignored`.
-    ///
-    /// # Shapes
-    /// - hidden: `[tokens, hidden]`
-    /// - weight: `[hidden, vocab]`
-    /// - targets and output: `[tokens]`
     pub(crate) fn token_losses[B: Backend](
         hidden: &Tensor<B, 2>,
         weight: &Tensor<B, 2>,
@@ -202,13 +153,7 @@ ask! {
 /// The loss, the gradient of the hidden states and that of the head.
 pub(crate) type HeadGradients<B> = (Tensor<B, 1>, Tensor<B, 2>, Tensor<B, 2>);
 
-/// Loss and gradients of the head at once, outside of autodiff; a row whose target is `ignored` has none. The gradient of the head is added to
-/// `sum`, sequence after sequence of `seq` rows.
-///
-/// # Shapes
-/// - hidden: `[tokens, hidden]`
-/// - weight, sum: `[hidden, vocab]`
-/// - targets: `[tokens]`
+/// Loss and gradients of the head at once, outside of autodiff, as `gpas_host::loss_with_gradients` computes them.
 ///
 /// # Errors
 /// `sum` as it was, where no accelerator takes the tensors.

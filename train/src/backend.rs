@@ -7,57 +7,102 @@ use std::str::FromStr;
 
 use burn::tensor::backend::AutodiffBackend;
 
-/// A backend that can be compiled in, fastest first.
+/// What a backend computes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BackendName {
-    /// NVIDIA cards through CUDA.
+enum Hardware {
+    /// The processor, in the memory of this process.
+    Processor,
+    /// A card, or a software driver, behind the platform's graphics interface.
+    Graphics,
+    /// NVIDIA's cards.
     Cuda,
+}
+
+/// Declares the backends. A row has the name of a backend, its feature, which is its name on the command line, what it computes on, its type
+/// without autodiff, and what makes a device of a number.
+macro_rules! backends {
+    ($($(#[doc = $doc:literal])+ $name:ident $feature:literal on $hardware:ident: $backend:ty, $device:expr;)*) => {
+        /// A backend that can be compiled in, fastest first.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum BackendName {
+            $($(#[doc = $doc])+ $name,)*
+        }
+
+        impl BackendName {
+            /// Every backend, fastest first: the order in which `auto` looks.
+            pub const ALL: &[BackendName] = &[$(BackendName::$name),*];
+
+            /// Its name on the command line, which is the feature that brings it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(BackendName::$name => $feature,)*
+                }
+            }
+
+            /// Whether this binary has it.
+            pub fn is_compiled_in(self) -> bool {
+                match self {
+                    $(BackendName::$name => cfg!(feature = $feature),)*
+                }
+            }
+
+            fn hardware(self) -> Hardware {
+                match self {
+                    $(BackendName::$name => Hardware::$hardware,)*
+                }
+            }
+        }
+
+        impl Selected {
+            /// Runs the task on this backend.
+            ///
+            /// # Errors
+            /// If the backend is not compiled in.
+            pub fn run<T: BackendTask>(self, task: T) -> Result<T::Output, BackendError> {
+                match self.name {
+                    $(
+                        #[cfg(feature = $feature)]
+                        BackendName::$name => Ok(task.run::<burn::backend::Autodiff<$backend>>($device(self.index))),
+                        #[cfg(not(feature = $feature))]
+                        BackendName::$name => Err(BackendError::NotCompiledIn(self.name)),
+                    )*
+                }
+            }
+        }
+    };
+}
+
+// Fastest first, which is the order in which `auto` looks.
+backends! {
+    /// NVIDIA cards through CUDA.
+    Cuda "cuda" on Cuda: burn_cuda::Cuda, burn_cuda::CudaDevice::new;
     /// Apple cards through Metal.
-    Metal,
+    Metal "metal" on Graphics: burn_wgpu::Metal, wgpu_device;
     /// Any card through Vulkan.
-    Vulkan,
+    Vulkan "vulkan" on Graphics: burn_wgpu::Vulkan, wgpu_device;
     /// Any card through the platform's own graphics interface.
-    Wgpu,
+    Wgpu "wgpu" on Graphics: burn_wgpu::Wgpu, wgpu_device;
     /// The CPU, through Burn's flex.
-    Flex,
+    Flex "flex" on Processor: burn_flex::Flex, |_| burn_flex::FlexDevice;
     /// The CPU, through ndarray.
-    Ndarray,
+    Ndarray "ndarray" on Processor: burn_ndarray::NdArray<f32>, |_| burn_ndarray::NdArrayDevice::Cpu;
 }
 
 impl BackendName {
-    /// Every backend, fastest first: the order in which `auto` looks.
-    pub const ALL: [BackendName; 6] = [
-        BackendName::Cuda,
-        BackendName::Metal,
-        BackendName::Vulkan,
-        BackendName::Wgpu,
-        BackendName::Flex,
-        BackendName::Ndarray,
-    ];
-
-    /// Whether this binary has it.
-    pub fn is_compiled_in(self) -> bool {
-        match self {
-            BackendName::Cuda => cfg!(feature = "cuda"),
-            BackendName::Metal => cfg!(feature = "metal"),
-            BackendName::Vulkan => cfg!(feature = "vulkan"),
-            BackendName::Wgpu => cfg!(feature = "wgpu"),
-            BackendName::Flex => cfg!(feature = "flex"),
-            BackendName::Ndarray => cfg!(feature = "ndarray"),
-        }
+    /// Whether it computes on the processor, in the memory of this process.
+    pub fn is_cpu(self) -> bool {
+        self.hardware() == Hardware::Processor
     }
 
     /// Number of devices it finds that are worth choosing over a CPU: a software driver is not, and neither is an interface that this
     /// platform does not have.
     fn devices(self) -> usize {
-        match self {
+        match self.hardware() {
             _ if !self.is_compiled_in() || !self.is_of_this_platform() => 0,
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => found(cuda_devices),
+            Hardware::Cuda => found(cuda_devices),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                found(adapters).iter().filter(|adapter| adapter.is_card()).count()
-            }
+            Hardware::Graphics => found(adapters).iter().filter(|adapter| adapter.is_card()).count(),
             _ => 1,
         }
     }
@@ -73,11 +118,9 @@ impl BackendName {
 
     /// Whether it can run at all, be it on a software driver.
     fn is_present(self) -> bool {
-        match self {
+        match self.hardware() {
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                self.is_of_this_platform() && !found(adapters).is_empty()
-            }
+            Hardware::Graphics => self.is_of_this_platform() && !found(adapters).is_empty(),
             _ => self.devices() > 0,
         }
     }
@@ -170,14 +213,7 @@ fn adapters() -> Vec<Adapter> {
 
 impl fmt::Display for BackendName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            BackendName::Cuda => "cuda",
-            BackendName::Metal => "metal",
-            BackendName::Vulkan => "vulkan",
-            BackendName::Wgpu => "wgpu",
-            BackendName::Flex => "flex",
-            BackendName::Ndarray => "ndarray",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -214,7 +250,7 @@ impl BackendError {
     pub fn hint(&self) -> String {
         match self {
             BackendError::Unknown(_) => {
-                let names: Vec<String> = BackendName::ALL.iter().map(ToString::to_string).collect();
+                let names: Vec<&str> = BackendName::ALL.iter().map(|name| name.name()).collect();
                 format!("one of auto, {}", names.join(", "))
             }
             BackendError::NotCompiledIn(name) => format!("build with `--features {name}`"),
@@ -236,11 +272,8 @@ impl FromStr for BackendChoice {
             Some((name, index)) => (name, index.parse().map_err(|_| unknown())?),
             None => (text, 0),
         };
-        let name = BackendName::ALL
-            .into_iter()
-            .find(|known| known.to_string() == name)
-            .ok_or_else(unknown)?;
-        Ok(BackendChoice::Named(name, index))
+        let known = BackendName::ALL.iter().find(|known| known.name() == name);
+        Ok(BackendChoice::Named(*known.ok_or_else(unknown)?, index))
     }
 }
 
@@ -280,9 +313,9 @@ impl BackendChoice {
         configure();
         match self {
             BackendChoice::Auto => BackendName::ALL
-                .into_iter()
+                .iter()
                 .find(|name| name.devices() > 0)
-                .map(|name| Selected { name, index: 0 })
+                .map(|name| Selected { name: *name, index: 0 })
                 .ok_or(BackendError::None),
             BackendChoice::Named(name, _) if !name.is_compiled_in() => Err(BackendError::NotCompiledIn(name)),
             // A software driver counts for nothing in `auto` and yet runs when asked for.
@@ -307,87 +340,50 @@ pub trait BackendTask {
 impl Selected {
     /// Whether it computes on the processor, in the memory of this process.
     pub fn is_cpu(self) -> bool {
-        matches!(self.name, BackendName::Flex | BackendName::Ndarray)
+        self.name.is_cpu()
     }
 
     /// Whether it computes on the processor, be it through a software driver of a graphics interface.
     pub fn is_software(self) -> bool {
-        match self.name {
-            BackendName::Flex | BackendName::Ndarray => true,
+        match self.name.hardware() {
+            Hardware::Processor => true,
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                let adapter = found(|| adapters().into_iter().nth(self.index));
-                adapter.is_some_and(|adapter| !adapter.is_card())
+            Hardware::Graphics => {
+                found(|| adapters().into_iter().nth(self.index)).is_some_and(|adapter| !adapter.is_card())
             }
-            #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
             _ => false,
         }
     }
 
     /// What it computes on, as the system calls it, with the driver where there is one; none where nothing tells.
     pub fn device_name(self) -> Option<String> {
-        match self.name {
-            BackendName::Flex | BackendName::Ndarray => processor_name(),
+        match self.name.hardware() {
+            Hardware::Processor => processor_name(),
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => found(|| {
+            Hardware::Cuda => found(|| {
                 use cudarc::driver::result;
                 result::init().ok()?;
                 let card = result::device::get(i32::try_from(self.index).ok()?).ok()?;
                 result::device::get_name(card).ok()
             }),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
+            Hardware::Graphics => {
                 let adapter = found(|| adapters().into_iter().nth(self.index));
                 adapter.map(|Adapter { info, .. }| format!("{}, {} {}", info.name, info.driver, info.driver_info))
             }
-            #[allow(unreachable_patterns, reason = "without a feature, its name has no device")]
+            #[allow(unreachable_patterns, reason = "without a feature, its hardware is unknown")]
             _ => None,
         }
     }
 
     /// What the allocator of its device says; none where the memory is this process's, or the device does not tell.
     pub fn device_memory(self) -> Option<DeviceMemory> {
-        match self.name {
+        match self.name.hardware() {
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => memory_of::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
+            Hardware::Cuda => memory_of::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
-            BackendName::Metal | BackendName::Vulkan | BackendName::Wgpu => {
-                memory_of::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index))
-            }
+            Hardware::Graphics => memory_of::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index)),
             _ => None,
-        }
-    }
-
-    /// Runs the task on this backend.
-    ///
-    /// # Errors
-    /// If the backend is not compiled in.
-    pub fn run<T: BackendTask>(self, task: T) -> Result<T::Output, BackendError> {
-        match self.name {
-            #[cfg(feature = "flex")]
-            BackendName::Flex => Ok(task.run::<burn::backend::Autodiff<burn_flex::Flex>>(burn_flex::FlexDevice)),
-            #[cfg(feature = "ndarray")]
-            BackendName::Ndarray => {
-                type Ndarray = burn_ndarray::NdArray<f32>;
-                Ok(task.run::<burn::backend::Autodiff<Ndarray>>(burn_ndarray::NdArrayDevice::Cpu))
-            }
-            #[cfg(feature = "cuda")]
-            BackendName::Cuda => {
-                let device = burn_cuda::CudaDevice::new(self.index);
-                Ok(task.run::<burn::backend::Autodiff<burn_cuda::Cuda>>(device))
-            }
-            #[cfg(feature = "vulkan")]
-            BackendName::Vulkan => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Vulkan>>(wgpu_device(self.index))),
-            #[cfg(feature = "metal")]
-            BackendName::Metal => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Metal>>(wgpu_device(self.index))),
-            #[cfg(feature = "wgpu")]
-            BackendName::Wgpu => Ok(task.run::<burn::backend::Autodiff<burn_wgpu::Wgpu>>(wgpu_device(self.index))),
-            // Without a feature, its name has no type.
-            #[allow(unreachable_patterns)]
-            name => {
-                drop(task);
-                Err(BackendError::NotCompiledIn(name))
-            }
         }
     }
 }
@@ -423,7 +419,7 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for name in BackendName::ALL {
+        for &name in BackendName::ALL {
             assert_eq!(name.to_string().parse(), Ok(BackendChoice::Named(name, 0)));
         }
         assert_eq!("cuda:3".parse(), Ok(BackendChoice::Named(BackendName::Cuda, 3)));
@@ -435,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_missing_says_which_feature_brings_it() {
-        for name in BackendName::ALL.into_iter().filter(|name| !name.is_compiled_in()) {
+        for name in BackendName::ALL.iter().copied().filter(|name| !name.is_compiled_in()) {
             let error = BackendChoice::Named(name, 0).select().unwrap_err();
             assert_eq!(error, BackendError::NotCompiledIn(name));
             assert_eq!(error.hint(), format!("build with `--features {name}`"));

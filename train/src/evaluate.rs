@@ -5,57 +5,42 @@
 
 use std::f64::consts::LN_2;
 
+use burn::data::dataloader::DataLoader;
 use burn::tensor::backend::Backend;
 use gpas_data::tokenizer::ByteLengths;
-use gpas_data::{DataError, EvaluationBatches, Windows, stack};
-use gpas_model::Llama;
+use gpas_data::{Damage, DataError};
+use gpas_model::{Llama, TokenBatch};
 
 use crate::metrics::EvalRecord;
 
-/// What a model is evaluated on.
-#[derive(Clone, Debug)]
-pub struct ValidationText {
-    /// The windows.
-    pub windows: Windows,
-    /// The bytes of text that each token stands for, where the tokenizer tells.
-    pub bytes: Option<ByteLengths>,
-}
-
-/// Loss and perplexity of `model`, which has been trained for `step` optimizer steps, on the first windows that hold `tokens` scored tokens.
+/// Loss and perplexity of `model`, which has been trained for `step` optimizer steps, on all batches of a loader. `damage` is where the
+/// loader tells that its data is damaged, and `bytes` how many bytes of text each token stands for, where the tokenizer tells.
 ///
 /// It ends early, with nothing, once `stop` says so.
 ///
 /// # Errors
-/// If there is no window, or the data is damaged.
+/// If the data is damaged.
 pub fn evaluate<B: Backend>(
     model: &Llama<B>,
-    validation: &ValidationText,
-    batch: usize,
-    tokens: Option<usize>,
+    batches: &dyn DataLoader<B, TokenBatch<B>>,
+    damage: &Damage,
+    bytes: Option<&ByteLengths>,
     step: u64,
-    device: &B::Device,
     stop: impl Fn() -> bool,
 ) -> Result<Option<EvalRecord>, DataError> {
-    let batches = EvaluationBatches::<B>::new(validation.windows.clone(), batch, tokens, device.clone())?;
-    let (mut loss, mut length) = (0.0, 0);
-    for index in 0..batches.batches() {
+    let (mut loss, mut tokens, mut length) = (0.0, 0, 0);
+    for batch in batches.iter() {
         if stop() {
             return Ok(None);
         }
-        let windows = batches.windows_of_batch(index)?;
-        if let Some(bytes) = &validation.bytes {
-            let positions = windows.iter().flat_map(|window| window.ids.iter().zip(&window.targets));
-            // What is not scored is below zero.
-            let scored = positions.filter_map(|(previous, target)| Some((*previous, u32::try_from(*target).ok()?)));
-            length += scored.map(|(previous, id)| bytes.after(previous, id)).sum::<u64>();
-        }
-        let batch = stack(&windows, device)?;
+        tokens += batch.scored;
+        length += bytes.map_or(0, |bytes| scored_bytes(&batch, bytes));
         // Added up on the host in f64: the same on every backend but for the losses themselves.
         let losses = model.token_losses(batch.ids, batch.targets).into_data();
         loss += losses.iter::<f64>().sum::<f64>();
     }
+    damage.check()?;
     let bits_per_byte = (length > 0).then(|| loss / LN_2 / length as f64);
-    let tokens = batches.scored();
     let loss = loss / tokens.max(1) as f64;
     Ok(Some(EvalRecord {
         step,
@@ -64,6 +49,15 @@ pub fn evaluate<B: Backend>(
         bits_per_byte,
         tokens: tokens as u64,
     }))
+}
+
+/// The bytes of text that the scored tokens of a batch stand for.
+fn scored_bytes<B: Backend>(batch: &TokenBatch<B>, bytes: &ByteLengths) -> u64 {
+    let (ids, targets) = (batch.ids.to_data(), batch.targets.to_data());
+    let positions = ids.iter::<i64>().zip(targets.iter::<i64>());
+    // What is not scored is below zero.
+    let scored = positions.filter_map(|(id, target)| Some((u32::try_from(id).ok()?, u32::try_from(target).ok()?)));
+    scored.map(|(previous, id)| bytes.after(previous, id)).sum()
 }
 
 #[cfg(test)]
@@ -78,7 +72,7 @@ pub(crate) mod tests {
     use gpas_data::bpe::train_bpe;
     use gpas_data::prepare::{PrepareOptions, ValidationSplit, prepare};
     use gpas_data::source::{Documents, ReadOptions};
-    use gpas_data::{IGNORE_INDEX, Window, WindowMode};
+    use gpas_data::{EvaluationBatches, IGNORE_INDEX, Window, WindowMode, Windows, stack};
     use gpas_data::{PreparedData, SpelledOut};
     use gpas_model::{LlamaConfig, Progress};
 
@@ -171,14 +165,12 @@ pub(crate) mod tests {
                 .filter_map(|target| u32::try_from(target).ok())
                 .collect();
             let text = data.tokenizer().decode_plain(&targets).unwrap();
-            let validation = ValidationText {
-                windows,
-                bytes: data.tokenizer().byte_lengths(),
-            };
+            let batches = EvaluationBatches::new(windows, batch, None, FlexDevice).unwrap();
+            let bytes = data.tokenizer().byte_lengths();
 
             let at = |step| {
                 let model = model.clone().with_progress(Progress::after(step));
-                let found = evaluate(&model, &validation, batch, None, step, &FlexDevice, || false);
+                let found = evaluate(&model, &batches, batches.damage(), bytes.as_ref(), step, || false);
                 found.unwrap().unwrap()
             };
             let found = at(STEP);

@@ -34,7 +34,6 @@ use gpas_model::LlamaConfig;
 
 use crate::backend::{BackendChoice, BackendTask, Selected};
 use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Writer};
-use crate::evaluate::ValidationText;
 use crate::metrics::{EvalRecord, GateRange, Quantity, TrainRecord};
 use crate::recipe::Recipe;
 use crate::run::{RunDirectory, RunError, RunLock};
@@ -252,13 +251,14 @@ impl BackendTask for Launch {
             state,
             config: run.config,
             damage: loaders.train.damage().clone(),
-            validation: loaders.text,
+            validation_damage: loaders.valid.damage().clone(),
+            bytes: run.data.tokenizer().byte_lengths(),
             device,
             stop: run.stop,
         };
 
         let step = example_step(&session.config);
-        let evaluation = example_evaluation(&session.validation);
+        let evaluation = example_evaluation(session.bytes.is_some());
         // burn-train asks for an optimizer and a rate; those of the run are the trainer's.
         let (optimizer, rate) = (AdamConfig::new().init::<B, Pretraining<B>>(), run.recipe.train.lr);
         let llama = trainer.model().clone();
@@ -297,7 +297,6 @@ impl BackendTask for Launch {
 struct Loaders<B: AutodiffBackend> {
     train: Arc<TrainBatches<B>>,
     valid: Arc<EvaluationBatches<B::InnerBackend>>,
-    text: ValidationText,
 }
 
 impl<B: AutodiffBackend> Loaders<B> {
@@ -310,19 +309,14 @@ impl<B: AutodiffBackend> Loaders<B> {
         let train =
             TrainBatches::<B>::new(windows, seed, batch, 0..steps, device.clone())?.with_micro_batch(micro_batch)?;
         train.windows_of_step(0)?;
-        let text = ValidationText {
-            windows: validation_windows(recipe, data)?,
-            bytes: data.tokenizer().byte_lengths(),
-        };
         let tokens = Some(recipe.eval.tokens as usize);
-        let valid = EvaluationBatches::new(text.windows.clone(), micro_batch, tokens, device.clone())?;
+        let valid = EvaluationBatches::new(validation_windows(recipe, data)?, micro_batch, tokens, device.clone())?;
         for index in 0..valid.batches() {
             valid.windows_of_batch(index)?;
         }
         Ok(Self {
             train: Arc::new(train),
             valid: Arc::new(valid),
-            text,
         })
     }
 }
@@ -366,26 +360,16 @@ where
 /// A record that has the numbers that every step of a model has.
 fn example_step(config: &LlamaConfig) -> TrainRecord {
     TrainRecord {
-        step: 0,
-        loss: f64::NAN,
-        lr: 0.0,
-        tokens: 0,
-        tokens_per_s: 0.0,
-        grad_norm: 0.0,
-        gate_grad_norm: 0.0,
         gates: GateRange::of(&vec![0.0; config.gates() as usize]),
-        skipped: false,
+        ..TrainRecord::default()
     }
 }
 
-/// A record that has the numbers that every evaluation on a text has.
-fn example_evaluation(text: &ValidationText) -> EvalRecord {
+/// A record that has the numbers that every evaluation has; whether bits per byte are among them is for the tokenizer to say.
+fn example_evaluation(has_bytes: bool) -> EvalRecord {
     EvalRecord {
-        step: 0,
-        loss: f64::NAN,
-        perplexity: f64::NAN,
-        bits_per_byte: text.bytes.as_ref().map(|_| f64::NAN),
-        tokens: 0,
+        bits_per_byte: has_bytes.then_some(0.0),
+        ..EvalRecord::default()
     }
 }
 

@@ -192,8 +192,8 @@ mod tests {
             step: 3,
             loss: 1.5,
             perplexity: 4.5,
-            bits_per_byte: None,
             tokens: 7,
+            ..EvalRecord::default()
         });
         let line = serde_json::to_string(&record).unwrap();
         assert_eq!(
@@ -220,13 +220,10 @@ mod tests {
         Record::Train(TrainRecord {
             step,
             loss: 2.0,
-            lr: 0.0,
             tokens: step,
             tokens_per_s: 1.0,
             grad_norm: 1.0,
-            gate_grad_norm: 0.0,
-            gates: None,
-            skipped: false,
+            ..TrainRecord::default()
         })
     }
 
@@ -235,8 +232,8 @@ mod tests {
             step,
             loss: 1.0,
             perplexity: 1.0,
-            bits_per_byte: None,
             tokens: 1,
+            ..EvalRecord::default()
         })
     }
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-/// The backends that only have to build, each without the others; of Vulkan, more is asked.
-const BACKENDS: [&str; 5] = ["flex", "ndarray", "wgpu", "metal", "cuda"];
+/// The manifest in which every backend is a feature that brings a crate of Burn's.
+const BACKENDS: &str = include_str!("../../train/Cargo.toml");
 
 /// Check formatting, the order of the house, lints, documentation, every backend's feature; run the examples and all tests
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ pub fn run(args: &CiArgs) -> Result<()> {
     let readme = std::fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
     let tests =
         test_command(&readme).context("README.md has no code block with a line that starts with `cargo test`")?;
-    for skipped in run_steps(root, &steps(args.quick, tests))? {
+    for skipped in run_steps(root, &steps(args.quick, tests, &backends(BACKENDS)?))? {
         println!("{skipped}");
     }
     Ok(())
@@ -139,9 +139,9 @@ fn with_output(tests: &str) -> String {
     format!("{line}{separator} --show-output")
 }
 
-fn steps(quick: bool, tests: &str) -> Vec<Step> {
+fn steps(quick: bool, tests: &str, backends: &[String]) -> Vec<Step> {
     let format = Step::new("format", "cargo fmt --all --check");
-    let dependencies = xtask("dependencies");
+    let (dependencies, circles) = (xtask("dependencies"), xtask("circles"));
     // Every crate but the developer's own; what the packages hold is compiled as the workspace.
     let package = Step::new(
         "package",
@@ -155,7 +155,8 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
         "documentation",
         "RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps",
     );
-    let backends = BACKENDS.map(|backend| {
+    // Each only has to build, without the others; of Vulkan, more is asked.
+    let backends = backends.iter().filter(|backend| *backend != "vulkan").map(|backend| {
         Step::new(
             format!("only {backend}"),
             format!("cargo clippy --release --locked --package gpas --no-default-features --features {backend} -- -D warnings"),
@@ -171,10 +172,22 @@ fn steps(quick: bool, tests: &str) -> Vec<Step> {
     if quick {
         return vec![format, lints, tests];
     }
-    let mut steps = vec![format, dependencies, package, lints, documentation];
+    let mut steps = vec![format, dependencies, circles, package, lints, documentation];
     steps.extend(backends);
     steps.extend([examples, tests, vulkan]);
     steps
+}
+
+/// The backends: the features of a manifest that bring a crate `burn-…`.
+fn backends(manifest: &str) -> Result<Vec<String>> {
+    let manifest: toml::Table = manifest.parse()?;
+    let features = manifest["features"].as_table().context("a manifest without features")?;
+    let brings_a_backend = |needs: &toml::Value| {
+        let mut needs = needs.as_array().into_iter().flatten().filter_map(toml::Value::as_str);
+        needs.any(|need| need.starts_with("dep:burn-"))
+    };
+    let backends = features.iter().filter(|(_, needs)| brings_a_backend(needs));
+    Ok(backends.map(|(name, _)| name.clone()).collect())
 }
 
 /// A step that is a command of its own.
@@ -227,11 +240,15 @@ mod tests {
 
     #[test]
     fn all_has_the_tests_and_every_backend_and_quick_is_a_part_of_it() {
-        let (all, quick) = (steps(false, "cargo test"), steps(true, "cargo test"));
+        let backends = backends(BACKENDS).unwrap();
+        let (all, quick) = (
+            steps(false, "cargo test", &backends),
+            steps(true, "cargo test", &backends),
+        );
         assert!(all.contains(&Step::new("tests", "cargo test -- --show-output")));
         assert!(all.last().is_some_and(|step| step.line.contains("gpas/vulkan")));
         assert!(quick.iter().all(|step| all.contains(step)));
-        for backend in BACKENDS {
+        for backend in backends.iter().filter(|backend| *backend != "vulkan") {
             assert!(
                 all.iter()
                     .any(|step| step.line.contains(&format!("--features {backend} ")))
@@ -280,7 +297,14 @@ mod tests {
     #[test]
     fn every_backend_is_a_feature_of_the_program() {
         let manifest = include_str!("../../train/gpas/Cargo.toml");
-        for backend in [&BACKENDS[..], &["vulkan"]].concat() {
+        let backends = backends(BACKENDS).unwrap();
+        assert!(
+            ["flex", "ndarray", "vulkan"]
+                .iter()
+                .all(|name| backends.contains(&name.to_string()))
+        );
+        assert!(!backends.contains(&"autotune".to_string()));
+        for backend in backends {
             assert!(manifest.contains(&format!("\n{backend} = [")), "{backend}");
         }
     }

@@ -432,24 +432,15 @@ impl Logits {
         Ok(Self { vocab, values })
     }
 
-    /// NaN if any of the differences is.
+    /// NaN, which is the largest in the total order of numbers, if any of the differences is.
     fn largest_difference(&self, other: &Self) -> Result<f64> {
         ensure!(
             self.vocab == other.vocab && self.values.len() == other.values.len(),
             "other shapes"
         );
-        let differences = self
-            .values
-            .iter()
-            .zip(&other.values)
-            .map(|(a, b)| f64::from((a - b).abs()));
-        Ok(differences.fold(0.0, |largest: f64, found| {
-            if found <= largest || largest.is_nan() {
-                largest
-            } else {
-                found
-            }
-        }))
+        let pairs = self.values.iter().zip(&other.values);
+        let differences = pairs.map(|(a, b)| f64::from((a - b).abs()));
+        Ok(differences.max_by(f64::total_cmp).unwrap_or(0.0))
     }
 
     /// The likeliest id at each place.

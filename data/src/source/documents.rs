@@ -9,35 +9,11 @@ use sha2::{Digest, Sha256};
 use super::file::OpenFile;
 use super::find::{Source, SourceFile};
 use super::left_out::{LeftOut, LeftOutReason};
+use super::options::ReadOptions;
 use super::record::{Content, Record, RecordFault};
-use super::separator::Separator;
 use super::tally::{Skipped, SourceRecord};
 use super::text::pieces;
 use crate::error::DataError;
-
-/// How records are turned into documents.
-#[derive(Debug, Clone)]
-pub struct ReadOptions {
-    /// The field (json) or column (parquet) that holds the text; `outer.inner` is a field in a field.
-    pub field: String,
-    /// Whether the first bad record is an error.
-    pub strict: bool,
-    /// Where a text file is cut into documents.
-    pub separator: Separator,
-    /// Whether files and directories whose names begin with a dot are read too.
-    pub hidden: bool,
-}
-
-impl Default for ReadOptions {
-    fn default() -> Self {
-        Self {
-            field: "text".into(),
-            strict: false,
-            separator: Separator::default(),
-            hidden: false,
-        }
-    }
-}
 
 /// A document, or a piece of a long one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::contents::{Encoding, Foreign, Unreadable, compression};
-use super::documents::ReadOptions;
 use super::find::SourceFile;
 use super::gzip::Members;
 use super::lines::Lines;
+use super::options::ReadOptions;
 use super::parquet::Parquet;
 use super::record::{Content, Record, RecordFault};
+use super::records::Records;
 use super::separated::Separated;
 use super::tally::{Counted, Tally};
 use super::text::{Text, survey};
@@ -25,7 +26,7 @@ pub(super) struct OpenFile {
     pub(super) tally: Tally,
     /// Whether a file that was only found, and not named, is one JSON object of another kind: something's settings.
     pub(super) is_settings: bool,
-    records: Records,
+    records: Box<dyn Records>,
     ahead: VecDeque<Record>,
 }
 
@@ -89,10 +90,7 @@ impl OpenFile {
 
     /// The separators between documents that were found so far.
     pub(super) fn cuts(&self) -> u64 {
-        match &self.records {
-            Records::Separated(text) => text.cuts(),
-            Records::Lines(_) | Records::Text(_) | Records::Parquet(_) | Records::Once(_) => 0,
-        }
+        self.records.cuts()
     }
 }
 
@@ -154,35 +152,35 @@ impl Opener<'_> {
         })
     }
 
-    fn json(&self, field: &str) -> Result<Records, DataError> {
+    fn json(&self, field: &str) -> Result<Box<dyn Records>, DataError> {
         Ok(match self.content(self.counted()?)? {
-            Ok(content) => Records::Lines(Lines::new(content, field, self.file.name.clone())),
-            Err(bad) => Records::Once(Some(bad)),
+            Ok(content) => Box::new(Lines::new(content, field, self.file.name.clone())),
+            Err(bad) => Box::new(Some(bad)),
         })
     }
 
-    fn text(&self, separators: &[String]) -> Result<Records, DataError> {
+    fn text(&self, separators: &[String]) -> Result<Box<dyn Records>, DataError> {
         // Read twice: a document with a bad byte must be refused before its first piece is used.
         let mut content = match self.content(self.counted()?)? {
             Ok(content) => content,
-            Err(bad) => return Ok(Records::Once(Some(bad))),
+            Err(bad) => return Ok(Box::new(Some(bad))),
         };
         let survey = survey(&mut content, separators).map_err(|cause| self.damaged(cause))?;
         if let Some(bad) = survey.bad {
-            return Ok(Records::Once(Some(bad)));
+            return Ok(Box::new(Some(bad)));
         }
         let content: Box<dyn Read + Send> = match self.content(BufReader::with_capacity(BUFFER, self.open()?))? {
             Ok(content) => Box::new(content),
-            Err(bad) => return Ok(Records::Once(Some(bad))),
+            Err(bad) => return Ok(Box::new(Some(bad))),
         };
         let name = self.file.name.clone();
         Ok(match survey.separator {
-            Some(separator) => Records::Separated(Box::new(Separated::new(content, name, separator))),
-            None => Records::Text(Text::new(content, name)),
+            Some(separator) => Box::new(Separated::new(content, name, separator)),
+            None => Box::new(Text::new(content, name)),
         })
     }
 
-    fn parquet(&self, field: &str) -> Result<Records, DataError> {
+    fn parquet(&self, field: &str) -> Result<Box<dyn Records>, DataError> {
         let mut input = self.counted()?;
         let opening = input.fill_buf().map_err(DataError::io(&self.file.path))?;
         if is_lfs_pointer(opening) {
@@ -190,29 +188,8 @@ impl Opener<'_> {
         }
         io::copy(&mut input, &mut io::sink()).map_err(DataError::io(&self.file.path))?;
         Ok(match Parquet::open(self.open()?, field, self.file.name.clone())? {
-            Ok(parquet) => Records::Parquet(Box::new(parquet)),
-            Err(content) => Records::Once(Some(Record { line: 1, content })),
+            Ok(parquet) => Box::new(parquet),
+            Err(content) => Box::new(Some(Record { line: 1, content })),
         })
-    }
-}
-
-/// The records of a file, by its format; `Once` is a file that is one bad record.
-enum Records {
-    Lines(Lines),
-    Text(Text),
-    Separated(Box<Separated>),
-    Parquet(Box<Parquet>),
-    Once(Option<Record>),
-}
-
-impl Records {
-    fn next(&mut self) -> Result<Option<Record>, DataError> {
-        match self {
-            Self::Lines(lines) => lines.next(),
-            Self::Text(text) => text.next(),
-            Self::Separated(text) => text.next(),
-            Self::Parquet(parquet) => parquet.next(),
-            Self::Once(record) => Ok(record.take()),
-        }
     }
 }

@@ -8,8 +8,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::documents::ReadOptions;
 use super::left_out::{LeftOut, LeftOutReason};
+use super::options::ReadOptions;
 use crate::error::DataError;
 use crate::format::{Compression, Format};
 
@@ -114,7 +114,7 @@ impl Source {
         let identities: Vec<Identity> = self.files.iter().map(|file| identity(&file.path)).collect();
         for (at, (file, identity)) in self.files.iter().zip(&identities).enumerate() {
             let place = places.entry(identity.clone()).or_insert(at);
-            if !file.path.is_symlink() && self.files[*place].path.is_symlink() {
+            if self.files[*place].path.is_symlink() && !file.path.is_symlink() {
                 *place = at;
             }
         }

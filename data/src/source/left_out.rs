@@ -4,8 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::tally::SourceRecord;
-
 /// Why a file or a directory is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,10 +73,10 @@ impl LeftOut {
         Self::join(list, left);
     }
 
-    /// What several sources leave out, by reason.
-    pub fn of_all<'a>(sources: impl IntoIterator<Item = &'a SourceRecord>) -> Vec<Self> {
+    /// What several sources leave out, put together by reason.
+    pub fn of_all<'a>(of_each: impl IntoIterator<Item = &'a Self>) -> Vec<Self> {
         let mut list = Vec::new();
-        for left in sources.into_iter().flat_map(|source| &source.left_out) {
+        for left in of_each {
             Self::join(&mut list, left.clone());
         }
         list

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::contents::MARK;
 use super::json;
 use super::record::{Content, RECORD_BYTES, Record, RecordFault};
+use super::records::Records;
 use super::text::count_line_breaks;
 use crate::error::DataError;
 
@@ -73,15 +74,19 @@ impl Lines {
             names_said: false,
         }
     }
+}
 
-    pub(super) fn next(&mut self) -> Result<Option<Record>, DataError> {
+impl Records for Lines {
+    fn next(&mut self) -> Result<Option<Record>, DataError> {
         self.read().map_err(|cause| DataError::DamagedSource {
             file: self.file.to_string(),
             line: self.line,
             cause: cause.to_string(),
         })
     }
+}
 
+impl Lines {
     fn read(&mut self) -> io::Result<Option<Record>> {
         loop {
             let record = match self.layout {

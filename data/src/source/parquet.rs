@@ -11,6 +11,7 @@ use parquet::data_type::ByteArrayType;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::record::{Content, RECORD_BYTES, Record, RecordFault};
+use super::records::Records;
 use crate::error::DataError;
 
 /// Rows read from a parquet column at once.
@@ -63,8 +64,10 @@ impl Parquet {
             line: 0,
         }))
     }
+}
 
-    pub(super) fn next(&mut self) -> Result<Option<Record>, DataError> {
+impl Records for Parquet {
+    fn next(&mut self) -> Result<Option<Record>, DataError> {
         loop {
             if let Some(content) = self.ready.pop_front() {
                 self.line += 1;
@@ -83,7 +86,9 @@ impl Parquet {
             }
         }
     }
+}
 
+impl Parquet {
     fn fill(&mut self) -> parquet::errors::Result<bool> {
         let Some(rows) = &mut self.rows else {
             let Some(group) = self.row_groups.next() else {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::contents::MARK;
 use super::record::{Content, Record};
+use super::records::Records;
 use super::text::{PIECE_BYTES, count_line_breaks, cut};
 use crate::error::DataError;
 
@@ -45,13 +46,10 @@ impl Separated {
             cuts: 0,
         }
     }
+}
 
-    /// The separators so far.
-    pub(super) fn cuts(&self) -> u64 {
-        self.cuts
-    }
-
-    pub(super) fn next(&mut self) -> Result<Option<Record>, DataError> {
+impl Records for Separated {
+    fn next(&mut self) -> Result<Option<Record>, DataError> {
         // More than a piece by what a separator and its line break take.
         let full = PIECE_BYTES + self.margin();
         loop {
@@ -91,6 +89,12 @@ impl Separated {
         }
     }
 
+    fn cuts(&self) -> u64 {
+        self.cuts
+    }
+}
+
+impl Separated {
     fn margin(&self) -> usize {
         self.separator.len() + "\r\n".len()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::contents::MARK;
 use super::record::{Content, Record, RecordFault};
+use super::records::Records;
 use crate::error::DataError;
 
 /// A document longer than this many bytes arrives as several pieces, each but the last cut after a line break.
@@ -29,8 +30,10 @@ impl Text {
             done: false,
         }
     }
+}
 
-    pub(super) fn next(&mut self) -> Result<Option<Record>, DataError> {
+impl Records for Text {
+    fn next(&mut self) -> Result<Option<Record>, DataError> {
         if self.done {
             return Ok(None);
         }

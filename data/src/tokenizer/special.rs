@@ -5,9 +5,6 @@ use serde::{Deserialize, Serialize};
 use tokenizers::ModelWrapper;
 use tokenizers::models::unigram::Unigram;
 
-use super::Tokenizer;
-use crate::error::DataError;
-
 /// What a special token is that a text spells out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -36,6 +33,16 @@ pub struct SpelledTokens {
 }
 
 impl SpelledTokens {
+    /// Those that a text spells out, found by [`finder`].
+    pub(super) fn of(text: &str, finder: &AhoCorasick) -> Self {
+        let mut found = finder.find_iter(text);
+        let first = found.next();
+        Self {
+            count: first.map_or(0, |_| 1 + found.count() as u64),
+            first: first.map(|first| text[first.range()].to_string()),
+        }
+    }
+
     /// Adds those of a later text.
     pub fn add(&mut self, later: SpelledTokens) {
         self.count += later.count;
@@ -84,39 +91,4 @@ pub(super) fn finder(tokenizer: &tokenizers::Tokenizer) -> Option<AhoCorasick> {
         .match_kind(MatchKind::LeftmostLongest)
         .build(special.map(|token| &token.content))
         .ok()
-}
-
-impl Tokenizer {
-    /// The tokens of a text, without any that open or end a document.
-    ///
-    /// # Errors
-    /// When the tokenizer refuses the text, for instance because it has no unknown token.
-    pub fn encode_with(&self, text: &str, special: SpelledOut) -> Result<Vec<u32>, DataError> {
-        let tokenizer = match special {
-            SpelledOut::AsText => &self.shared.tokenizer,
-            SpelledOut::AsTokens => self.shared.takes_special.get_or_init(|| {
-                let mut tokenizer = self.shared.tokenizer.clone();
-                tokenizer.set_encode_special_tokens(false);
-                tokenizer
-            }),
-        };
-        let encoding = tokenizer.encode_fast(text, false);
-        encoding
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| self.refused(&error.to_string()))
-    }
-
-    /// The special tokens that a text spells out.
-    pub fn spelled_special_tokens(&self, text: &str) -> SpelledTokens {
-        let finder = self.shared.special.get_or_init(|| finder(&self.shared.tokenizer));
-        let Some(finder) = finder else {
-            return SpelledTokens::default();
-        };
-        let mut found = finder.find_iter(text);
-        let first = found.next();
-        SpelledTokens {
-            count: first.map_or(0, |_| 1 + found.count() as u64),
-            first: first.map(|first| text[first.range()].to_string()),
-        }
-    }
 }

@@ -51,7 +51,7 @@ pub use embedding::embed;
 pub use gate::{gate, gated_sum, sum};
 pub use head::{HeadGradients, loss_with_gradients, token_losses};
 pub use linear::{few_rows, linear, product};
-pub use matrix::Matrix;
+pub use matrix::{Matrix, Strided};
 pub use norm::norm;
 pub use scale::scale;
 pub use storage::HostMemory;

@@ -6,15 +6,53 @@ use std::ops::Range;
 use crate::memory::{Blank, assume_written};
 use crate::vector::vectorised;
 
-/// A matrix to be read, its numbers any distance apart.
+/// A matrix whose numbers lie any distance apart.
 #[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a> {
-    pub(crate) values: &'a [f32],
+pub struct Strided<V> {
+    pub(crate) values: V,
     rows: usize,
     columns: usize,
     pub(crate) row_stride: isize,
     pub(crate) column_stride: isize,
 }
+
+impl<V> Strided<V> {
+    fn by_rows(values: V, rows: usize, columns: usize) -> Self {
+        Self {
+            values,
+            rows,
+            columns,
+            row_stride: columns as isize,
+            column_stride: 1,
+        }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Whether the numbers of a row lie side by side.
+    pub(crate) fn is_by_rows(&self) -> bool {
+        self.column_stride == 1
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// A matrix to be read.
+pub type Matrix<'a> = Strided<&'a [f32]>;
 
 impl<'a> Matrix<'a> {
     /// Row by row.
@@ -23,13 +61,7 @@ impl<'a> Matrix<'a> {
     /// Unless there are `rows · columns` numbers.
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns);
-        Self {
-            values,
-            rows,
-            columns,
-            row_stride: columns as isize,
-            column_stride: 1,
-        }
+        Self::by_rows(values, rows, columns)
     }
 
     /// A matrix of `shape` (rows, columns) whose first entry is the first number of `values` and whose rows and columns lie `strides`
@@ -48,34 +80,11 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// Whether the numbers of a row lie side by side.
-    pub(crate) fn is_by_rows(&self) -> bool {
-        self.column_stride == 1
-    }
-
     /// One row, whose numbers must lie side by side.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> &'a [f32] {
         assert!(index < self.rows && self.column_stride == 1);
         &self.values[index * self.row_stride as usize..][..self.columns]
-    }
-
-    pub(crate) fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
     }
 
     /// Numbers that the transpose takes in [`transpose_into`](Self::transpose_into). Its rows are an odd number of cache lines apart: a power
@@ -129,31 +138,32 @@ impl<'a> Matrix<'a> {
 }
 
 /// A matrix to be written: a block of a larger one, which other blocks share without overlapping.
+pub(crate) type MatrixMut<'a> = Strided<Entries<'a>>;
+
+/// Where the first entry of a matrix to be written lies, all of whose entries it borrows exclusively.
 #[derive(Debug)]
-pub(crate) struct MatrixMut<'a> {
-    pub(crate) values: *mut f32,
-    rows: usize,
-    columns: usize,
-    pub(crate) row_stride: isize,
-    pub(crate) column_stride: isize,
+pub(crate) struct Entries<'a> {
+    pub(crate) first: *mut f32,
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
 // SAFETY: it is an exclusive borrow of its entries, as `&mut [f32]` is.
-unsafe impl Send for MatrixMut<'_> {}
+unsafe impl Send for Entries<'_> {}
+
+impl Entries<'_> {
+    fn at(first: *mut f32) -> Self {
+        Self {
+            first,
+            lifetime: PhantomData,
+        }
+    }
+}
 
 impl<'a> MatrixMut<'a> {
     /// Row by row.
     pub(crate) fn new(values: &'a mut [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns);
-        Self {
-            values: values.as_mut_ptr(),
-            rows,
-            columns,
-            row_stride: columns as isize,
-            column_stride: 1,
-            lifetime: PhantomData,
-        }
+        Self::by_rows(Entries::at(values.as_mut_ptr()), rows, columns)
     }
 
     /// Row by row, the numbers yet to be written.
@@ -163,32 +173,7 @@ impl<'a> MatrixMut<'a> {
     /// anything reads it: [`row`](Self::row), or a product that [adds](Store::Add).
     pub(crate) unsafe fn blank(values: &'a mut Blank, rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns);
-        Self {
-            values: values.as_mut_ptr().cast(),
-            rows,
-            columns,
-            row_stride: columns as isize,
-            column_stride: 1,
-            lifetime: PhantomData,
-        }
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    pub(crate) fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
+        Self::by_rows(Entries::at(values.as_mut_ptr().cast()), rows, columns)
     }
 
     /// Blocks of `width` columns, the last one with what is left.
@@ -213,7 +198,7 @@ impl<'a> MatrixMut<'a> {
                 assert!(start <= self.columns);
                 Self {
                     // SAFETY: the first entry of column `first`, which is one of the matrix's; no two blocks have a column in common.
-                    values: unsafe { self.values.offset(first as isize * self.column_stride) },
+                    values: Entries::at(unsafe { self.values.first.offset(first as isize * self.column_stride) }),
                     columns,
                     ..self
                 }
@@ -238,10 +223,9 @@ impl<'a> MatrixMut<'a> {
         let first = rows.start as isize * self.row_stride + columns.start as isize * self.column_stride;
         MatrixMut {
             // SAFETY: the first entry of the block, which is one of the matrix's.
-            values: unsafe { self.values.offset(first) },
+            values: Entries::at(unsafe { self.values.first.offset(first) }),
             rows: rows.len(),
             columns: columns.len(),
-            lifetime: PhantomData,
             ..*self
         }
     }
@@ -252,7 +236,7 @@ impl<'a> MatrixMut<'a> {
         assert!(row < self.rows && column + numbers.len() <= self.columns && self.column_stride == 1);
         // SAFETY: the numbers are within the matrix, whose entries this has to itself.
         unsafe {
-            let to = self.values.offset(row as isize * self.row_stride).add(column);
+            let to = self.values.first.offset(row as isize * self.row_stride).add(column);
             std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len());
         }
     }
@@ -262,7 +246,13 @@ impl<'a> MatrixMut<'a> {
         assert_eq!(self.column_stride, 1);
         for index in 0..self.rows {
             // SAFETY: the row is within the matrix, whose entries this has to itself, and a number of zero bits is 0.
-            unsafe { std::ptr::write_bytes(self.values.offset(index as isize * self.row_stride), 0, self.columns) };
+            unsafe {
+                std::ptr::write_bytes(
+                    self.values.first.offset(index as isize * self.row_stride),
+                    0,
+                    self.columns,
+                )
+            };
         }
     }
 
@@ -271,16 +261,9 @@ impl<'a> MatrixMut<'a> {
     pub(crate) fn row(&mut self, index: usize) -> &mut [f32] {
         assert!(index < self.rows && self.column_stride == 1);
         // SAFETY: the row is within the matrix, whose entries this has to itself.
-        unsafe { std::slice::from_raw_parts_mut(self.values.offset(index as isize * self.row_stride), self.columns) }
-    }
-}
-
-// Asked by the products on AMX units alone.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl MatrixMut<'_> {
-    /// Whether the numbers of a row lie side by side.
-    pub(crate) fn is_by_rows(&self) -> bool {
-        self.column_stride == 1
+        unsafe {
+            std::slice::from_raw_parts_mut(self.values.first.offset(index as isize * self.row_stride), self.columns)
+        }
     }
 }
 

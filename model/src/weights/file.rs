@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-use super::{HostTensor, NamedTensors, WeightsError, floats};
+use super::tensor::{HostTensor, NamedTensors, WeightsError, floats, is_float};
 
 /// Longest header that safetensors allows.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -129,11 +129,6 @@ impl SafetensorsFile {
             .map(|name| Ok((name.clone(), self.read(&name)?)))
             .collect()
     }
-}
-
-/// Whether a type holds floats that weights may have.
-pub fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
 fn within(path: &Path, cause: WeightsError) -> WeightsError {

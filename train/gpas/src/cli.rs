@@ -12,7 +12,7 @@ use crate::commands::{
 };
 use crate::failure::{Failure, Result};
 use crate::memory::keep_freed_memory;
-use gpas_train::backend::{BackendChoice, BackendError};
+use gpas_train::backend::{BackendChoice, BackendError, BackendName};
 
 /// Pre-train language models with Gradient-Preserving Activation Scaling, on any GPU or CPU
 #[derive(Debug, Parser)]
@@ -24,8 +24,7 @@ use gpas_train::backend::{BackendChoice, BackendError};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Where to run: auto, flex, ndarray, vulkan, wgpu, metal, cuda; cuda:1 for the second card [default: auto; for a run, its own]
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help = backend_help())]
     backend: Option<BackendChoice>,
 }
 
@@ -47,6 +46,12 @@ enum Command {
     Config(config::ConfigArgs),
     Data(data::DataArgs),
     Tokenizer(tokenizer::TokenizerArgs),
+}
+
+fn backend_help() -> String {
+    let names: Vec<&str> = BackendName::ALL.iter().map(|name| name.name()).collect();
+    let names = names.join(", ");
+    format!("Where to run: auto, {names}; cuda:1 for the second card [default: auto; for a run, its own]")
 }
 
 /// Parses the command line and runs it.

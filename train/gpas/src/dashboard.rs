@@ -124,7 +124,7 @@ struct PlainLines {
 }
 
 /// Prints a line. A run goes on when whoever read its lines has gone; `metrics.jsonl` has them all.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 

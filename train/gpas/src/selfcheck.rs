@@ -8,7 +8,6 @@ pub mod golden;
 pub mod parity;
 
 use std::any::Any;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -30,8 +29,9 @@ use gpas_train::trainer::Trainer;
 use parity::{Measure, Tolerances, compare};
 
 /// What became of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, strum::Display)]
 #[serde(rename_all = "UPPERCASE")]
+#[strum(serialize_all = "UPPERCASE")]
 pub enum Status {
     /// The figure is within what is allowed.
     Pass,
@@ -39,16 +39,6 @@ pub enum Status {
     Fail,
     /// The device cannot do what is checked.
     Skipped,
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Status::Pass => "PASS",
-            Status::Fail => "FAIL",
-            Status::Skipped => "SKIPPED",
-        })
-    }
 }
 
 /// One figure against its limit.

@@ -163,8 +163,8 @@ mod tests {
             step: 300,
             loss: 0.5,
             perplexity: f64::INFINITY,
-            bits_per_byte: None,
             tokens: 1,
+            ..EvalRecord::default()
         });
         EventFile::create(place.path(), &[record]).unwrap();
         let bytes = fs::read(place.path().join("events.out.tfevents.0.gpas")).unwrap();

@@ -54,11 +54,10 @@ impl<B: Backend> InferenceStep for Pretraining<B> {
         let sum: f64 = losses.into_data().iter::<f64>().sum();
         let loss = sum / batch.scored.max(1) as f64;
         EvalRecord {
-            step: 0,
             loss,
             perplexity: loss.exp(),
-            bits_per_byte: None,
             tokens: batch.scored as u64,
+            ..EvalRecord::default()
         }
     }
 }

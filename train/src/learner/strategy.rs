@@ -14,12 +14,13 @@ use burn_train::{
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 use gpas_data::Damage;
+use gpas_data::tokenizer::ByteLengths;
 use gpas_model::{LlamaConfig, TokenBatch};
 
 use super::components::{Components, Pretraining};
 use super::records::Records;
 use crate::checkpoint::{RunState, Snapshot, Writer};
-use crate::evaluate::{ValidationText, evaluate};
+use crate::evaluate::evaluate;
 use crate::metrics::{EvalRecord, LayersRecord, TrainRecord};
 use crate::signals::{Stop, StopRequest};
 use crate::telemetry::Layers;
@@ -67,7 +68,7 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for ExactStep
         components: TrainingComponents<Components<B>>,
         learner: Learner<Components<B>>,
         train: TrainLoader<Components<B>>,
-        _valid: ValidLoader<Components<B>>,
+        valid: ValidLoader<Components<B>>,
         _starting_epoch: usize,
     ) -> (Pretraining<B>, Processor<B>) {
         let TrainingComponents {
@@ -85,6 +86,7 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for ExactStep
         let rest = train.slice(window_of(session.state.step), window_of(recipe.steps));
         let mut stage = Stage {
             batches: &mut rest.iter(),
+            validation: &valid,
             processor: &mut event_processor,
             interrupter,
         };
@@ -99,6 +101,7 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for ExactStep
 struct Stage<'a, B: AutodiffBackend> {
     /// The micro-batches of the steps that are left.
     batches: &'a mut dyn Iterator<Item = TokenBatch<B>>,
+    validation: &'a ValidLoader<Components<B>>,
     processor: &'a mut Processor<B>,
     interrupter: Interrupter,
 }
@@ -109,7 +112,10 @@ pub(super) struct Session<B: AutodiffBackend> {
     pub config: LlamaConfig,
     /// Where the training data tells that it is damaged.
     pub damage: Damage,
-    pub validation: ValidationText,
+    /// Where the validation data does.
+    pub validation_damage: Damage,
+    /// The bytes of text that each token stands for, where the tokenizer tells.
+    pub bytes: Option<ByteLengths>,
     pub device: B::Device,
     pub records: Records,
     pub writer: Writer,
@@ -179,8 +185,8 @@ impl<B: AutodiffBackend> Session<B> {
         }
         let model = trainer.model().valid();
         let stops = || self.stop.requested().is_some() || stage.interrupter.should_stop();
-        let (batch, tokens) = (recipe.train.micro_batch, Some(recipe.eval.tokens as usize));
-        self.state.evaluation = evaluate(&model, &self.validation, batch, tokens, step, &self.device, stops)?;
+        let (batches, damage, bytes) = (stage.validation, &self.validation_damage, self.bytes.as_ref());
+        self.state.evaluation = evaluate(&model, batches.as_ref(), damage, bytes, step, stops)?;
         if let Some(record) = self.state.evaluation {
             self.records.evaluation(&record)?;
             let place = Place::of(&self.state);

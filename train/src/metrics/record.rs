@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::quantity::{Curve, Format, LayerFigure, LayerQuantity, Quantity};
 
 /// An optimizer step. But for `step`, `tokens` and `tokens_per_s`, everything is as it was before the update.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainRecord {
     /// Optimizer steps done.
     pub step: u64,
@@ -145,7 +145,7 @@ impl GateRange {
 }
 
 /// An evaluation.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalRecord {
     /// Optimizer steps done.
     pub step: u64,
@@ -371,9 +371,7 @@ mod tests {
             tokens: 4,
             tokens_per_s: 5.0,
             grad_norm: 6.0,
-            gate_grad_norm: 0.0,
-            gates: None,
-            skipped: false,
+            ..TrainRecord::default()
         };
         let has = TrainRecord::QUANTITIES
             .iter()

@@ -70,7 +70,7 @@ impl RecipeBuilder {
     /// # Errors
     /// The first thing that is wrong: an unknown key, a value that its key may not have, sizes that do not fit together.
     pub fn resolve(self) -> Result<Recipe, RecipeError> {
-        let mut given = Given::default();
+        let mut given = Given::new(Recipe::keys());
         if let Some(file) = self.file {
             file.add_to(&mut given)?;
         }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 use super::allowed::Allowed;
-use super::{Key, Recipe, RecipeError};
+use super::{Key, RecipeError};
 
 /// Values by dotted key, each with the source that it comes from.
-#[derive(Default)]
 pub(super) struct Given {
+    keys: Vec<&'static Key>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -19,13 +19,21 @@ struct Entry {
 }
 
 impl Given {
+    /// Nothing yet, for a recipe that has those keys.
+    pub fn new(keys: impl Iterator<Item = &'static Key>) -> Self {
+        Self {
+            keys: keys.collect(),
+            entries: BTreeMap::new(),
+        }
+    }
+
     /// Adds a source whose values replace those of the sources before it.
     ///
     /// A key also replaces the other form of itself, and naming a preset replaces the sizes that the preset stands for.
     pub fn add(&mut self, table: Table, origin: &str) -> Result<(), RecipeError> {
         let values = flatten(table);
         let has = |key: &str| values.contains_key(key);
-        for key in Recipe::keys() {
+        for key in &self.keys {
             let Some(other) = key.instead_of else { continue };
             if has(key.name) && has(other) {
                 let (first, second) = (key.name.min(other), key.name.max(other));
@@ -39,7 +47,7 @@ impl Given {
             }
         }
         if has("model.preset") {
-            for size in Recipe::keys().filter(|key| key.of_preset) {
+            for size in self.keys.iter().filter(|key| key.of_preset) {
                 self.entries.remove(size.name);
             }
         }
@@ -65,8 +73,8 @@ impl Given {
 
     /// Refuses a key that no recipe has. An empty table is refused only if no section has its name.
     pub fn refuse_unknown(&self) -> Result<(), RecipeError> {
-        let is_key = |name: &str| Recipe::keys().any(|key| key.name == name);
-        let is_section = |name: &str| Recipe::keys().any(|key| key.is_in(name));
+        let is_key = |name: &str| self.keys.iter().any(|key| key.name == name);
+        let is_section = |name: &str| self.keys.iter().any(|key| key.is_in(name));
         let is_empty = |value: &Value| value.as_table().is_some_and(Table::is_empty);
         let mut entries = self.entries.iter();
         let unknown = entries.find(|(name, entry)| !(is_key(name) || is_empty(&entry.value) && is_section(name)));
@@ -75,7 +83,7 @@ impl Given {
             Some((key, Entry { origin, .. })) => Err(RecipeError::UnknownKey {
                 key: key.clone(),
                 origin: origin.clone(),
-                known: Recipe::keys().map(|key: &Key| key.name).collect(),
+                known: self.keys.iter().map(|key| key.name).collect(),
             }),
         }
     }

@@ -44,7 +44,7 @@ pub fn resolve_with(
     over: Table,
     origin: &str,
 ) -> Result<Recipe, RecipeError> {
-    let mut given = Given::default();
+    let mut given = Given::new(Recipe::keys());
     if let Some(file) = file {
         file.add_to(&mut given)?;
     }
@@ -137,7 +137,7 @@ impl TryFrom<Table> for Recipe {
     type Error = RecipeError;
 
     fn try_from(table: Table) -> Result<Self, Self::Error> {
-        let mut given = Given::default();
+        let mut given = Given::new(Recipe::keys());
         given.add(table, "the recipe")?;
         Recipe::from_given(&given)
     }

@@ -31,7 +31,7 @@ pub(crate) fn multiply_in_vectors(out: &mut MatrixMut<'_>, store: Store, a: Matr
             out.rows(),
             out.columns(),
             a.columns(),
-            out.values,
+            out.values.first,
             out.column_stride,
             out.row_stride,
             store == Store::Add,

@@ -13,7 +13,7 @@ use super::provenance::data_directory;
 use super::report;
 use super::train::{begin, execute, go_on};
 use crate::benchmark::{Benchmark, Candidate};
-use crate::dashboard::DisplayArgs;
+use crate::dashboard::{DisplayArgs, say};
 use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
 use gpas_report::compare::{CompareError, Comparison, FinishedRun, Plan, PlannedRun, may_differ, plain};
@@ -150,11 +150,6 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
     say(&format!("\n{}", plain(&Comparison::of(&plan, &finished)).trim_end()));
     say(&format!("comparison {}", args.out.display()));
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints a line. That the reader has closed the output does not end the runs.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn diverged(error: &Failure) -> bool {

@@ -187,7 +187,7 @@ pub(crate) fn report_sources(sources: &[&SourceRecord], separator: &Separator) -
         counted(sum(|source| source.documents), "document"),
         counted(sum(|source| source.bytes), "byte")
     )?;
-    for left in LeftOut::of_all(sources.iter().copied()) {
+    for left in LeftOut::of_all(sources.iter().flat_map(|source| &source.left_out)) {
         let remark = match left.reason {
             LeftOutReason::Hidden => " (--hidden takes them)",
             _ => "",

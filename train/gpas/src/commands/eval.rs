@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
-use super::opened::{OpenedRun, RunAndText};
+use super::opened::{OpenedRun, RunAndText, RunAndTextArgs};
 use crate::failure::Result;
+use gpas_data::EvaluationBatches;
 use gpas_serve::inference::Context;
 use gpas_serve::task::{Item, TaskReport, read_task};
 use gpas_train::backend::{BackendChoice, BackendTask};
-use gpas_train::evaluate::{ValidationText, evaluate};
+use gpas_train::evaluate::evaluate;
 use gpas_train::metrics::{EvalRecord, Record};
 
 /// Evaluate a run's newest checkpoint on validation text, or at a likelihood task
@@ -25,15 +26,8 @@ A line of a task is a minimal pair, {\"sentence_good\": â€¦, \"sentence_bad\": â
 \"label\": 0}. Texts are cut into context and choice, tokenized and scored as in lm-evaluation-harness, which makes of the same items the same
 acc, acc_norm (per character) and acc_bytes (per byte).")]
 pub struct EvalArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
-    run: PathBuf,
-    /// Prepared data whose validation split is used [default: the run's]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Tokens to score, at most [default: the recipe's eval.tokens]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    tokens: Option<u64>,
+    #[command(flatten)]
+    asked: RunAndTextArgs,
     /// A file of likelihood items to score, rather than the validation text
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["data", "tokens"])]
     task: Option<PathBuf>,
@@ -53,7 +47,7 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
     if let Some(task) = &args.task {
         return run_task(&args, task, backend);
     }
-    let (selected, on) = RunAndText::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
+    let (selected, on) = args.asked.open(backend)?;
     let record = selected.run(Evaluation(on))??;
     let mut out = std::io::stdout();
     if args.json {
@@ -65,6 +59,7 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
             perplexity,
             bits_per_byte,
             tokens,
+            ..
         } = record;
         let bits = bits_per_byte.map_or(String::new(), |bits| format!("  {bits:.6} bits per byte"));
         writeln!(
@@ -77,7 +72,7 @@ pub fn run(args: EvalArgs, backend: Option<BackendChoice>) -> Result<()> {
 
 fn run_task(args: &EvalArgs, path: &Path, backend: Option<BackendChoice>) -> Result<()> {
     let items = read_task(path)?;
-    let opened = OpenedRun::open(&args.run, backend)?;
+    let opened = OpenedRun::open(&args.asked.run, backend)?;
     let context = opened.context(args.context)?;
     let selected = opened.selected;
     let task = Task { opened, items, context };
@@ -131,8 +126,8 @@ impl BackendTask for Evaluation {
         } = self.0;
         let model = opened.model::<B>(&device)?;
         let (micro_batch, step) = (opened.recipe.train.micro_batch, opened.checkpoint.state.step);
-        let text = ValidationText { windows, bytes };
-        let record = evaluate(&model, &text, micro_batch, Some(tokens), step, &device, || false)?;
+        let batches = EvaluationBatches::new(windows, micro_batch, Some(tokens), device)?;
+        let record = evaluate(&model, &batches, batches.damage(), bytes.as_ref(), step, || false)?;
         Ok(record.expect("nothing asks an evaluation of its own to stop"))
     }
 }

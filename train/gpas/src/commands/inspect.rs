@@ -1,12 +1,11 @@
 //! `gpas inspect`: a run's newest checkpoint, layer by layer.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
 
-use super::opened::RunAndText;
+use super::opened::{RunAndText, RunAndTextArgs};
 use crate::failure::{Failure, Result};
 use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::inspect::ModelInspection;
@@ -32,15 +31,8 @@ Examples:
   gpas inspect runs/pre_gpas-nano-001
   gpas inspect runs/pre_gpas-nano-001 --tokens 20000 --json")]
 pub struct InspectArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
-    run: PathBuf,
-    /// Prepared data whose validation split is used [default: the run's]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
-    /// Tokens to look at, at most [default: the recipe's eval.tokens]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    tokens: Option<u64>,
+    #[command(flatten)]
+    asked: RunAndTextArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -51,7 +43,7 @@ pub struct InspectArgs {
 /// # Errors
 /// If the run, its checkpoint or its data cannot be read or do not fit each other.
 pub fn run(args: InspectArgs, backend: Option<BackendChoice>) -> Result<()> {
-    let (selected, asked) = RunAndText::open(&args.run, args.data.as_deref(), args.tokens, backend)?;
+    let (selected, asked) = args.asked.open(backend)?;
     let metrics = asked.opened.run.metrics_path();
     let records = read_records(&metrics).map_err(Failure::during(metrics.display()))?;
     let mut inspection = selected.run(Look(asked))??;

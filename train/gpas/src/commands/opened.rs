@@ -1,8 +1,9 @@
 //! A run that is to be asked rather than trained: its newest valid checkpoint, its tokenizer, and the backend it runs on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use clap::Args;
 use gpas_data::tokenizer::ByteLengths;
 use gpas_data::{PreparedData, Tokenizer, Windows};
 use gpas_model::{Llama, LlamaConfig};
@@ -99,6 +100,27 @@ impl OpenedRun {
             context,
             vocab: self.config.vocab,
         }
+    }
+}
+
+/// The options of a command that asks a run about validation text.
+#[derive(Debug, Args)]
+pub struct RunAndTextArgs {
+    /// The run directory
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Prepared data whose validation split is used [default: the run's]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Tokens to use, at most [default: the recipe's eval.tokens]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    tokens: Option<u64>,
+}
+
+impl RunAndTextArgs {
+    /// As [`RunAndText::open`].
+    pub fn open(&self, backend: Option<BackendChoice>) -> Result<(Selected, RunAndText)> {
+        RunAndText::open(&self.run, self.data.as_deref(), self.tokens, backend)
     }
 }
 

@@ -270,8 +270,8 @@ mod tests {
             step,
             loss,
             perplexity: loss.exp(),
-            bits_per_byte: None,
             tokens: 1,
+            ..EvalRecord::default()
         }
     }
 
@@ -315,13 +315,10 @@ mod tests {
                 let train = (1..=steps).map(|step| TrainRecord {
                     step,
                     loss: 1.0,
-                    lr: 0.0,
                     tokens: 100 * step,
                     tokens_per_s: 50.0 + step as f64,
                     grad_norm: 1.0,
-                    gate_grad_norm: 0.0,
-                    gates: None,
-                    skipped: false,
+                    ..TrainRecord::default()
                 });
                 FinishedRun {
                     planned,
