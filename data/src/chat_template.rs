@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 
 /// The file that carries a template beside a `tokenizer.json` of our own.
 pub const CHAT_TEMPLATE: &str = "chat_template.json";
@@ -71,6 +72,7 @@ impl ChatTemplate {
 
 /// A file's text, if there is such a file.
 fn read(path: &Path) -> Result<Option<String>, DataError> {
+    refuse_lfs_pointer(path)?;
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) => match error.kind() {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 
 /// The configuration that lies beside a `tokenizer.json`.
 const CONFIGURATION: &str = "tokenizer_config.json";
@@ -79,6 +80,7 @@ impl SpecialNames {
     /// When the configuration cannot be read or is not JSON.
     pub fn beside(tokenizer: &Path) -> Result<Self, DataError> {
         let path = tokenizer.with_file_name(CONFIGURATION);
+        refuse_lfs_pointer(&path)?;
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),

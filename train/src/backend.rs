@@ -228,7 +228,7 @@ impl FromStr for BackendChoice {
     type Err = BackendError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "auto" {
+        if text.eq_ignore_ascii_case("auto") {
             return Ok(BackendChoice::Auto);
         }
         let unknown = || BackendError::Unknown(text.to_string());
@@ -238,7 +238,7 @@ impl FromStr for BackendChoice {
         };
         let name = BackendName::ALL
             .into_iter()
-            .find(|known| known.to_string() == name)
+            .find(|known| known.to_string().eq_ignore_ascii_case(name))
             .ok_or_else(unknown)?;
         Ok(BackendChoice::Named(name, index))
     }

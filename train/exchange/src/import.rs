@@ -76,6 +76,9 @@ impl Import {
     /// # Errors
     /// The first thing that is damaged, not supported, or does not fit.
     pub fn open(directory: &Path, asked: &ImportOptions) -> Result<Self, ExchangeError> {
+        if directory.is_file() {
+            return Err(ExchangeError::AFile(directory.to_path_buf()));
+        }
         let mut found = config::read(&directory.join("config.json"))?;
         let files = WeightFiles::open(directory)?;
         if found.config.layers > files.tensors().len() {
@@ -166,6 +169,11 @@ impl Import {
             architecture: self.found.architecture.clone(),
             added_gates: self.adds_gates,
         }
+    }
+
+    /// What other trainers had added to the names of the tensors, and was taken off.
+    pub fn taken_off(&self) -> &[String] {
+        self.files.taken_off()
     }
 
     /// The positions that the model had, if sequences of the recipe give it more.

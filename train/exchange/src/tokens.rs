@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 
 use gpas_data::special::SpecialNames;
-use gpas_data::{SpecialTokens, Tokenizer};
+use gpas_data::{SpecialTokens, Tokenizer, refuse_lfs_pointer};
 use serde_json::{Value, json};
 
 use crate::ExchangeError;
@@ -87,6 +87,7 @@ pub(super) fn read(
 impl Ids {
     /// Those of a file; none if there is no such file.
     fn read(path: &Path, vocab: usize) -> Result<Self, ExchangeError> {
+        refuse_lfs_pointer(path)?;
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::opened::{OpenedRun, RunAndText};
 use crate::failure::Result;
+use crate::number::{number, whole};
 use gpas_serve::inference::Context;
 use gpas_serve::task::{Item, TaskReport, read_task};
 use gpas_train::backend::{BackendChoice, BackendTask};
@@ -32,13 +33,13 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Tokens to score, at most [default: the recipe's eval.tokens]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole(1..))]
     tokens: Option<u64>,
     /// A file of likelihood items to score, rather than the validation text
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["data", "tokens"])]
     task: Option<PathBuf>,
     /// Positions that may be used by an item [default: those of a sequence in training; of an imported model all]
-    #[arg(long, value_name = "N", requires = "task")]
+    #[arg(long, value_name = "N", requires = "task", value_parser = number::<usize>)]
     context: Option<usize>,
     /// Print one JSON object; of an evaluation on validation text, as it stands in metrics.jsonl
     #[arg(long)]

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::opened::RunAndText;
 use crate::failure::{Failure, Result};
+use crate::number::whole;
 use gpas_train::backend::{BackendChoice, BackendTask};
 use gpas_train::inspect::ModelInspection;
 use gpas_train::metrics::{Record, read_records};
@@ -39,7 +40,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Tokens to look at, at most [default: the recipe's eval.tokens]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole(1..))]
     tokens: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
