@@ -31,7 +31,10 @@ fn tensors(place: &Place, file: &str) -> NamedTensors {
 fn logits(place: &Place, run: &str) -> Vec<f32> {
     let file = format!("{run}.logits");
     place.does(&format!("logits {run} --ids {IDS} -o {file}"));
-    tensors(place, &file).remove("logits").expect("logits").values
+    let values = tensors(place, &file).remove("logits").expect("logits").values;
+    // Nothing is overwritten, and the run may be asked again.
+    fs::remove_file(place.path(&file)).expect("a file");
+    values
 }
 
 fn export(place: &Place, arguments: &str) -> Value {
@@ -258,6 +261,79 @@ fn shards_and_bf16_come_back() {
         "out",
         &format!("out/model.safetensors.index.json: the shard `{name}` is missing"),
         "get the file again from where it came from; nothing was written",
+    );
+}
+
+/// Whatever `torch.compile`, data parallelism, FSDP, PEFT and Lightning have put before the names or into them.
+#[test]
+fn what_other_trainers_add_to_names_is_taken_off_with_a_word() {
+    let place = trained("pre", "");
+    place.does("export run out");
+    let released = tensors(&place, "out/model.safetensors");
+    let expected = logits(&place, "run");
+    let inside = |name: &str| name.replace(".mlp.", "._checkpoint_wrapped_module.mlp._orig_mod.");
+    let renames: [(&str, &dyn Fn(&str) -> String, &str); 7] = [
+        ("compiled", &|name| format!("_orig_mod.{name}"), "`_orig_mod.`"),
+        ("parallel", &|name| format!("module.{name}"), "`module.`"),
+        (
+            "both",
+            &|name| format!("module._orig_mod.{name}"),
+            "`_orig_mod.`, `module.`",
+        ),
+        (
+            "peft",
+            &|name| format!("base_model.model.{name}"),
+            "`base_model.model.`",
+        ),
+        ("lightning", &|name| format!("model.{name}"), "`model.`"),
+        (
+            "sharded",
+            &|name| format!("_fsdp_wrapped_module.{name}"),
+            "`_fsdp_wrapped_module.`",
+        ),
+        ("inside", &inside, "`_checkpoint_wrapped_module.`, `_orig_mod.`"),
+    ];
+    for (directory, rename, added) in renames {
+        fs::create_dir(place.path(directory)).unwrap();
+        place.write(&format!("{directory}/config.json"), place.read("out/config.json"));
+        let renamed = released
+            .iter()
+            .map(|(name, tensor)| (rename(name), tensor.clone()))
+            .collect();
+        write_safetensors(&renamed, &place.path(&format!("{directory}/model.safetensors"))).unwrap();
+        let output = place.run(&format!(
+            "import {directory} {directory}-run --tokenizer tokenizer.json"
+        ));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{directory}: {said}");
+        let word = format!("note: other trainers had added {added} to the names of the tensors, which was taken off\n");
+        assert!(said.contains(&word), "{said}");
+        assert_eq!(logits(&place, &format!("{directory}-run")), expected, "{directory}");
+    }
+    // What only some of the names have is named, and so are two names that would become one.
+    let half = released.iter().map(|(name, tensor)| {
+        let name = if name.contains("layers") {
+            format!("module.{name}")
+        } else {
+            name.clone()
+        };
+        (name, tensor.clone())
+    });
+    fs::create_dir(place.path("half")).unwrap();
+    place.write("half/config.json", place.read("out/config.json"));
+    write_safetensors(&half.collect(), &place.path("half/model.safetensors")).unwrap();
+    place.refuses(
+        "import half none --tokenizer tokenizer.json",
+        "weights do not fit the model: missing […not used […\"module.model.layers.0…",
+        "…",
+    );
+    let mut twice = released.clone();
+    twice.insert("_orig_mod.lm_head.weight".into(), released["lm_head.weight"].clone());
+    write_safetensors(&twice, &place.path("half/model.safetensors")).unwrap();
+    place.refuses(
+        "import half none --tokenizer tokenizer.json",
+        "half/model.safetensors: `lm_head.weight` and `_orig_mod.lm_head.weight` are both `lm_head.weight`",
+        "…",
     );
 }
 

@@ -191,7 +191,7 @@ pub fn corpus() -> String {
 }
 
 /// Whether a text is the pattern, in which `…` stands for any text.
-fn is_like(text: &str, pattern: &str) -> bool {
+pub fn is_like(text: &str, pattern: &str) -> bool {
     let mut parts = pattern.split('…');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else {

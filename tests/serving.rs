@@ -407,6 +407,124 @@ fn what_has_no_meaning_is_refused_and_does_no_harm() {
     server.is_well();
 }
 
+/// As `nc -N` does: it has said everything, and waits.
+#[test]
+fn a_client_that_closes_its_side_of_the_connection_is_answered() {
+    let server = Server::start("--context 2048");
+    for (version, headers) in [
+        ("1.1", "Host: x\r\nConnection: close\r\n"),
+        ("1.1", "Host: x\r\n"),
+        ("1.0", ""),
+    ] {
+        for asked in [
+            json!({"prompt": "fox", "max_tokens": 4, "seed": 1}),
+            json!({"prompt": "fox", "max_tokens": 1500, "n": 4, "seed": 1}),
+            json!({"prompt": "fox", "max_tokens": 4, "seed": 1, "stream": true}),
+        ] {
+            let body = asked.to_string();
+            let mut stream = server.connect();
+            let head = format!(
+                "POST /v1/completions HTTP/{version}\r\n{headers}Content-Length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all((head + &body).as_bytes()).expect("a connection");
+            stream.shutdown(Shutdown::Write).expect("a connection");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an answer");
+            assert!(answer.starts_with(&format!("HTTP/{version} 200")), "{asked}: {answer}");
+            assert!(answer.contains("\"finish_reason\":\""), "{asked}: {answer}");
+        }
+    }
+    let mut stream = server.connect();
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("a connection");
+    stream.shutdown(Shutdown::Write).expect("a connection");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("{\"status\":\"ok\"}"),
+        "{answer}"
+    );
+    // One that says nothing, or half of it, ends its connection.
+    for part in [
+        &b""[..],
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+    ] {
+        let mut stream = server.connect();
+        stream.write_all(part).expect("a connection");
+        stream.shutdown(Shutdown::Write).expect("a connection");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(
+            !answer.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    server.is_well();
+}
+
+#[test]
+fn fields_of_other_servers_are_ignored_with_a_word_or_refused_by_name() {
+    let server = Server::start("");
+    let asked = json!({"prompt": "fox", "max_tokens": 4, "seed": 1, "temperature": 0});
+    let plain = server.complete(&asked);
+    assert!(plain.get("warnings").is_none(), "{plain}");
+    let with = |key: &str, value: Value| {
+        let mut asked = asked.clone();
+        asked[key] = value;
+        asked
+    };
+    for (key, value, is_known) in [
+        ("user", json!("somebody"), true),
+        ("presence_penalty", json!(0), true),
+        ("frequency_penalty", json!(0.0), true),
+        ("logit_bias", json!({}), true),
+        ("suffix", Value::Null, true),
+        ("best_of", json!(1), true),
+        ("response_format", json!({"type": "text"}), true),
+        (
+            "stream_options",
+            json!({"include_usage": true, "include_obfuscation": false}),
+            true,
+        ),
+        ("tools", json!([{"type": "function"}]), false),
+        ("tool_choice", json!("auto"), false),
+        ("metadata", json!({"a": "b"}), false),
+        ("service_tier", json!("auto"), false),
+        ("store", json!(true), false),
+    ] {
+        let answer = server.complete(&with(key, value));
+        assert_eq!(answer["choices"], plain["choices"], "{key}");
+        let warnings = json!([format!("`{key}` is not known here and was ignored")]);
+        assert_eq!(answer.get("warnings"), (!is_known).then_some(&warnings), "{key}");
+    }
+    for (key, value) in [
+        ("response_format", json!({"type": "json_object"})),
+        ("logit_bias", json!({"5": -100})),
+        ("frequency_penalty", json!(0.5)),
+        ("suffix", json!("x")),
+        ("best_of", json!(4)),
+        ("messages", json!([{"role": "user", "content": "hi"}])),
+    ] {
+        let answer = server.post(&with(key, value));
+        assert_eq!(answer.status, 400, "{key}: {}", answer.body);
+        assert!(answer.message().starts_with(&format!("`{key}` ")), "{}", answer.body);
+    }
+    // In a stream, the first piece says it.
+    let mut streamed = with("tools", json!([]));
+    streamed["stream"] = true.into();
+    let answer = server.post(&streamed);
+    let mut pieces = answer.body.lines().filter(|line| line.starts_with("data: "));
+    assert!(
+        pieces.next().is_some_and(|piece| piece.contains("was ignored")),
+        "{}",
+        answer.body
+    );
+    assert!(pieces.all(|piece| !piece.contains("was ignored")), "{}", answer.body);
+}
+
 #[test]
 fn clients_that_leave_or_dawdle_take_nothing_with_them() {
     let server = Server::start("--context 2048");

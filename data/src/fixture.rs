@@ -41,7 +41,7 @@ pub(crate) fn prepared(place: &Path, documents: &[&str], validation: &[&str]) ->
     let write = |name: &str, texts: &[&str]| {
         let lines: String = texts.iter().map(|text| format!("{{\"text\": \"{text}\"}}\n")).collect();
         fs::write(place.join(name), lines).unwrap();
-        place.join(name).to_str().unwrap().to_owned()
+        place.join(name)
     };
     let tokenizer = place.join("letters.json");
     fs::write(&tokenizer, letters(false).to_string()).unwrap();

@@ -1,5 +1,6 @@
 //! Preparing: documents become fixed-width token shards, streamed and in parallel, with the same bytes whatever the threads.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -29,18 +30,30 @@ pub enum ValidationSplit {
     /// fraction of its tokens, at its end.
     Fraction(f64),
     /// A source of their own. Its files are not trained on, even where a training source holds them too.
-    Source(String),
+    Source(PathBuf),
+}
+
+impl ValidationSplit {
+    /// What a text means: a fraction, if it is a number, or else a source.
+    ///
+    /// # Errors
+    /// When the number is not between 0 and 1.
+    pub fn of(given: &OsStr) -> Result<Self, DataError> {
+        match given.to_str().map(str::parse::<f64>) {
+            Some(Ok(fraction)) if fraction > 0.0 && fraction < 1.0 => Ok(Self::Fraction(fraction)),
+            Some(Ok(_)) => Err(DataError::ValidationFraction {
+                given: given.to_string_lossy().into_owned(),
+            }),
+            Some(Err(_)) | None => Ok(Self::Source(given.into())),
+        }
+    }
 }
 
 impl FromStr for ValidationSplit {
     type Err = DataError;
 
     fn from_str(given: &str) -> Result<Self, DataError> {
-        match given.parse::<f64>() {
-            Ok(fraction) if fraction > 0.0 && fraction < 1.0 => Ok(Self::Fraction(fraction)),
-            Ok(_) => Err(DataError::ValidationFraction { given: given.into() }),
-            Err(_) => Ok(Self::Source(given.into())),
-        }
+        Self::of(OsStr::new(given))
     }
 }
 
@@ -48,7 +61,7 @@ impl FromStr for ValidationSplit {
 #[derive(Debug, Clone)]
 pub struct PrepareOptions {
     /// Files, directories and globs of training text.
-    pub sources: Vec<String>,
+    pub sources: Vec<PathBuf>,
     /// The `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// Where validation documents come from.
@@ -69,7 +82,7 @@ impl PrepareOptions {
     /// Preparing `sources` into the new directory `out`, with text in the field `text`, the tokenizer's own end of a document and
     /// without a progress bar.
     pub fn new(
-        sources: impl IntoIterator<Item = impl Into<String>>,
+        sources: impl IntoIterator<Item = impl Into<PathBuf>>,
         tokenizer: impl Into<PathBuf>,
         validation: ValidationSplit,
         out: impl Into<PathBuf>,
@@ -383,9 +396,9 @@ mod tests {
     use crate::store::{PreparedData, verify};
     use std::collections::HashSet;
 
-    fn write(path: &Path, text: &str) -> String {
+    fn write(path: &Path, text: &str) -> PathBuf {
         fs::write(path, text).unwrap();
-        path.to_str().unwrap().to_owned()
+        path.into()
     }
 
     fn lines(texts: impl IntoIterator<Item = String>) -> String {
@@ -568,12 +581,12 @@ mod tests {
         write(&text.join("a.txt"), "abc");
         let held_out = write(&text.join("b.txt"), "xyz");
         let mut options = options(place.path(), "", ValidationSplit::Source(held_out));
-        options.sources = vec![text.to_str().unwrap().to_owned()];
+        options.sources = vec![text.clone()];
         let manifest = prepare(&options).unwrap().manifest;
         assert_eq!((manifest.train.tokens, manifest.validation.tokens), (4, 4));
         assert_eq!((manifest.train.largest_id, manifest.sources[0].files), (5, 1));
         options.out = place.path().join("again");
-        options.sources = vec![text.join("b.txt").to_str().unwrap().to_owned()];
+        options.sources = vec![text.join("b.txt")];
         assert!(
             prepare(&options)
                 .unwrap_err()
@@ -775,7 +788,7 @@ mod tests {
         write(&text.join("a.txt"), "abc");
         let held_out = write(&text.join("b.txt"), "xyz");
         let mut options = options(place.path(), "", ValidationSplit::Source(held_out));
-        options.sources = vec![text.join("a.txt").to_str().unwrap().to_owned()];
+        options.sources = vec![text.join("a.txt")];
         prepare(&options).unwrap();
         let plain = fs::read_to_string(options.out.join(MANIFEST)).unwrap();
         for key in ["left_out", "separator", "cut_at"] {
@@ -783,7 +796,7 @@ mod tests {
         }
         write(&text.join(".hidden.txt"), "no");
         write(&text.join("notes.md"), "no");
-        let source = text.to_str().unwrap().to_owned();
+        let source = text.clone();
         (options.out, options.sources) = (place.path().join("again"), vec![source.clone(), source]);
         let manifest = prepare(&options).unwrap().manifest;
         let reasons: Vec<_> = manifest.sources[0].left_out.iter().map(|left| left.reason).collect();

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 use crate::tokenizer_config::TOKENIZER_CONFIG;
 
 /// Where older releases of `transformers` name special tokens.
@@ -98,6 +99,7 @@ impl SpecialNames {
 
 /// A file of JSON; null if there is no such file.
 fn read(path: &Path) -> Result<Value, DataError> {
+    refuse_lfs_pointer(path)?;
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Value::Null),

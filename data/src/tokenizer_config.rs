@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 
 /// The file.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -84,6 +85,7 @@ impl TokenizerConfig {
 
 /// A file's text, if there is such a file.
 fn read(path: &Path) -> Result<Option<String>, DataError> {
+    refuse_lfs_pointer(path)?;
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) => match error.kind() {

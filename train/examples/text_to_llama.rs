@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|(a, b)| format!("{a} and {b} make {}", a + b));
     let lines: Vec<String> = sums.map(|sum| format!("{{\"text\": \"{sum}\"}}\n")).collect();
     fs::write(&text, lines.concat())?;
-    let sources = [text.display().to_string()];
+    let sources = [text];
 
     // A tokenizer trained on them, and the documents as tokens, a tenth of them held out.
     let tokenizer = place.path().join("tokenizer.json");

@@ -264,7 +264,7 @@ impl FromStr for BackendChoice {
     type Err = BackendError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "auto" {
+        if text.eq_ignore_ascii_case("auto") {
             return Ok(BackendChoice::Auto);
         }
         let unknown = || BackendError::Unknown(text.to_string());
@@ -272,7 +272,9 @@ impl FromStr for BackendChoice {
             Some((name, index)) => (name, index.parse().map_err(|_| unknown())?),
             None => (text, 0),
         };
-        let known = BackendName::ALL.iter().find(|known| known.name() == name);
+        let known = BackendName::ALL
+            .iter()
+            .find(|known| known.name().eq_ignore_ascii_case(name));
         Ok(BackendChoice::Named(*known.ok_or_else(unknown)?, index))
     }
 }

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gpas_data::aside::AsideDirectory;
+use gpas_data::has_lfs_pointer;
 use gpas_model::weights::{NamedTensors, SafetensorsFile, WeightsError, write_safetensors};
 use gpas_model::{Llama, LlamaConfig, Progress};
 use serde::{Deserialize, Serialize};
@@ -303,6 +304,10 @@ impl Checkpoint {
             let expected = files
                 .get(name)
                 .ok_or_else(|| damaged(MANIFEST, format!("does not name {name}")))?;
+            if has_lfs_pointer(&path.join(name)) {
+                let what = "is a Git LFS pointer, for which `git lfs pull` fetches the file itself";
+                return Err(damaged(name, what.into()));
+            }
             let found = FileRecord::of(&path.join(name)).map_err(|cause| unreadable(name, cause))?;
             if found.bytes != expected.bytes {
                 let what = format!("has {} bytes, not {}", found.bytes, expected.bytes);

@@ -91,7 +91,7 @@ pub(crate) mod tests {
             for length in lengths {
                 fs::write(folder.join(format!("{length}.txt")), document(*length)).unwrap();
             }
-            folder.display().to_string()
+            folder
         };
         let training = text("training", &[30, 40]);
         let validation = text("validation", &[2, 3, 5, 8, 13, 21, 34]);

@@ -12,6 +12,7 @@ mod key;
 mod reference;
 mod resolve;
 mod shipped;
+mod spelling;
 mod table;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub use key::Key;
 pub use reference::{KeyDefault, KeyReference};
 pub use resolve::{RecipeFile, RecipeOptions, resolve, resolve_with};
 pub use shipped::{COMPARISONS, SHIPPED, Shipped};
+pub use spelling::{plain_number, same_name};
 pub use table::{CheckpointRecipe, DataRecipe, EvalRecipe, ModelRecipe, TrainRecipe};
 
 /// Vocabulary of a size that is no preset's, where no data has decided it yet.

@@ -56,6 +56,7 @@ pub struct RunInfo {
     /// The command line.
     pub command: Vec<String>,
     /// Directory of the prepared data; empty for an imported run that has seen none yet.
+    #[serde(serialize_with = "as_text")]
     pub data: PathBuf,
     /// SHA-256 of the data's manifest, which holds the hashes of its shards; empty likewise.
     pub data_sha256: String,
@@ -90,7 +91,7 @@ impl RunInfo {
             backend: selected.to_string(),
             device: selected.device_name().unwrap_or_default(),
             platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-            command: std::env::args().collect(),
+            command: command_line(),
             data: PathBuf::new(),
             data_sha256: String::new(),
             tokenizer_sha256: String::new(),
@@ -131,6 +132,18 @@ pub fn data_sha256(data: &PreparedData) -> Result<String, RunError> {
     Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// The command line, as text: what of it is not UTF-8 becomes U+FFFD.
+fn command_line() -> Vec<String> {
+    std::env::args_os()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Writes a path for people: what of it is not UTF-8 becomes U+FFFD.
+fn as_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 /// Seconds since 1970.
 fn now() -> u64 {
     SystemTime::now()
@@ -142,6 +155,7 @@ fn now() -> u64 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// The directory.
+    #[serde(serialize_with = "as_text")]
     pub from: PathBuf,
     /// The architecture that its configuration names.
     pub architecture: String,
@@ -184,7 +198,7 @@ impl Resume {
             gpas: VERSION.into(),
             commit: COMMIT.into(),
             backend: selected.to_string(),
-            command: std::env::args().collect(),
+            command: command_line(),
             changes,
             passed_over,
         }

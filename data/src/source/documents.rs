@@ -1,6 +1,7 @@
 //! The documents of several sources as one stream.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -81,7 +82,7 @@ impl Documents {
     ///
     /// # Errors
     /// Those of [`Source::find`].
-    pub fn open(given: &[String], options: ReadOptions) -> Result<Self, DataError> {
+    pub fn open(given: &[PathBuf], options: ReadOptions) -> Result<Self, DataError> {
         Ok(Self::new(Source::find(given, &options)?, options))
     }
 

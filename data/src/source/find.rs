@@ -37,7 +37,7 @@ impl Source {
     ///
     /// # Errors
     /// When nothing is behind a source, or nothing of a format that is read.
-    pub fn find(given: &[String], options: &ReadOptions) -> Result<Vec<Self>, DataError> {
+    pub fn find(given: &[PathBuf], options: &ReadOptions) -> Result<Vec<Self>, DataError> {
         let mut taken = HashSet::new();
         given
             .iter()
@@ -49,8 +49,10 @@ impl Source {
             .collect()
     }
 
-    fn find_one(given: &str, options: &ReadOptions) -> Result<Self, DataError> {
-        let path = Path::new(given);
+    fn find_one(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
+        let given = path.display().to_string();
+        // A source that is no text is a path, and no pattern of paths.
+        let pattern = path.to_str().filter(|text| text.contains(['*', '?', '[']));
         let mut search = Search::new(options.hidden);
         let kind = if path.is_dir() {
             search.walk(path)?;
@@ -61,28 +63,28 @@ impl Source {
             "is"
         } else if let Ok(target) = path.read_link() {
             return Err(DataError::SourceEmpty {
-                given: given.into(),
+                given,
                 cause: format!("is a link to {}, which does not exist", target.display()),
                 hidden: false,
             });
-        } else if given.contains(['*', '?', '[']) {
-            search.glob(given)?;
+        } else if let Some(pattern) = pattern {
+            search.glob(pattern)?;
             "matches"
         } else {
-            return Err(DataError::SourceMissing { given: given.into() });
+            return Err(DataError::SourceMissing { given });
         };
         search.follow_links()?;
         if search.files.is_empty() {
             let left: Vec<String> = search.left_out.iter().map(ToString::to_string).collect();
             let but = if left.is_empty() { "" } else { "; left out: " };
             return Err(DataError::SourceEmpty {
-                given: given.into(),
+                given,
                 cause: format!("{kind} no file of a format that is read{but}{}", left.join("; ")),
                 hidden: search.left_out.iter().any(|left| left.reason == LeftOutReason::Hidden),
             });
         }
         Ok(Self {
-            given: given.into(),
+            given,
             files: search.files,
             left_out: search.left_out,
         })

@@ -16,7 +16,7 @@ use super::*;
 use crate::error::DataError;
 
 fn read(given: &str, options: ReadOptions) -> (Result<Vec<Document>, DataError>, Documents) {
-    let mut documents = Documents::open(&[given.to_owned()], options).unwrap();
+    let mut documents = Documents::open(&[given.into()], options).unwrap();
     (documents.by_ref().collect(), documents)
 }
 
@@ -38,8 +38,7 @@ fn find_error(given: &Path) -> DataError {
 
 /// What several sources give: their texts, and of each source what was left out.
 fn read_all(given: &[PathBuf], options: ReadOptions) -> (Vec<String>, Vec<SourceRecord>) {
-    let given: Vec<String> = given.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
-    let mut documents = Documents::open(&given, options).unwrap();
+    let mut documents = Documents::open(given, options).unwrap();
     let texts = documents.by_ref().map(|document| document.unwrap().text).collect();
     (texts, documents.sources().to_vec())
 }

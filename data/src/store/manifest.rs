@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 use crate::source::SourceRecord;
 use crate::special::SpecialTokens;
 use crate::tokenizer::Tokenizer;
@@ -154,6 +155,7 @@ pub(super) fn read_manifest(directory: &Path) -> Result<Manifest, DataError> {
             cause: "no such directory".into(),
         });
     }
+    refuse_lfs_pointer(&path)?;
     let bytes = fs::read(&path).map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DataError::Manifest {
             path: directory.into(),

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::{Manifest, SplitRecord, TOKENIZER, read_manifest};
 use super::tokens::TokenStore;
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer_config::{TOKENIZER_CONFIG, TokenizerConfig};
 
@@ -31,6 +32,7 @@ impl PreparedData {
     pub fn open(directory: &Path) -> Result<Self, DataError> {
         let manifest = read_manifest(directory)?;
         let path = directory.join(TOKENIZER);
+        refuse_lfs_pointer(&path)?;
         let bytes = fs::read(&path).map_err(DataError::io_of_listed(&path))?;
         let found = format!("{:x}", Sha256::digest(&bytes));
         if found != manifest.tokenizer.sha256 {

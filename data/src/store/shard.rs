@@ -8,6 +8,7 @@ use memmap2::Mmap;
 
 use super::manifest::{ShardFile, VERSION};
 use crate::error::DataError;
+use crate::lfs::refuse_lfs_pointer;
 
 pub(super) const HEADER_BYTES: usize = 16;
 pub(super) const TOKEN_MAGIC: &[u8; 8] = b"GPASTOKN";
@@ -44,6 +45,7 @@ impl Mapped {
                 cause: "a shard outside the directory".into(),
             });
         }
+        refuse_lfs_pointer(&path)?;
         let file = File::open(&path).map_err(DataError::io_of_listed(&path))?;
         let length = file.metadata().map_err(DataError::io(&path))?.len();
         let damaged = |cause: String| {

@@ -27,7 +27,6 @@ pub fn prepared(place: &Path) -> Result<PreparedData, Box<dyn Error>> {
         .collect();
     let source = place.join("sentences.jsonl");
     fs::write(&source, text)?;
-    let source = source.display().to_string();
     let tokenizer = place.join("tokenizer.json");
     let documents = Documents::open(std::slice::from_ref(&source), ReadOptions::default())?;
     train_bpe(documents, 300, true)?.save(&tokenizer)?;

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
+use gpas_data::refuse_lfs_pointer;
 use gpas_model::weights::{HostTensor, SafetensorsFile};
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use crate::ExchangeError;
 use crate::archive::Archive;
 use crate::pickle::{self, PickledTensor};
+use crate::wrappers::Unwrapped;
 
 /// A configuration has some kilobytes, and an index of shards a hundred bytes per tensor. Parsed, either may take twenty times its size.
 const LARGEST_JSON: u64 = 16 << 20;
@@ -28,6 +30,7 @@ pub(super) fn read_text(path: &Path) -> Result<Vec<u8>, ExchangeError> {
         path: path.to_path_buf(),
         cause,
     };
+    refuse_lfs_pointer(path)?;
     let facts = fs::metadata(path).map_err(failed)?;
     if !facts.is_file() || facts.len() > LARGEST_JSON {
         return Err(ExchangeError::damaged(
@@ -48,6 +51,8 @@ pub(super) struct Described {
     pub(super) shape: Vec<usize>,
     /// Number of the file that it lies in.
     file: usize,
+    /// Its name there.
+    stored: String,
 }
 
 #[cfg(test)]
@@ -58,6 +63,7 @@ impl Described {
             dtype: Dtype::F32,
             shape,
             file: 0,
+            stored: String::new(),
         }
     }
 }
@@ -67,6 +73,8 @@ impl Described {
 pub(super) struct WeightFiles {
     files: Vec<RefCell<WeightFile>>,
     tensors: BTreeMap<String, Described>,
+    /// What other trainers had added to the names.
+    taken_off: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -125,6 +133,7 @@ impl WeightFiles {
         let mut this = Self {
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            taken_off: Vec::new(),
         };
         for (number, path) in paths.iter().enumerate() {
             let file = WeightFile::open(path)?;
@@ -133,6 +142,7 @@ impl WeightFiles {
                     dtype,
                     shape,
                     file: number,
+                    stored: name.clone(),
                 };
                 if this.tensors.insert(name.clone(), described).is_some() {
                     return Err(ExchangeError::damaged(
@@ -151,7 +161,27 @@ impl WeightFiles {
                 }
             }
         }
+        this.unwrap_names(&paths[0])?;
         Ok(this)
+    }
+
+    /// Gives the tensors the names that they have in the model itself.
+    fn unwrap_names(&mut self, path: &Path) -> Result<(), ExchangeError> {
+        let Unwrapped { names, taken_off } = Unwrapped::of(self.tensors.keys().map(String::as_str));
+        for (name, tensor) in names.into_iter().zip(std::mem::take(&mut self.tensors).into_values()) {
+            let stored = tensor.stored.clone();
+            if let Some(other) = self.tensors.insert(name.clone(), tensor) {
+                let what = format!("`{stored}` and `{}` are both `{name}`", other.stored);
+                return Err(ExchangeError::damaged(path, what));
+            }
+        }
+        self.taken_off = taken_off;
+        Ok(())
+    }
+
+    /// What other trainers had added to the names of the tensors, which is left out of those that [`Self::tensors`] gives.
+    pub(super) fn taken_off(&self) -> &[String] {
+        &self.taken_off
     }
 
     /// Every tensor by its name.
@@ -166,14 +196,15 @@ impl WeightFiles {
             names: vec![name.into()],
         })?;
         match &mut *self.files[tensor.file].borrow_mut() {
-            WeightFile::Safetensors(file) => Ok(file.read(name)?),
-            WeightFile::Torch(file) => file.read(name),
+            WeightFile::Safetensors(file) => Ok(file.read(&tensor.stored)?),
+            WeightFile::Torch(file) => file.read(&tensor.stored),
         }
     }
 }
 
 impl WeightFile {
     fn open(path: &Path) -> Result<Self, ExchangeError> {
+        refuse_lfs_pointer(path)?;
         if path.extension().is_some_and(|ending| ending == "safetensors") {
             Ok(WeightFile::Safetensors(SafetensorsFile::open(path)?))
         } else {

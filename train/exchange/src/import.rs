@@ -76,6 +76,9 @@ impl Import {
     /// # Errors
     /// The first thing that is damaged, not supported, or does not fit.
     pub fn open(directory: &Path, asked: &ImportOptions) -> Result<Self, ExchangeError> {
+        if directory.is_file() {
+            return Err(ExchangeError::AFile(directory.to_path_buf()));
+        }
         let mut found = config::read(&directory.join("config.json"))?;
         let files = WeightFiles::open(directory)?;
         if found.config.layers > files.tensors().len() {
@@ -174,6 +177,11 @@ impl Import {
     /// If the file cannot be read or is not a JSON object.
     pub fn generation_settings(&self) -> Result<serde_json::Map<String, serde_json::Value>, ExchangeError> {
         generation_settings(&self.directory)
+    }
+
+    /// What other trainers had added to the names of the tensors, and was taken off.
+    pub fn taken_off(&self) -> &[String] {
+        self.files.taken_off()
     }
 
     /// The positions that the model had, if sequences of the recipe give it more.

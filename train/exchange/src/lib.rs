@@ -16,6 +16,7 @@ mod tokens;
 #[cfg(test)]
 #[path = "../../../tests/torch.rs"]
 mod torch;
+mod wrappers;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub enum ExchangeError {
     Damaged { path: PathBuf, what: String },
     #[error("{0} already exists")]
     Exists(PathBuf),
+    #[error("{0} is a file")]
+    AFile(PathBuf),
     #[error("{0} holds no weights: neither model.safetensors nor pytorch_model.bin, whole or in shards")]
     NoWeights(PathBuf),
     #[error("{path}: {what} is not supported")]
@@ -112,7 +115,7 @@ impl ExchangeError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Exists(_) => "name another directory; nothing is ever replaced".into(),
-            Self::NoWeights(_) => "a model is a directory as `save_pretrained` of transformers writes it".into(),
+            Self::NoWeights(_) | Self::AFile(_) => "a model is a directory as `save_pretrained` of transformers writes it".into(),
             Self::NotSupported { .. } => {
                 "what is imported: LlamaForCausalLM without biases, with plain rotary positions and silu, and what `gpas export` writes".into()
             }

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 
 use gpas_data::special::SpecialNames;
-use gpas_data::{SpecialTokens, Tokenizer};
+use gpas_data::{SpecialTokens, Tokenizer, refuse_lfs_pointer};
 use serde_json::{Map, Value};
 
 use crate::ExchangeError;
@@ -181,6 +181,7 @@ pub(super) fn generation_settings(directory: &Path) -> Result<Map<String, Value>
 
 /// A file of JSON, if there is such a file.
 fn read_json(path: &Path) -> Result<Option<Value>, ExchangeError> {
+    refuse_lfs_pointer(path)?;
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),

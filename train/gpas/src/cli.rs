@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     bench, compare, config, data, eval, export, generate, import, inspect, logits, report, selfcheck, serve, tokenizer,
@@ -52,6 +52,11 @@ fn backend_help() -> String {
     let names: Vec<&str> = BackendName::ALL.iter().map(|name| name.name()).collect();
     let names = names.join(", ");
     format!("Where to run: auto, {names}; cuda:1 for the second card [default: auto; for a run, its own]")
+}
+
+/// The command line as clap knows it, with every command and its arguments.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the command line and runs it.
@@ -110,10 +115,9 @@ fn is_broken_pipe(failure: &Failure) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

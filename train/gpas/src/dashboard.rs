@@ -1,31 +1,26 @@
-//! What a person sees of a run: a dashboard on a terminal, else one readable line now and then. All are [`MetricsRenderer`]s, which
-//! burn-train's learner feeds.
+//! What a person sees of a run: a dashboard on a terminal, else one readable line now and then. All are
+//! [`MetricsRenderer`](burn_train::renderer::MetricsRenderer)s, which burn-train's learner feeds.
 
-use std::collections::HashMap;
-use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::io;
 
-use burn_train::metric::{MetricDefinition, MetricId};
+use burn_train::Interrupter;
+use burn_train::renderer::MetricsRenderer;
 use burn_train::renderer::tui::TuiMetricsRendererWrapper;
-use burn_train::renderer::{
-    EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
-    MetricsRendererTraining, ProgressType, TrainingProgress,
-};
-use burn_train::{Interrupter, LearnerSummary};
 use clap::{Args, ValueEnum};
-use gpas_train::metrics::{EvalRecord, Quantity, Record, TrainRecord};
+use gpas_train::metrics::Record;
 use gpas_train::signals::StopRequest;
 use gpas_train::training::Observer;
 
+use crate::lines::PlainLines;
 use crate::screen::{Screen, restore};
-use crate::shown::{declared_names, step};
+use crate::terminal::{Jobs, Stream};
 
 /// The options that say how a run is shown.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct DisplayArgs {
-    /// How to show the run on a terminal; elsewhere, it is lines
-    #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
-    dashboard: Dashboard,
+    /// How to show the run on a terminal whose foreground it is in [default: ours]; elsewhere, it is lines
+    #[arg(long, value_enum, ignore_case = true, value_name = "WHICH")]
+    dashboard: Option<Dashboard>,
     /// Print lines rather than show a dashboard: short for `--dashboard plain`
     #[arg(long, conflicts_with = "dashboard")]
     plain: bool,
@@ -44,20 +39,41 @@ pub enum Dashboard {
 }
 
 impl DisplayArgs {
-    /// What the options and standard output make of it.
-    pub fn dashboard(self) -> Dashboard {
-        if self.plain || !io::stdout().is_terminal() {
-            Dashboard::Plain
-        } else {
-            self.dashboard
-        }
+    /// What the options and standard output make of it. Says why where a dashboard that was asked for by name cannot be.
+    ///
+    /// # Errors
+    /// If the system lets no handler of its signals be set.
+    pub fn display(self) -> io::Result<Display> {
+        let asked = self.dashboard.filter(|asked| *asked != Dashboard::Plain);
+        let kind = match Stream::Output.takes_pictures() {
+            _ if self.plain => Dashboard::Plain,
+            Ok(()) => self.dashboard.unwrap_or_default(),
+            Err(why) => {
+                if asked.is_some() {
+                    eprintln!("note: lines rather than the dashboard: {why}");
+                }
+                Dashboard::Plain
+            }
+        };
+        let jobs = match kind {
+            Dashboard::Plain => Jobs::default(),
+            Dashboard::Ours | Dashboard::Burn => Jobs::listen()?,
+        };
+        Ok(Display { kind, jobs })
     }
 }
 
-impl Dashboard {
+/// How the runs of this process are shown.
+#[derive(Clone, Debug)]
+pub struct Display {
+    kind: Dashboard,
+    jobs: Jobs,
+}
+
+impl Display {
     /// What is to be done before the process leaves at once.
-    pub fn on_leave(self) -> fn() {
-        match self {
+    pub fn on_leave(&self) -> fn() {
+        match self.kind {
             Dashboard::Ours | Dashboard::Burn => restore,
             Dashboard::Plain => || (),
         }
@@ -67,8 +83,8 @@ impl Dashboard {
     /// dashboard the interrupter.
     pub fn open(self, steps: u64, stop: StopRequest, interrupter: &Interrupter) -> Box<dyn MetricsRenderer> {
         let lines = || Box::new(PlainLines::new(steps));
-        match self {
-            Dashboard::Ours => match Screen::open(stop, steps) {
+        match self.kind {
+            Dashboard::Ours => match Screen::open(stop, self.jobs, steps) {
                 Ok(screen) => Box::new(screen),
                 Err(_) => lines(),
             },
@@ -85,9 +101,9 @@ pub struct Notices {
 
 impl Notices {
     /// The notices of a run that is shown in this way.
-    pub fn new(dashboard: Dashboard) -> Self {
+    pub fn new(display: &Display) -> Self {
         Self {
-            kept: (dashboard != Dashboard::Plain).then(Vec::new),
+            kept: (display.kind != Dashboard::Plain).then(Vec::new),
         }
     }
 }
@@ -110,147 +126,5 @@ impl Drop for Notices {
         for line in self.kept.take().unwrap_or_default() {
             eprintln!("{line}");
         }
-    }
-}
-
-/// Lines for a log file or a pipe: the first step, then one every few seconds, and every evaluation.
-struct PlainLines {
-    steps: u64,
-    /// Metrics that nobody has declared: somebody's own.
-    own: Vec<(String, MetricId)>,
-    train: HashMap<MetricId, String>,
-    valid: HashMap<MetricId, String>,
-    last: Option<Instant>,
-}
-
-/// Prints a line. A run goes on when whoever read its lines has gone; `metrics.jsonl` has them all.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// Time between two lines.
-const PAUSE: Duration = Duration::from_secs(5);
-
-impl PlainLines {
-    fn new(steps: u64) -> Self {
-        Self {
-            steps,
-            own: Vec::new(),
-            train: HashMap::new(),
-            valid: HashMap::new(),
-            last: None,
-        }
-    }
-
-    /// The numbers of a step or of an evaluation, as their declarations put them into a line, and then somebody's own.
-    fn line<R>(&self, step: usize, values: &HashMap<MetricId, String>, quantities: &[Quantity<R>]) -> String {
-        let mut line = format!("step {step:>6}/{}", self.steps);
-        let text = |id: &MetricId| values.get(id).filter(|text| !text.is_empty());
-        for quantity in quantities {
-            if let Some(text) = text(&MetricId::new(quantity.name.to_string().into())) {
-                line += &quantity.in_a_line.replace("{}", text);
-            }
-        }
-        for (name, id) in &self.own {
-            if let Some(text) = text(id) {
-                line += &format!("  {name} {text}");
-            }
-        }
-        line
-    }
-
-    fn keep(values: &mut HashMap<MetricId, String>, state: MetricState) {
-        let entry = match state {
-            MetricState::Generic(entry) | MetricState::Numeric(entry, _) => entry,
-        };
-        values.insert(entry.metric_id, entry.serialized_entry.formatted);
-    }
-}
-
-impl MetricsRendererTraining for PlainLines {
-    fn update_train(&mut self, state: MetricState) {
-        Self::keep(&mut self.train, state);
-    }
-
-    fn update_valid(&mut self, state: MetricState) {
-        Self::keep(&mut self.valid, state);
-    }
-
-    fn render_train(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
-        let step = step(&item);
-        if self.last.is_none_or(|last| last.elapsed() >= PAUSE) || step as u64 == self.steps {
-            self.last = Some(Instant::now());
-            say(&self.line(step, &self.train, TrainRecord::QUANTITIES));
-        }
-    }
-
-    fn render_valid(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
-        say(&self.line(step(&item), &self.valid, EvalRecord::QUANTITIES));
-    }
-
-    fn on_train_end(&mut self, _summary: Option<LearnerSummary>) -> Result<(), Box<dyn std::error::Error>> {
-        Ok(())
-    }
-}
-
-impl MetricsRendererEvaluation for PlainLines {
-    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
-
-    fn render_test(&mut self, _item: EvaluationProgress, _progress_indicators: Vec<ProgressType>) {}
-}
-
-impl MetricsRenderer for PlainLines {
-    fn manual_close(&mut self) {}
-
-    fn register_metric(&mut self, definition: MetricDefinition) {
-        if declared_names().all(|name| name != definition.name) {
-            self.own.push((definition.name, definition.metric_id));
-            // They come in no order.
-            self.own.sort_by(|(one, _), (other, _)| one.cmp(other));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use burn_train::metric::{MetricEntry, NumericEntry, SerializedEntry};
-
-    fn state(name: &str, text: &str) -> MetricState {
-        let entry = MetricEntry::new(
-            MetricId::new(name.to_string().into()),
-            SerializedEntry::new(text.into(), text.into()),
-        );
-        MetricState::Numeric(entry, NumericEntry::Value(0.0))
-    }
-
-    #[test]
-    fn a_line_has_what_is_declared_for_it_and_somebodys_own() {
-        let mut lines = PlainLines::new(1500);
-        let own = MetricId::new("Tokens per parameter".to_string().into());
-        lines.own.push(("Tokens per parameter".into(), own));
-        for (name, text) in [("Loss", "4.2684"), ("Perplexity", "71.405"), ("Bits per byte", "1.9")] {
-            lines.update_valid(state(name, text));
-        }
-        let line = lines.line(1500, &lines.valid, EvalRecord::QUANTITIES);
-        assert_eq!(line, "step   1500/1500  validation loss 4.2684  perplexity 71.405");
-        for (name, text) in [
-            ("Loss", "8.1000"),
-            ("Learning rate", "1.000e-3"),
-            ("Tokens per second", "9000"),
-            ("Gradient norm", "1.2000"),
-            ("Gate, smallest", "-0.1000"),
-            ("Gate, mean", "+0.0000"),
-            ("Gate, largest", "+0.1000"),
-            ("Tokens per parameter", "0.03"),
-        ] {
-            lines.update_train(state(name, text));
-        }
-        let line = lines.line(7, &lines.train, TrainRecord::QUANTITIES);
-        assert_eq!(
-            line,
-            "step      7/1500  loss 8.1000  lr 1.000e-3  9000 tokens/s  gradient norm 1.2000  \
-             gates -0.1000 … +0.0000 … +0.1000  Tokens per parameter 0.03"
-        );
     }
 }

@@ -1,5 +1,7 @@
 //! The options that every command shares which takes a recipe.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use gpas_train::recipe::RecipeOptions;
 
@@ -14,7 +16,7 @@ pub struct RecipeArgs {
     pub scheme: Option<String>,
     /// Prepared data, as `gpas data prepare` writes it; the built-in corpus if absent
     #[arg(long, value_name = "DIR")]
-    pub data: Option<String>,
+    pub data: Option<PathBuf>,
     /// Any recipe key, such as train.lr=5e-4; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -11,8 +11,12 @@
 //!
 //! It is a [`MetricsRenderer`], which burn-train's learner feeds. Its thread sleeps until a key comes or a quarter of a second has passed, and
 //! draws only what has changed.
+//!
+//! The terminal belongs to the shell, which lends it to the job in the foreground. On Ctrl-Z the screen gives it back and the process stops;
+//! continued in the foreground, it draws anew. Continued in the background, it leaves the terminal alone, prints lines, and draws again as
+//! soon as it is in the foreground.
 
-use std::io::{self, stdout};
+use std::io::{self, Stdout, stdout};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,13 +35,17 @@ use ratatui::Frame;
 use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use ratatui::crossterm::terminal::{
+    Clear as ClearTerminal, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::prelude::{Color, CrosstermBackend, Line, Modifier, Style, Stylize, Terminal};
 use ratatui::symbols::Marker;
 use ratatui::widgets::{Axis, Block, Chart, Clear, Dataset, Gauge, GraphType, Paragraph, Tabs, Wrap};
 
+use crate::lines::PlainLines;
 use crate::shown::{declared_names, step};
+use crate::terminal::{Jobs, Stream, stop_process};
 use gpas_train::signals::{Stop, StopRequest};
 
 /// Time between two pictures.
@@ -55,6 +63,8 @@ const VALID: Color = Color::LightBlue;
 /// The open dashboard; dropping it gives the terminal back.
 pub struct Screen {
     state: Arc<Mutex<State>>,
+    /// What there is to see while the process is in the background.
+    lines: PlainLines,
     closing: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     // Given back in this order.
@@ -105,11 +115,11 @@ impl Drop for PanicHook {
 }
 
 impl Screen {
-    /// Takes the terminal for a run of `steps` steps. `q` and Ctrl-C there ask `stop`.
+    /// Takes the terminal for a run of `steps` steps. `q` and Ctrl-C there ask `stop`, Ctrl-Z asks `jobs`.
     ///
     /// # Errors
     /// If there is no terminal that takes it; what there is of it is then as it was.
-    pub fn open(stop: StopRequest, steps: u64) -> io::Result<Self> {
+    pub fn open(stop: StopRequest, jobs: Jobs, steps: u64) -> io::Result<Self> {
         enable_raw_mode()?;
         let taken = Taken;
         execute!(stdout(), EnterAlternateScreen)?;
@@ -122,10 +132,15 @@ impl Screen {
         let closing = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name("dashboard".into()).spawn({
             let (state, closing) = (state.clone(), closing.clone());
-            move || show(terminal, &state, &closing, &stop)
+            move || {
+                jobs.set_drawing(true);
+                show(terminal, &state, &closing, &stop, &jobs);
+                jobs.set_drawing(false);
+            }
         })?;
         Ok(Self {
             state,
+            lines: PlainLines::new(steps),
             closing,
             thread: Some(thread),
             _hook: hook,
@@ -135,6 +150,14 @@ impl Screen {
 
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// Notes how far the run has come; whether lines are to say so.
+    fn at(&self, step: usize, is_validating: bool) -> bool {
+        let mut state = self.state();
+        let progress = Progress::new(step, state.steps);
+        state.at(progress, is_validating);
+        state.is_hidden
     }
 }
 
@@ -154,10 +177,21 @@ impl Drop for Screen {
     }
 }
 
-/// Gives the terminal back as it was.
+/// Gives the terminal back as it was. In the background it is the shell's already.
 pub fn restore() {
-    let _ = disable_raw_mode();
-    let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+    if Stream::Output.is_foreground() {
+        let _ = disable_raw_mode();
+        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+    }
+}
+
+/// Takes the terminal again, whatever mode and picture the shell has left it in. What is drawn next is drawn whole: clearing what is there
+/// would ask the terminal for the place of its cursor, which not every one answers.
+fn take_again() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
+    disable_raw_mode()?;
+    enable_raw_mode()?;
+    execute!(stdout(), EnterAlternateScreen, ClearTerminal(ClearType::All))?;
+    Terminal::new(CrosstermBackend::new(stdout()))
 }
 
 /// What is shown is plain numbers: a thread that panicked has left them whole.
@@ -166,13 +200,22 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Draws until the end. A terminal that has gone ends it too; the run goes on.
-fn show<W: io::Write>(
-    mut terminal: Terminal<CrosstermBackend<W>>,
+fn show(
+    mut terminal: Terminal<CrosstermBackend<Stdout>>,
     state: &Mutex<State>,
     closing: &AtomicBool,
     stop: &StopRequest,
+    jobs: &Jobs,
 ) {
     while !closing.load(Ordering::Relaxed) {
+        match follow(&mut terminal, state, jobs) {
+            Ok(true) => {}
+            Ok(false) => {
+                std::thread::sleep(PERIOD);
+                continue;
+            }
+            Err(_) => return,
+        }
         {
             let mut state = lock(state);
             state.stopping = stop.requested().is_some();
@@ -184,12 +227,32 @@ fn show<W: io::Write>(
         match event::poll(PERIOD) {
             Ok(false) => {}
             Ok(true) => match event::read() {
-                Ok(event) => lock(state).handle(&event, stop),
+                Ok(event) => lock(state).handle(&event, stop, jobs),
                 Err(_) => return,
             },
             Err(_) => return,
         }
     }
+}
+
+/// Does what the shell asks: stops, and goes on with or without the terminal. Whether there is one to draw on.
+fn follow(terminal: &mut Terminal<CrosstermBackend<Stdout>>, state: &Mutex<State>, jobs: &Jobs) -> io::Result<bool> {
+    if jobs.take_stop() {
+        lock(state).is_hidden = true;
+        restore();
+        stop_process();
+    }
+    let was_continued = jobs.take_continued();
+    let mut state = lock(state);
+    if !Stream::Output.is_foreground() {
+        state.is_hidden = true;
+        return Ok(false);
+    }
+    if state.is_hidden || was_continued {
+        *terminal = take_again()?;
+        (state.is_hidden, state.changed) = (false, true);
+    }
+    Ok(true)
 }
 
 /// Everything that is shown.
@@ -202,6 +265,8 @@ struct State {
     stopping: bool,
     changed: bool,
     is_validating: bool,
+    /// Whether the terminal is the shell's for now.
+    is_hidden: bool,
     /// Steps of the whole run.
     steps: usize,
     progress: Option<Progress>,
@@ -296,7 +361,7 @@ impl State {
         self.metrics.insert(place, metric);
     }
 
-    fn handle(&mut self, event: &Event, stop: &StopRequest) {
+    fn handle(&mut self, event: &Event, stop: &StopRequest, jobs: &Jobs) {
         self.changed = true;
         let Event::Key(KeyEvent {
             code,
@@ -310,6 +375,7 @@ impl State {
         let count = self.metrics.len().max(1);
         match code {
             KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => stop.arrive(Stop::Interrupt),
+            KeyCode::Char('z') if modifiers.contains(KeyModifiers::CONTROL) => jobs.ask_to_stop(),
             KeyCode::Char('s') if self.asking => {
                 self.asking = false;
                 stop.request(Stop::Interrupt);
@@ -486,6 +552,13 @@ fn draw_question(frame: &mut Frame<'_>) {
     frame.render_widget(question.block(Block::bordered().title("Quit")), area);
 }
 
+fn copy(state: &MetricState) -> MetricState {
+    match state {
+        MetricState::Generic(entry) => MetricState::Generic(entry.clone()),
+        MetricState::Numeric(entry, value) => MetricState::Numeric(entry.clone(), value.clone()),
+    }
+}
+
 /// A number in few characters.
 fn short(value: f64) -> String {
     match value.abs() {
@@ -497,23 +570,25 @@ fn short(value: f64) -> String {
 
 impl MetricsRendererTraining for Screen {
     fn update_train(&mut self, state: MetricState) {
+        self.lines.update_train(copy(&state));
         self.state().update(state, true);
     }
 
     fn update_valid(&mut self, state: MetricState) {
+        self.lines.update_valid(copy(&state));
         self.state().update(state, false);
     }
 
-    fn render_train(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
-        let mut state = self.state();
-        let progress = Progress::new(step(&item), state.steps);
-        state.at(progress, false);
+    fn render_train(&mut self, item: TrainingProgress, progress_indicators: Vec<ProgressType>) {
+        if self.at(step(&item), false) {
+            self.lines.render_train(item, progress_indicators);
+        }
     }
 
-    fn render_valid(&mut self, item: TrainingProgress, _progress_indicators: Vec<ProgressType>) {
-        let mut state = self.state();
-        let progress = Progress::new(step(&item), state.steps);
-        state.at(progress, true);
+    fn render_valid(&mut self, item: TrainingProgress, progress_indicators: Vec<ProgressType>) {
+        if self.at(step(&item), true) {
+            self.lines.render_valid(item, progress_indicators);
+        }
     }
 
     fn on_train_end(&mut self, _summary: Option<LearnerSummary>) -> Result<(), Box<dyn std::error::Error>> {
@@ -536,6 +611,7 @@ impl MetricsRenderer for Screen {
 
     fn register_metric(&mut self, definition: MetricDefinition) {
         use burn_train::metric::{MetricAttributes, NumericAttributes};
+        self.lines.register_metric(definition.clone());
         let unit = match definition.attributes {
             MetricAttributes::Numeric(NumericAttributes { unit, .. }) => unit.unwrap_or_default(),
             MetricAttributes::None => String::new(),
@@ -625,7 +701,11 @@ mod tests {
         let mut state = state(&["Loss", "Perplexity"]);
         let stop = StopRequest::default();
         let mut press = |code| {
-            state.handle(&Event::Key(KeyEvent::new(code, KeyModifiers::NONE)), &stop);
+            state.handle(
+                &Event::Key(KeyEvent::new(code, KeyModifiers::NONE)),
+                &stop,
+                &Jobs::default(),
+            );
             (state.selected, state.asking, stop.requested())
         };
         assert_eq!(press(KeyCode::Right), (1, false, None));

@@ -25,6 +25,7 @@ mod table;
 
 pub use comparison::{ArmSummary, Comparison, RunSummary};
 pub use error::CompareError;
+pub use files::check_directory;
 pub use plan::{Arm, Plan, PlannedRun, may_differ};
 pub use statistics::{Difference, Sample, median};
 pub use summarize::FinishedRun;

@@ -396,7 +396,7 @@ pub(crate) mod tests {
         let place = tempfile::tempdir().unwrap();
         let text = place.path().join("a.txt");
         std::fs::write(&text, "the cat and the dog\n".repeat(50)).unwrap();
-        let documents = Documents::open(&[text.display().to_string()], ReadOptions::default()).unwrap();
+        let documents = Documents::open(std::slice::from_ref(&text), ReadOptions::default()).unwrap();
         let path: PathBuf = place.path().join("tokenizer.json");
         train_bpe(documents, VOCAB, true).unwrap().save(&path).unwrap();
         Tokenizer::from_file(&path).unwrap()

@@ -17,11 +17,14 @@
 //! | prompts, choices, stop strings, tokens | `completions.rs` and the handler, before the model hears of them |
 //! | jobs that wait | the queue; a request that finds it full is answered 503 with `Retry-After` |
 //!
-//! The interface reads and writes no files. A client that leaves takes its job with it. After a signal no new work is taken, work in progress
+//! The interface reads and writes no files. A client that has closed its side of the connection, as `nc -N` does after its request, is
+//! answered. It looks as one that has left until something is written to it: so a stream ends with the first piece that does not arrive, and
+//! an answer that takes long is begun with spaces, which JSON allows, of which the first that does not arrive ends its job. After a signal no new work is taken, work in progress
 //! has some seconds to end, and then the process ends.
 
 mod answer;
 mod completions;
+mod foreign;
 mod refusal;
 mod routes;
 mod served;
@@ -93,6 +96,7 @@ async fn accept(listener: TcpListener, router: Router, limits: Limits, connectio
     let room = Arc::new(Semaphore::new(limits.connections));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
+        .half_close(true)
         .header_read_timeout(limits.header_time)
         .max_buf_size(64 << 10);
     loop {

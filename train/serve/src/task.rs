@@ -32,8 +32,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
-use gpas_data::DataError;
 use gpas_data::Tokenizer;
+use gpas_data::{DataError, refuse_lfs_pointer};
 use serde::{Deserialize, Serialize};
 
 use crate::generate::{Generator, TokenScore};
@@ -120,6 +120,7 @@ enum Line {
 /// # Errors
 /// If the file cannot be read, or the first line that is no item.
 pub fn read_task(path: &Path) -> Result<Vec<Item>, TaskError> {
+    refuse_lfs_pointer(path)?;
     let text = fs::read_to_string(path).map_err(|cause| TaskError::File {
         path: path.into(),
         cause,

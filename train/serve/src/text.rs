@@ -166,7 +166,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let text = place.path().join("a.txt");
         std::fs::write(&text, "a b c d\n".repeat(50)).unwrap();
-        let documents = Documents::open(&[text.display().to_string()], ReadOptions::default()).unwrap();
+        let documents = Documents::open(std::slice::from_ref(&text), ReadOptions::default()).unwrap();
         let path = place.path().join("tokenizer.json");
         train_bpe(documents, 260, true).unwrap().save(&path).unwrap();
         Tokenizer::from_file(Path::new(&path)).unwrap()

@@ -7,6 +7,7 @@ use strum::VariantNames;
 use toml::Value;
 
 use super::RecipeError;
+use super::spelling::same_name;
 
 /// No upper limit but what TOML can write.
 pub(super) const ANY: u64 = i64::MAX as u64;
@@ -151,7 +152,14 @@ pub(super) fn numbers<const N: usize>(text: &str, test: fn(f64) -> bool) -> Allo
 
 /// Yes or no.
 pub(super) fn boolean() -> Allowed<bool> {
-    Allowed::new("true or false", Value::as_bool)
+    let named = |name: &str| {
+        [("true", true), ("false", false)]
+            .into_iter()
+            .find(|(known, _)| same_name(name, known))
+    };
+    Allowed::new("true or false", move |value| {
+        value.as_bool().or_else(|| Some(named(value.as_str()?)?.1))
+    })
 }
 
 /// Any text.
@@ -184,8 +192,8 @@ fn named<T: DeserializeOwned>(what: Option<&'static str>, names: Vec<String>) ->
     let known = names.clone();
     let parse = move |value: &Value| {
         let name = value.as_str()?;
-        let is_known = known.iter().any(|known| known == name);
-        is_known.then(|| value.clone().try_into().ok()).flatten()
+        let known = known.iter().find(|known| same_name(name, known))?;
+        Value::String(known.clone()).try_into().ok()
     };
     Allowed {
         names,

@@ -1,5 +1,7 @@
 //! What can be wrong with a recipe: one line for the cause, one for what to do about it.
 
+use std::path::PathBuf;
+
 use gpas_model::ConfigError;
 
 /// A recipe that cannot be used.
@@ -49,6 +51,8 @@ pub enum RecipeError {
     Model(#[from] ConfigError),
     #[error("a run cannot go on with `{key}` = {after}: it was begun with {before}")]
     Mathematics { key: String, before: String, after: String },
+    #[error("{0} is not UTF-8, and a recipe that names it would have to be")]
+    NotText(PathBuf),
     #[error("the recipe cannot be written as TOML: {0}")]
     Write(#[from] toml::ser::Error),
 }
@@ -61,6 +65,7 @@ impl RecipeError {
                 format!("a recipe is a file; `gpas train {path} --resume` goes on with a run")
             }
             RecipeError::Read { .. } | RecipeError::Write(_) => return None,
+            RecipeError::NotText(_) => "give the directory another name, or a link to it that has one".into(),
             RecipeError::Missing(name) => {
                 let shipped = super::shipped::all().map(|shipped| shipped.name);
                 suggestion(super::shipped::stem(name), shipped)

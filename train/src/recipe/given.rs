@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 use super::allowed::Allowed;
+use super::spelling::plain_number;
 use super::{Key, RecipeError};
 
 /// Values by dotted key, each with the source that it comes from.
@@ -119,8 +120,8 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Table, RecipeError> {
     })
 }
 
-/// `key=value` as a table. A value that is not TOML is taken as text, since most shells remove the quotes that TOML
-/// asks for.
+/// `key=value` as a table. Numbers may be written as [`plain_number`] reads them. A value that is not TOML is taken as text, since most
+/// shells remove the quotes that TOML asks for.
 pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), RecipeError> {
     let parts = assignment
         .split_once('=')
@@ -128,21 +129,49 @@ pub(super) fn parse_assignment(assignment: &str) -> Result<(String, Value), Reci
     let Some((key, value)) = parts.filter(|(key, value)| !key.is_empty() && !value.is_empty()) else {
         return Err(RecipeError::Assignment(assignment.into()));
     };
-    let parsed = format!("value = {value}").parse::<Table>().ok();
-    let single = parsed.filter(|table| table.len() == 1);
-    let value = single
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(value.into()));
+    let value = in_toml(value).unwrap_or_else(|| Value::String(value.into()));
     Ok((key.into(), value))
+}
+
+/// A value as TOML writes it, but for its numbers, which may be written as [`plain_number`] reads them; none if it is none.
+fn in_toml(value: &str) -> Option<Value> {
+    let read = |value: &str| {
+        let parsed = format!("value = {value}").parse::<Table>().ok();
+        parsed.filter(|table| table.len() == 1)?.remove("value")
+    };
+    read(value).or_else(|| read(&with_plain_numbers(value)))
+}
+
+/// A text in which every number outside quotes is written as TOML has it.
+fn with_plain_numbers(text: &str) -> String {
+    let mut plain = String::new();
+    let mut quote = None;
+    for piece in text.split_inclusive(|c: char| !(c.is_ascii_alphanumeric() || "_.+-".contains(c))) {
+        let end = piece
+            .chars()
+            .last()
+            .filter(|c| !(c.is_ascii_alphanumeric() || "_.+-".contains(*c)));
+        let word = &piece[..piece.len() - end.map_or(0, char::len_utf8)];
+        match plain_number(word).filter(|_| quote.is_none()) {
+            Some(number) => plain += &number,
+            None => plain += word,
+        }
+        plain.extend(end);
+        match (quote, end) {
+            (None, Some('"' | '\'')) => quote = end,
+            (Some(_), _) if quote == end => quote = None,
+            _ => {}
+        }
+    }
+    plain
 }
 
 /// `key=value,value,…` as the key and its values, each of which is read as the value of `key=value`.
 pub fn parse_values(text: &str) -> Result<(String, Vec<Value>), RecipeError> {
     let (key, values) = parse_assignment(text)?;
     // TOML's parser tells the commas between values from those within one, as in a list of lists.
-    let listed = format!("values = [{}]", text.split_once('=').map_or("", |(_, values)| values));
-    let listed = listed.parse::<Table>().ok().filter(|table| table.len() == 1);
-    let values = match (listed.and_then(|mut table| table.remove("values")), values) {
+    let listed = format!("[{}]", text.split_once('=').map_or("", |(_, values)| values));
+    let values = match (in_toml(&listed), values) {
         (Some(Value::Array(values)), _) => values,
         (_, Value::String(names)) => {
             let each = |name: &str| parse_assignment(&format!("{key}={name}")).map(|(_, value)| value);
@@ -158,6 +187,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn numbers_are_read_as_people_write_them() {
+        for (text, number) in [
+            (".001", 0.001),
+            ("-.5", -0.5),
+            ("5.", 5.0),
+            ("+1", 1.0),
+            ("1_000", 1e3),
+            ("1E3", 1e3),
+            ("007", 7.0),
+        ] {
+            let (_, value) = parse_assignment(&format!("k={text}")).unwrap();
+            let found = value.as_integer().map(|number| number as f64).or(value.as_float());
+            assert_eq!(found, Some(number), "{text}: {value}");
+        }
+        let table = parse_assignment("k={act='1.', init=-.5, \"x.5\"=+.5}").unwrap().1;
+        assert_eq!(table.to_string(), r#"{ act = "1.", init = -0.5, "x.5" = 0.5 }"#);
+    }
+
+    #[test]
     fn several_values_of_a_key() {
         let values = |text: &str| {
             let (key, values) = parse_values(text).unwrap();
@@ -170,6 +218,8 @@ mod tests {
         assert_eq!(values("k=true,false"), ["true", "false"]);
         assert_eq!(values("k=0.5,silu"), ["0.5", "\"silu\""]);
         assert_eq!(values("k=1"), ["1"]);
+        assert_eq!(values("k=.001,1_000,5."), ["0.001", "1000", "5"]);
+        assert_eq!(values("k=[.9,.95],[+.5, 1E-1]"), ["[0.9, 0.95]", "[0.5, 0.1]"]);
         for wrong in ["k", "=1", "k=", "k=a,,b"] {
             assert!(parse_values(wrong).is_err(), "{wrong}");
         }

@@ -4,7 +4,7 @@
 //! `--preset`, `--scheme` and `--data`, then each `--set key=value`.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
@@ -20,7 +20,7 @@ pub struct RecipeOptions {
     /// Normalisation scheme: `pre`, `pre_gpas`, `sandwich_gpas`, …
     pub scheme: Option<String>,
     /// Directory of prepared data; the built-in corpus if absent.
-    pub data: Option<String>,
+    pub data: Option<PathBuf>,
     /// Any recipe keys, each as `key=value`, such as `train.lr=5e-4`.
     pub set: Vec<String>,
 }
@@ -85,13 +85,18 @@ impl RecipeFile {
 }
 
 fn add_options(given: &mut Given, args: &RecipeOptions) -> Result<(), RecipeError> {
+    let not_text = |path: &PathBuf| RecipeError::NotText(path.clone());
+    let data = args
+        .data
+        .as_ref()
+        .map(|path| path.to_str().ok_or_else(|| not_text(path)));
     for (option, section, key, value) in [
-        ("--preset", "model", "preset", &args.preset),
-        ("--scheme", "model", "scheme", &args.scheme),
-        ("--data", "data", "path", &args.data),
+        ("--preset", "model", "preset", args.preset.as_deref()),
+        ("--scheme", "model", "scheme", args.scheme.as_deref()),
+        ("--data", "data", "path", data.transpose()?),
     ] {
         if let Some(value) = value {
-            let inner = Table::from_iter([(key.to_string(), Value::String(value.clone()))]);
+            let inner = Table::from_iter([(key.to_string(), Value::String(value.into()))]);
             let table = Table::from_iter([(section.to_string(), Value::Table(inner))]);
             given.add(table, option)?;
         }

@@ -1,5 +1,7 @@
 //! The recipes that come with the program, embedded so that a name is enough: `gpas train 71m`.
 
+use super::spelling::same_name;
+
 /// A recipe that comes with the program.
 #[derive(Clone, Copy, Debug)]
 pub struct Shipped {
@@ -53,7 +55,7 @@ pub(super) fn all() -> impl Iterator<Item = Shipped> + Clone {
 impl Shipped {
     /// The shipped recipe of that name, with or without `.toml`.
     pub fn named(name: &str) -> Option<Shipped> {
-        all().find(|shipped| shipped.name == stem(name))
+        all().find(|shipped| same_name(stem(name), shipped.name))
     }
 }
 

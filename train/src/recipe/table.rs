@@ -179,7 +179,12 @@ section! {
             // A run is resumed from wherever its owner happens to be, so the path is kept absolute.
             resolve: |path| {
                 let absolute = |path: String| std::path::absolute(&path).map_err(|cause| RecipeError::Read { path, cause });
-                path.map(absolute).transpose()?
+                let path = path.map(absolute).transpose()?;
+                // The recipe is written as text.
+                if let Some(path) = path.as_ref().filter(|path| path.to_str().is_none()) {
+                    return Err(RecipeError::NotText(path.clone()));
+                }
+                path
             },
         }
         /// How documents become sequences.

@@ -1,7 +1,6 @@
 //! `gpas bench`: tokens per second of training or of generation, on random tokens.
 
 use std::io::Write;
-use std::path::Path;
 
 use clap::Args;
 use gpas_data::PreparedData;
@@ -10,6 +9,7 @@ use indicatif::HumanBytes;
 use crate::benchmark::generation::GenerationBenchmark;
 use crate::benchmark::{Benchmark, Candidate};
 use crate::failure::Result;
+use crate::number::whole;
 use crate::options::RecipeArgs;
 use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::recipe::RecipeOptions;
@@ -26,19 +26,19 @@ pub struct BenchArgs {
     #[command(flatten)]
     options: RecipeArgs,
     /// Sequences in a step
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, default_value_t = 8, value_parser = whole(1..=1 << 20))]
     batch: u64,
     /// Tokens in a sequence
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, default_value_t = 256, value_parser = whole(1..=1 << 20))]
     seq: u64,
     /// Steps that are timed
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, default_value_t = 8, value_parser = whole(1..=1 << 20))]
     steps: u64,
     /// Steps before them
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    #[arg(long, default_value_t = 2, value_parser = whole(0..=1 << 20))]
     warmup: u64,
     /// Number of token ids, where no data decides it
-    #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u64).range(1..=1 << 22))]
+    #[arg(long, default_value_t = 32_000, value_parser = whole(1..=1 << 22))]
     vocab: u64,
     /// Number format: f32, bf16 (matrix products in bfloat16) or bf16_pure [default: f32]
     #[arg(long)]
@@ -53,10 +53,10 @@ pub struct BenchArgs {
     #[arg(long)]
     profile: bool,
     /// Time generation instead: this many tokens of a prompt, then `--tokens` more, one at a time
-    #[arg(long, value_name = "N", conflicts_with_all = ["vs", "profile"], value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, value_name = "N", conflicts_with_all = ["vs", "profile"], value_parser = whole(1..=1 << 20))]
     generate: Option<u64>,
     /// Tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "generate", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "generate", value_parser = whole(1..=1 << 20))]
     tokens: u64,
     /// Print one JSON object
     #[arg(long)]
@@ -82,7 +82,7 @@ impl BenchArgs {
         let mut options = RecipeOptions::from(self.options.clone());
         options.preset.get_or_insert_with(|| "20m".into());
         let vocab = match &options.data {
-            Some(directory) => PreparedData::open(Path::new(directory))?.tokenizer().vocab_size() as u64,
+            Some(directory) => PreparedData::open(directory)?.tokenizer().vocab_size() as u64,
             None => self.vocab,
         };
         let seq_len = self.generate.map_or(self.seq, |length| length + self.tokens);

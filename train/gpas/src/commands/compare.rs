@@ -13,10 +13,14 @@ use super::provenance::data_directory;
 use super::report;
 use super::train::{begin, execute, go_on};
 use crate::benchmark::{Benchmark, Candidate};
-use crate::dashboard::{DisplayArgs, say};
+use crate::dashboard::DisplayArgs;
 use crate::failure::{Failure, Result};
+use crate::lines::say;
+use crate::number::whole;
 use crate::options::RecipeArgs;
-use gpas_report::compare::{CompareError, Comparison, FinishedRun, Plan, PlannedRun, may_differ, plain};
+use gpas_report::compare::{
+    CompareError, Comparison, FinishedRun, Plan, PlannedRun, check_directory, may_differ, plain,
+};
 use gpas_report::write_comparison;
 use gpas_train::backend::{BackendChoice, Selected};
 use gpas_train::checkpoint::{CheckpointError, RunState, newest_valid};
@@ -48,7 +52,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "SCHEME,…", value_delimiter = ',')]
     schemes: Vec<String>,
     /// Seeds: each makes a run of every arm [default: the recipe's, else 1,2,3]
-    #[arg(long, value_name = "SEED,…", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    #[arg(long, value_name = "SEED,…", value_delimiter = ',', value_parser = whole(..=i64::MAX as u64))]
     seeds: Vec<u64>,
     /// A recipe key and the values it takes, such as train.lr=5e-4,1e-3; repeatable
     #[arg(long, value_name = "KEY=V1,V2")]
@@ -94,9 +98,7 @@ impl CompareArgs {
 pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
     let file = args.recipe.as_deref().map(RecipeFile::read).transpose()?;
     let table = args.table(file.as_ref())?;
-    if args.out.join("recipe.toml").exists() {
-        return Err(CompareError::ARun(args.out).into());
-    }
+    check_directory(&args.out)?;
     let mut plan = Plan::new(file.as_ref(), &args.options.clone().into(), table, &args.out)?;
     let selected = backend.unwrap_or_default().select()?;
     // An error in any of the runs ends the command before the first one begins.
@@ -106,8 +108,9 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
         return Ok(ExitCode::SUCCESS);
     }
 
-    let dashboard = args.display.dashboard();
-    let stop = StopRequest::listen(dashboard.on_leave()).map_err(Failure::during("cannot listen to signals"))?;
+    let listening = || Failure::during("cannot listen to signals");
+    let display = args.display.display().map_err(listening())?;
+    let stop = StopRequest::listen(display.on_leave()).map_err(listening())?;
     let mut finished = Vec::new();
     for (index, (run, standing)) in plan.runs.iter().zip(&standings).enumerate() {
         let path = plan.path(run);
@@ -126,7 +129,7 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
                     go_on(directory, lock, run.recipe.clone(), backend)?
                 }
             };
-            match execute(run_now, on, dashboard, false, stop.clone()) {
+            match execute(run_now, on, display.clone(), false, stop.clone()) {
                 Ok(outcome) => {
                     if let End::Stopped(stop) = outcome.end {
                         say("the same command goes on from there");

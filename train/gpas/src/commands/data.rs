@@ -1,5 +1,6 @@
 //! `gpas data`: prepare, inspect and verify directories of tokens.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,6 +13,8 @@ use gpas_data::tokenizer::SpelledTokens;
 use gpas_data::{DataError, SpelledOut};
 
 use crate::failure::Result;
+use crate::number::number;
+use crate::terminal::Stream;
 
 /// Prepare text for training, and look at prepared data.
 #[derive(Debug, Args)]
@@ -38,13 +41,13 @@ enum DataCommand {
 struct PrepareArgs {
     /// Files, directories or globs of .jsonl, .json, .txt (each also as .gz or .zst) or .parquet
     #[arg(value_name = "SRC", required = true)]
-    sources: Vec<String>,
+    sources: Vec<PathBuf>,
     /// The tokenizer.json of any Hugging Face tokenizer, or a directory with one
     #[arg(long, value_name = "FILE")]
     tokenizer: PathBuf,
     /// A source of validation text, or the fraction of the documents (of an only document, of its tokens) to set aside
     #[arg(long, value_name = "SRC|FRACTION")]
-    validation: String,
+    validation: OsString,
     /// The directory to make
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
@@ -100,7 +103,7 @@ struct InspectArgs {
     #[arg(long)]
     json: bool,
     /// Documents to show decoded
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = number::<usize>)]
     samples: usize,
 }
 
@@ -126,7 +129,7 @@ pub fn run(args: DataArgs) -> Result<()> {
 
 fn run_prepare(args: PrepareArgs) -> Result<()> {
     let start = Instant::now();
-    let validation: ValidationSplit = args.validation.parse()?;
+    let validation = ValidationSplit::of(&args.validation)?;
     let read = ReadOptions::try_from(args.read)?;
     let separator = read.separator.clone();
     let report = prepare(&PrepareOptions {
@@ -137,7 +140,7 @@ fn run_prepare(args: PrepareArgs) -> Result<()> {
         read,
         end_of_document: args.eos,
         special_tokens: SpelledOut::taken(args.special_tokens),
-        quiet: false,
+        quiet: Stream::Error.takes_pictures().is_err(),
     })?;
     report_skipped(&report.skipped);
     report_spelled("the texts", &report.spelled);

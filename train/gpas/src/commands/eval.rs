@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::opened::{OpenedRun, RunAndText, RunAndTextArgs};
 use crate::failure::Result;
+use crate::number::number;
 use gpas_data::EvaluationBatches;
 use gpas_serve::inference::Context;
 use gpas_serve::task::{Item, TaskReport, read_task};
@@ -32,7 +33,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["data", "tokens"])]
     task: Option<PathBuf>,
     /// Positions that may be used by an item [default: those of a sequence in training; of an imported model all]
-    #[arg(long, value_name = "N", requires = "task")]
+    #[arg(long, value_name = "N", requires = "task", value_parser = number::<usize>)]
     context: Option<usize>,
     /// Print one JSON object; of an evaluation on validation text, as it stands in metrics.jsonl
     #[arg(long)]

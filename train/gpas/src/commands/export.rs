@@ -9,6 +9,7 @@ use gpas_data::PreparedData;
 use super::opened::OpenedRun;
 use super::provenance::data_directory;
 use crate::failure::Result;
+use crate::number::whole;
 use gpas_exchange::ExchangeError;
 use gpas_exchange::export::{Export, NumberFormat, SHARD_BYTES};
 use gpas_train::backend::BackendChoice;
@@ -34,10 +35,10 @@ pub struct ExportArgs {
     #[arg(long)]
     fold: bool,
     /// Number format of the weights
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_enum, ignore_case = true, default_value = "f32")]
     dtype: Dtype,
     /// Largest file of weights, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = SHARD_BYTES, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "BYTES", default_value_t = SHARD_BYTES, value_parser = whole(1..))]
     shard_bytes: u64,
     /// Print one JSON object
     #[arg(long)]

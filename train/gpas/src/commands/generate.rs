@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::AutodiffBackend;
 use clap::Args;
-use gpas_data::SpelledOut;
 use gpas_data::tokenizer::SpelledTokens;
+use gpas_data::{SpelledOut, refuse_lfs_pointer};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::data::report_spelled;
 use super::opened::OpenedRun;
 use crate::failure::{Failure, Hint, Result};
+use crate::number::number;
 use gpas_serve::generate::{Finish, GenerationOptions, Sequence, TOGETHER, encode};
 use gpas_serve::inference::{Context, check_ids};
 use gpas_serve::sampler::Sampling;
@@ -44,18 +45,18 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Tokens to add, at most
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = number::<usize>)]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Seed of what is drawn
-    #[arg(long, value_name = "S", default_value_t = 42)]
+    #[arg(long, value_name = "S", default_value_t = 42, value_parser = number::<u64>)]
     seed: u64,
     /// End before this string; may be given several times
     #[arg(long, value_name = "STRING")]
     stop: Vec<String>,
     /// Positions that may be used by prompt and text together [default: those of a sequence in training; of an imported model all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number::<usize>)]
     context: Option<usize>,
     /// Take special tokens that the prompts spell out, such as <|im_start|>, as the tokens they are
     #[arg(long)]
@@ -69,19 +70,19 @@ pub struct GenerateArgs {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct SamplingArgs {
     /// Divides the logits; 0 takes the most probable token
-    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true, value_parser = number::<f64>)]
     temperature: f64,
     /// Draw from the K most probable tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = number::<usize>)]
     top_k: usize,
     /// Draw from the most probable tokens that make up this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true, value_parser = number::<f64>)]
     top_p: f64,
     /// Draw from tokens at least this probable, relative to the most probable one
-    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, value_parser = number::<f64>)]
     min_p: f64,
     /// Divides the positive logits of tokens that were there before and multiplies the negative ones
-    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", default_value_t = 1.0, allow_negative_numbers = true, value_parser = number::<f64>)]
     repetition_penalty: f64,
 }
 
@@ -146,6 +147,7 @@ impl Hint for PromptsError {
 
 /// The prompts of a file.
 fn read_prompts(path: &Path) -> Result<Vec<String>> {
+    refuse_lfs_pointer(path)?;
     let text = fs::read_to_string(path).map_err(Failure::during(path.display()))?;
     let is_json = path.extension().is_some_and(|ending| ending == "jsonl");
     let prompt = |(index, line): (usize, &str)| -> Result<String> {

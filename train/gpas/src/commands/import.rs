@@ -1,7 +1,7 @@
 //! `gpas import`: a LLaMA from elsewhere as a run directory.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use gpas_data::PreparedData;
@@ -23,7 +23,7 @@ DIR holds config.json and model.safetensors or pytorch_model.bin, whole or in sh
 checkpoint after step 0: `gpas train RUN --resume` trains it further. Until it has made a step, `--data` and every key outside [model] may
 still change there. A scheme with gates given for a model without any adds gates that start as the identity.")]
 pub struct ImportArgs {
-    /// The directory of the model
+    /// The directory of the model, or a file in it
     #[arg(value_name = "DIR")]
     directory: PathBuf,
     /// The run directory to make
@@ -51,6 +51,7 @@ pub struct ImportArgs {
 /// # Errors
 /// If the model is damaged or not supported, or does not fit its tokenizer or the data.
 pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
+    let directory = model_directory(&args.directory);
     if args.run.symlink_metadata().is_ok() {
         return Err(RunError::Exists(args.run).into());
     }
@@ -60,11 +61,11 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         options: RecipeOptions {
             preset: None,
             scheme: args.scheme,
-            data: args.data.as_ref().map(|path| path.display().to_string()),
+            data: args.data.clone(),
             set: args.set,
         },
     };
-    let import = Import::open(&args.directory, &request)?;
+    let import = Import::open(directory, &request)?;
     let data = import
         .recipe()
         .data
@@ -77,7 +78,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         if data.tokenizer().sha256() != tokenizer.sha256() {
             return Err(TrainingError::Tokenizer {
                 data: data.directory().to_path_buf(),
-                run: args.tokenizer.unwrap_or_else(|| args.directory.join("tokenizer.json")),
+                run: args.tokenizer.unwrap_or_else(|| directory.join("tokenizer.json")),
             }
             .into());
         }
@@ -95,6 +96,10 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         ..facts
     };
     let run = import.write(&args.run, &info, &tokenizer)?;
+    if !import.taken_off().is_empty() {
+        let added = import.taken_off().join("`, `");
+        eprintln!("note: other trainers had added `{added}` to the names of the tensors, which was taken off");
+    }
     for note in notes {
         eprintln!("note: {note}");
     }
@@ -108,8 +113,19 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         import.config().scheme,
         info.parameters,
         info.gates,
-        args.directory.display(),
+        directory.display(),
         run.path().display()
     )?;
     Ok(())
+}
+
+/// The directory of a model, which may be named by one of its files.
+fn model_directory(path: &Path) -> &Path {
+    // The directory of a bare name is the current one.
+    let holder = path.parent().map(|directory| match directory.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => directory,
+    });
+    let holder = holder.filter(|directory| path.is_file() && directory.join("config.json").is_file());
+    holder.unwrap_or(path)
 }

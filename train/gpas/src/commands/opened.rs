@@ -10,6 +10,7 @@ use gpas_model::{Llama, LlamaConfig};
 
 use super::provenance::data_directory;
 use crate::failure::Result;
+use crate::number::whole;
 use gpas_serve::generate::Generator;
 use gpas_serve::inference::{Context, InferenceError};
 use gpas_train::backend::{BackendChoice, Selected};
@@ -113,7 +114,7 @@ pub struct RunAndTextArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Tokens to use, at most [default: the recipe's eval.tokens]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole(1..))]
     tokens: Option<u64>,
 }
 

@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::opened::OpenedRun;
 use crate::failure::{Failure, Result};
+use crate::number::{number, whole};
 use gpas_serve::generate::TOGETHER;
 use gpas_serve::inference::Context;
 use gpas_serve::server::worker::work;
@@ -38,16 +39,16 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,
     /// Port to listen on; 0 for any
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = number::<u16>)]
     port: u16,
     /// Positions that may be used by prompt and text together [default: those of a sequence in training; of an imported model all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number::<usize>)]
     context: Option<usize>,
     /// Requests that may wait for the model; more are told to come back
-    #[arg(long, value_name = "N", default_value_t = Limits::default().queue as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    #[arg(long, value_name = "N", default_value_t = Limits::default().queue as u64, value_parser = whole(1..=1 << 16))]
     queue: u64,
     /// Texts that go through the model at a time; each keeps its keys and values in memory
-    #[arg(long, value_name = "N", default_value_t = TOGETHER as u64, value_parser = clap::value_parser!(u64).range(1..=1 << 16))]
+    #[arg(long, value_name = "N", default_value_t = TOGETHER as u64, value_parser = whole(1..=1 << 16))]
     together: u64,
 }
 

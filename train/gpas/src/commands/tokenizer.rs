@@ -12,6 +12,8 @@ use gpas_data::source::{Documents, ReadOptions};
 use super::data::{ReadArgs, report_skipped, report_sources};
 
 use crate::failure::Result;
+use crate::number::number;
+use crate::terminal::Stream;
 
 /// Make a tokenizer of one's own.
 #[derive(Debug, Args)]
@@ -32,9 +34,9 @@ enum TokenizerCommand {
 struct TrainArgs {
     /// Files, directories or globs of .jsonl, .json, .txt (each also as .gz or .zst) or .parquet
     #[arg(value_name = "SRC", required = true)]
-    sources: Vec<String>,
+    sources: Vec<PathBuf>,
     /// Ids in the vocabulary: 256 bytes, the end-of-document token, and merges
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number::<usize>)]
     vocab: usize,
     /// The tokenizer.json to write
     #[arg(short, long, value_name = "FILE")]
@@ -60,7 +62,7 @@ pub fn run(args: TokenizerArgs) -> Result<()> {
     read.separator = read.separator.or_token(Some(END_OF_DOCUMENT.into()));
     let separator = read.separator.clone();
     let documents = Documents::open(&args.sources, read)?;
-    let trained = train_bpe(documents, args.vocab, false)?;
+    let trained = train_bpe(documents, args.vocab, Stream::Error.takes_pictures().is_err())?;
     trained.save(&args.out)?;
     report_skipped(&trained.skipped);
     let was_cut = trained.sources.iter().any(|source| source.separators > 0);

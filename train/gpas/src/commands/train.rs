@@ -10,7 +10,7 @@ use gpas_data::PreparedData;
 use indicatif::HumanDuration;
 
 use super::provenance::data_directory;
-use crate::dashboard::{Dashboard, DisplayArgs, Notices};
+use crate::dashboard::{Display, DisplayArgs, Notices};
 use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
 use gpas_report::tensorboard::EventFile;
@@ -55,8 +55,9 @@ pub struct TrainArgs {
 /// # Errors
 /// Anything wrong with the recipe, the data, the backend or the disk.
 pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> {
-    let dashboard = args.display.dashboard();
-    let stop = StopRequest::listen(dashboard.on_leave()).map_err(Failure::during("cannot listen to signals"))?;
+    let listening = || Failure::during("cannot listen to signals");
+    let display = args.display.display().map_err(listening())?;
+    let stop = StopRequest::listen(display.on_leave()).map_err(listening())?;
     let (run, selected) = match &args.recipe {
         Some(path) if args.resume => {
             let run = RunDirectory::open(path)?;
@@ -71,7 +72,7 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
             (begin(recipe, out)?, selected)
         }
     };
-    let outcome = execute(run, selected, dashboard, args.tensorboard, stop)?;
+    let outcome = execute(run, selected, display, args.tensorboard, stop)?;
     Ok(match outcome.end {
         End::Complete => ExitCode::SUCCESS,
         End::Stopped(stop) => {
@@ -86,7 +87,7 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
 pub(super) fn execute(
     run: TrainingRun,
     selected: Selected,
-    dashboard: Dashboard,
+    display: Display,
     tensorboard: bool,
     stop: StopRequest,
 ) -> Result<Outcome> {
@@ -109,13 +110,13 @@ pub(super) fn execute(
     let (path, steps) = (run.path().to_path_buf(), recipe.train.steps);
     let begin = Instant::now();
     let backend = BackendChoice::Named(selected.name, selected.index);
-    let run = run.stop(stop.clone()).observe(Notices::new(dashboard));
+    let run = run.stop(stop.clone()).observe(Notices::new(&display));
     let run = match tensorboard {
         true => run.observe(EventFile::default()),
         false => run,
     };
     let outcome = run
-        .display(move |interrupter| dashboard.open(steps, stop, interrupter))
+        .display(move |interrupter| display.open(steps, stop, interrupter))
         .run(backend);
     // Who stops a run wants it to stop: what there is to see of it takes no time, a look at its layers does.
     let reported = match &outcome {

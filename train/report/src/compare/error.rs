@@ -24,6 +24,8 @@ pub enum CompareError {
     Baseline { name: String, arms: Vec<String> },
     #[error("{0} is a run, not a comparison")]
     ARun(PathBuf),
+    #[error("{0} holds something else than a comparison")]
+    Foreign(PathBuf),
     #[error("{0} is not a comparison: it has no compare.json")]
     NotAComparison(PathBuf),
     #[error("{run} was made with `{key}` = {before}, not {after}")]
@@ -63,6 +65,7 @@ impl CompareError {
             CompareError::OwnKey(_, option) => format!("name them all with `{option}`"),
             CompareError::Baseline { name, arms } => suggestion(name, arms.iter().map(String::as_str)),
             CompareError::ARun(_) => "name a directory for the comparison with `-o`; its runs lie below it".into(),
+            CompareError::Foreign(_) => "nothing of it is overwritten: name a new or empty directory with `-o`".into(),
             CompareError::NotAComparison(_) => "a comparison is what `gpas compare -o DIR` makes".into(),
             CompareError::Changed { .. } => {
                 "runs that are compared are made alike: give what it was made with, or another directory with `-o`"

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use gpas_model::Scheme;
-use gpas_train::recipe::{CompareTable, Recipe, RecipeFile, RecipeOptions, resolve_with};
+use gpas_train::recipe::{CompareTable, Recipe, RecipeFile, RecipeOptions, resolve_with, same_name};
 use toml::{Table, Value};
 
 use super::error::CompareError;
@@ -78,13 +78,14 @@ impl Plan {
         let arms = arms(&table)?;
         let baseline = match &table.baseline {
             None => 0,
-            Some(name) => arms
-                .iter()
-                .position(|arm| arm.name == *name)
-                .ok_or_else(|| CompareError::Baseline {
-                    name: name.clone(),
-                    arms: arms.iter().map(|arm| arm.name.clone()).collect(),
-                })?,
+            Some(name) => {
+                arms.iter()
+                    .position(|arm| same_name(name, &arm.name))
+                    .ok_or_else(|| CompareError::Baseline {
+                        name: name.clone(),
+                        arms: arms.iter().map(|arm| arm.name.clone()).collect(),
+                    })?
+            }
         };
         let seeds = if table.seeds.is_empty() {
             DEFAULT_SEEDS.to_vec()
@@ -144,9 +145,11 @@ fn arms(table: &CompareTable) -> Result<Vec<Arm>, CompareError> {
     }
     let mut arms = Vec::new();
     for name in &table.schemes {
-        let scheme = name.parse().map_err(|_| CompareError::UnknownScheme(name.clone()))?;
+        let mut known = Scheme::all();
+        let scheme = known.find(|known| same_name(name, &known.to_string()));
+        let scheme = scheme.ok_or_else(|| CompareError::UnknownScheme(name.clone()))?;
         arms.push(Arm {
-            name: name.clone(),
+            name: scheme.to_string(),
             scheme,
             varied: BTreeMap::new(),
         });

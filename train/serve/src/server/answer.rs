@@ -20,6 +20,8 @@ pub struct Answer {
     events: UnboundedReceiver<JobEvent>,
     /// What every piece of the answer repeats.
     head: Value,
+    /// What the first piece says of the request.
+    warnings: Vec<String>,
     builders: Vec<ChoiceBuilder>,
     /// Texts that have not ended.
     open: usize,
@@ -30,12 +32,13 @@ pub struct Answer {
 impl Answer {
     /// Answer `number` of this server.
     pub fn new(
-        completion: Completion,
+        mut completion: Completion,
         prompts: Vec<Vec<u32>>,
         events: UnboundedReceiver<JobEvent>,
         number: u64,
         model: &ServedModel,
     ) -> Self {
+        let warnings = std::mem::take(&mut completion.warnings);
         let with_logprobs = completion.options.alternatives.is_some();
         let open = prompts.len() * completion.n;
         let builder = |index| ChoiceBuilder::new(index, with_logprobs, &model.tokenizer);
@@ -50,6 +53,7 @@ impl Answer {
             prompts,
             events,
             head,
+            warnings,
             builders: (0..open).map(builder).collect(),
             open,
             prompt_tokens: 0,
@@ -96,15 +100,20 @@ impl Answer {
     }
 
     /// What comes after the last piece.
-    fn ending(&self) -> Vec<String> {
-        let usage = self.completion.include_usage.then(|| self.with(&[], true).to_string());
+    fn ending(&mut self) -> Vec<String> {
+        let includes_usage = self.completion.include_usage;
+        let usage = includes_usage.then(|| self.with(&[], true).to_string());
         usage.into_iter().chain(["[DONE]".into()]).collect()
     }
 
     /// The answer, or a piece of it, with these choices, and with the number of tokens if asked for.
-    fn with(&self, choices: &[Choice], usage: bool) -> Value {
+    fn with(&mut self, choices: &[Choice], usage: bool) -> Value {
         let mut answer = self.head.clone();
         answer["choices"] = json!(choices);
+        let warnings = std::mem::take(&mut self.warnings);
+        if !warnings.is_empty() {
+            answer["warnings"] = json!(warnings);
+        }
         if usage {
             answer["usage"] = json!({
                 "prompt_tokens": self.prompt_tokens,

@@ -6,6 +6,7 @@ use gpas_data::{SpelledOut, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::foreign;
 use super::refusal::Refusal;
 use crate::generate::{Finish, GenerationOptions, TokenScore};
 use crate::sampler::Sampling;
@@ -20,15 +21,15 @@ const MOST_STOPS: usize = 16;
 /// Bytes of each of them, of which every text has a copy.
 const LONGEST_STOP: usize = 1024;
 
-/// The body of a request, as clients write it.
+/// The body of a request, as clients write it. Aliases are the names of other servers.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RequestBody {
     // Any name will do, since there is one model.
     #[serde(default)]
     #[allow(dead_code, reason = "clients send it")]
     model: Value,
     prompt: PromptsInput,
+    #[serde(alias = "max_completion_tokens", alias = "max_new_tokens", alias = "n_predict")]
     max_tokens: Option<usize>,
     temperature: Option<f64>,
     top_p: Option<f64>,
@@ -36,23 +37,27 @@ struct RequestBody {
     #[serde(default)]
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    logprobs: Option<usize>,
+    logprobs: Option<LogprobsInput>,
     echo: Option<bool>,
+    #[serde(alias = "stop_sequences")]
     stop: Option<StopsInput>,
+    #[serde(alias = "random_seed")]
     seed: Option<i64>,
+    // It tells the server's owner who asks, and this one keeps no record.
+    #[serde(default)]
     #[allow(dead_code, reason = "clients send it")]
-    user: Option<String>,
+    user: Value,
     best_of: Option<usize>,
-    suffix: Option<String>,
-    presence_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    logit_bias: Option<Map<String, Value>>,
     // Beyond OpenAI's, under the names that other servers give them.
     top_k: Option<i64>,
     min_p: Option<f64>,
+    #[serde(alias = "repeat_penalty")]
     repetition_penalty: Option<f64>,
     /// Whether special tokens that a prompt spells out are the tokens they are. No other server has the name; most take them so always.
     special_tokens: Option<bool>,
+    /// What this server does not have.
+    #[serde(flatten)]
+    foreign: Map<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,6 +77,23 @@ enum PromptsInput {
 enum StopsInput {
     One(String),
     Many(Vec<String>),
+}
+
+/// A number of alternatives; or, as the chat interface has it, whether log-probabilities are wanted at all.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged, expecting = "a number of alternatives, true or false")]
+enum LogprobsInput {
+    Count(usize),
+    Wanted(bool),
+}
+
+impl LogprobsInput {
+    fn alternatives(self) -> Option<usize> {
+        match self {
+            LogprobsInput::Count(count) => Some(count),
+            LogprobsInput::Wanted(wanted) => wanted.then_some(0),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -106,28 +128,11 @@ pub struct Completion {
     pub stream: bool,
     /// Whether the last piece says what was used.
     pub include_usage: bool,
+    /// What of the request was ignored.
+    pub warnings: Vec<String>,
 }
 
 impl RequestBody {
-    /// Refuses the keys of OpenAI's that would change the answer and that this server does not have. Their neutral values are accepted,
-    /// because clients send them.
-    fn refuse_unsupported(&self) -> Result<(), Refusal> {
-        let unsupported = [
-            ("suffix", self.suffix.as_deref().unwrap_or_default() != ""),
-            ("presence_penalty", self.presence_penalty.unwrap_or(0.0) != 0.0),
-            ("frequency_penalty", self.frequency_penalty.unwrap_or(0.0) != 0.0),
-            ("logit_bias", !self.logit_bias.as_ref().is_none_or(Map::is_empty)),
-            (
-                "best_of",
-                self.best_of.is_some_and(|best_of| best_of != self.n.unwrap_or(1)),
-            ),
-        ];
-        match unsupported.into_iter().find(|(_, is_used)| *is_used) {
-            Some((name, _)) => Err(Refusal::about(name, format!("`{name}` is not supported"))),
-            None => Ok(()),
-        }
-    }
-
     /// How tokens are to be drawn.
     fn sampling(&self) -> Sampling {
         let default = Sampling::default();
@@ -189,11 +194,15 @@ impl Completion {
     pub fn parse(body: &[u8], random_seed: u64) -> Result<Self, Refusal> {
         let body: RequestBody = serde_json::from_slice(body)
             .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body is no request: {error}")))?;
-        body.refuse_unsupported()?;
+        let warnings = foreign::check(&body.foreign)?;
         let sampling = body.sampling();
         let n = body.n.unwrap_or(1);
+        if body.best_of.is_some_and(|best_of| best_of != n) {
+            return Err(Refusal::about("best_of", "`best_of` other than `n` is not supported"));
+        }
+        let alternatives = body.logprobs.and_then(LogprobsInput::alternatives);
         let prompts = body.prompt.checked(n)?;
-        if body.logprobs.is_some_and(|count| count > MOST_LOGPROBS) {
+        if alternatives.is_some_and(|count| count > MOST_LOGPROBS) {
             let message = format!("logprobs is at most {MOST_LOGPROBS}");
             return Err(Refusal::about("logprobs", message));
         }
@@ -209,11 +218,12 @@ impl Completion {
                 sampling,
                 seed: body.seed.map_or(random_seed, i64::cast_unsigned),
                 stop,
-                alternatives: body.logprobs,
+                alternatives,
             },
             echo: body.echo.unwrap_or(false),
             stream: body.stream.unwrap_or(false),
             include_usage: body.stream_options.is_some_and(|options| options.include_usage),
+            warnings,
         })
     }
 }
@@ -381,6 +391,44 @@ mod tests {
     }
 
     #[test]
+    fn names_of_other_servers_mean_the_same_here() {
+        for key in ["max_tokens", "max_completion_tokens", "max_new_tokens", "n_predict"] {
+            assert_eq!(
+                parse(json!({"prompt": "a", key: 3})).unwrap().options.max_tokens,
+                3,
+                "{key}"
+            );
+        }
+        let body =
+            json!({"prompt": "a", "repeat_penalty": 1.5, "stop_sequences": ["x"], "random_seed": 7, "logprobs": true});
+        let parsed = parse(body).unwrap();
+        assert_eq!(parsed.options.sampling.repetition_penalty, 1.5);
+        assert_eq!((parsed.options.stop, parsed.options.seed), (vec!["x".to_string()], 7));
+        assert_eq!(parsed.options.alternatives, Some(0));
+        assert_eq!(
+            parse(json!({"prompt": "a", "logprobs": false}))
+                .unwrap()
+                .options
+                .alternatives,
+            None
+        );
+        assert!(parsed.warnings.is_empty());
+    }
+
+    #[test]
+    fn what_this_server_does_not_know_is_ignored_with_a_word() {
+        let body = json!({"prompt": "a", "tools": [{"type": "function"}], "user": {"id": 5}, "metadata": null, "mood": "good"});
+        let warnings = parse(body).unwrap().warnings;
+        assert_eq!(
+            warnings,
+            [
+                "`mood` is not known here and was ignored",
+                "`tools` is not known here and was ignored"
+            ]
+        );
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         for (key, value) in [
             ("suffix", json!("x")),
@@ -410,7 +458,8 @@ mod tests {
             json!({"prompt": "a", "max_tokens": -1}),
             json!({"prompt": "a", "max_tokens": 1.5}),
             json!({"prompt": "a", "max_tokens": 1e300}),
-            json!({"prompt": "a", "max_new_tokens": 1}),
+            json!({"prompt": "a", "max_new_tokens": -1}),
+            json!({"prompt": "a", "max_tokens": 1, "max_new_tokens": 1}),
             json!({"prompt": "a", "stop": [1]}),
         ] {
             let error = parse(body.clone()).unwrap_err();

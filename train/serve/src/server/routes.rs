@@ -1,19 +1,24 @@
 //! The paths of the server: what each answers, and how a request is refused.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::TrySendError;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::stream;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::timeout;
 use tower_http::limit::RequestBodyLimitLayer;
 
 use super::answer::Answer;
@@ -23,6 +28,12 @@ use super::served::{Limits, ServedModel};
 use super::worker::Job;
 use crate::generate::encode;
 use crate::inference::check_ids;
+
+/// Time after which an answer that is not there yet is begun.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time between two signs that an answer is on its way.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Everything that the server answers.
 pub(super) fn router(model: Arc<ServedModel>) -> Router {
@@ -103,7 +114,25 @@ async fn completion(State(model): State<Arc<ServedModel>>, body: Body) -> Result
     if stream {
         return Ok(answer.in_pieces().into_response());
     }
-    Ok(Json(answer.whole().await?).into_response())
+    let mut whole = Box::pin(answer.whole());
+    match timeout(PATIENCE, &mut whole).await {
+        Ok(answer) => Ok(Json(answer?).into_response()),
+        Err(_) => Ok(late(whole)),
+    }
+}
+
+/// An answer that takes long, with spaces before it that show whether the client is still there. Its status is said before it is known
+/// whether the model fails, which then stands in the body alone.
+fn late(answer: impl Future<Output = Result<Value, Refusal>> + Send + Unpin + 'static) -> Response {
+    let pieces = stream::unfold(Some(answer), |answer| async move {
+        let mut answer = answer?;
+        let (piece, rest) = match timeout(PAUSE, &mut answer).await {
+            Ok(whole) => (whole.unwrap_or_else(|refusal| refusal.body()).to_string(), None),
+            Err(_) => (" ".into(), Some(answer)),
+        };
+        Some((Ok::<_, Infallible>(piece), rest))
+    });
+    ([(CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
 }
 
 fn too_large(limits: Limits) -> Refusal {
@@ -125,7 +154,7 @@ async fn read_body(limits: Limits, mut body: Body) -> Result<Vec<u8>, Refusal> {
         }
         Ok::<_, axum::Error>(())
     };
-    match tokio::time::timeout(limits.body_time, read).await {
+    match timeout(limits.body_time, read).await {
         _ if length > limits.body => Err(too_large(limits)),
         Ok(Ok(())) => Ok(bytes),
         Ok(Err(error)) => {
@@ -152,4 +181,27 @@ fn parse(model: &ServedModel, body: &[u8]) -> Result<(Completion, Vec<Vec<u32>>)
     });
     let prompts: Vec<Vec<u32>> = prompts.collect::<Result<_, Refusal>>()?;
     Ok((completion, prompts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_takes_long_begins_with_spaces() {
+        for (answer, expected) in [
+            (Ok(json!({"a": 1})), " {\"a\":1}".to_string()),
+            (
+                Err(Refusal::internal("x")),
+                format!(" {}", Refusal::internal("x").body()),
+            ),
+        ] {
+            let slow = Box::pin(async {
+                tokio::time::sleep(PAUSE + PAUSE / 2).await;
+                answer
+            });
+            let body = late(slow).into_body().collect().await.expect("a body").to_bytes();
+            assert_eq!(String::from_utf8_lossy(&body), expected);
+        }
+    }
 }
