@@ -17,6 +17,7 @@ use gpas_train::training::{TrainingError, check_vocabulary};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas import Llama-3.2-1B runs/llama
+  gpas import LNS_130m runs/lns --scheme lns_fixed
   gpas import Llama-3.2-1B runs/llama --scheme pre_gpas --data c4 --set train.steps=1000 --set train.lr=1e-4
 
 DIR holds config.json and model.safetensors or pytorch_model.bin, whole or in shards; no file of it is ever executed. The run has a
@@ -29,7 +30,7 @@ pub struct ImportArgs {
     /// The run directory to make
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Normalisation scheme, where the names of the tensors do not tell it, or to add gates
+    /// Normalisation scheme, where the names of the tensors do not tell it, as with LayerNorm Scaling (lns_fixed), or to add gates
     #[arg(long)]
     scheme: Option<String>,
     /// Prepared data to train on
@@ -94,7 +95,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         ..facts
     };
     let run = import.write(&args.run, &info, &tokenizer)?;
-    for note in notes {
+    for note in import.notes().iter().chain(&notes) {
         eprintln!("note: {note}");
     }
     if let Some(positions) = import.fewer_positions() {
@@ -103,12 +104,23 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
     }
     writeln!(
         std::io::stdout(),
-        "{}: {} parameters and {} gates from {}\nrun directory {}",
+        "{}: {} parameters and {} gates from {}{}\nrun directory {}",
         import.config().scheme,
         info.parameters,
         info.gates,
         args.directory.display(),
+        assumption(&import),
         run.path().display()
     )?;
     Ok(())
+}
+
+/// A line that says what has been assumed where nothing tells the scheme, and how to say otherwise; nothing where something has told it.
+fn assumption(import: &Import) -> String {
+    let others: Vec<String> = import.other_schemes().iter().map(|scheme| format!("`--scheme {scheme}`")).collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    let assumed = import.config().scheme;
+    format!("\nassumed to be `{assumed}`, which the names of the tensors cannot tell from {}", others.join(" and "))
 }
