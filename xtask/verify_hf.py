@@ -6,6 +6,13 @@
                             writes a random grouped-query LLaMA with a tied head, and its logits
     verify_hf.py authors SCHEME DIR TOKENIZER TEXT LOGITS TOKENS
                             writes a random checkpoint in the GPAS authors' format, and its logits by the code below
+    verify_hf.py scaled SCALING DIR TOKENIZER TEXT LOGITS TOKENS [--old]
+                            writes a random LLaMA with one of the rotary scalings below, and its logits; --old spells config.json as
+                            transformers 4 did
+    verify_hf.py again DIR TEXT LOGITS TOKENS PROMPT CONTINUED
+                            loads DIR; writes its logits of the text's first TOKENS tokens, and goes on from the first PROMPT of them with the
+                            cache of keys and values
+    verify_hf.py rope FILE  writes the rotary frequencies of each scaling
     verify_hf.py versions   of torch and transformers
 
 Every command prints one JSON object.
@@ -21,6 +28,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 
 def versions():
@@ -105,6 +113,114 @@ def stock(directory, tokenizer_file, text, logits_file, tokens):
     return {"ids": ids}
 
 
+# Rotary scalings, with the base and the positions of the model. The positions before scaling are few, so that a short text goes beyond them.
+SCALINGS = {
+    "default": (10000.0, 256, dict(rope_type="default")),
+    "linear": (10000.0, 64, dict(rope_type="linear", factor=4.0)),
+    "dynamic": (10000.0, 64, dict(rope_type="dynamic", factor=4.0)),
+    # Llama-3.2's.
+    "llama3": (
+        500000.0, 256,
+        dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+    ),
+    "yarn": (10000.0, 256, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)),
+    # Of the kind that DeepSeek's models have.
+    "yarn-mscale": (
+        10000.0, 256,
+        dict(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0, mscale=0.707, mscale_all_dim=1.0,
+            truncate=False,
+        ),
+    ),
+    "yarn-attention": (10000.0, 64, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=1.3)),
+}  # fmt: skip
+
+
+def scaled_config(scaling, **sizes):
+    theta, positions, parameters = SCALINGS[scaling]
+    sizes = dict(hidden_size=128, intermediate_size=172, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2) | sizes
+    return LlamaConfig(
+        **sizes, max_position_embeddings=positions, initializer_range=0.1, rope_parameters=parameters | {"rope_theta": theta},
+        bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def scaled(scaling, directory, tokenizer_file, text, logits_file, tokens, *options):
+    torch.manual_seed(3)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file)
+    ids = first_ids(tokenizer, text, tokens)
+    model = LlamaForCausalLM(scaled_config(scaling, vocab_size=len(tokenizer))).eval()
+    model.save_pretrained(directory)
+    if "--old" in options:
+        file = os.path.join(directory, "config.json")
+        with open(file) as found:
+            config = json.load(found)
+        parameters = config.pop("rope_parameters")
+        config["rope_theta"] = parameters.pop("rope_theta")
+        config["rope_scaling"] = parameters
+        parameters["type"] = parameters.pop("rope_type")
+        if "original_max_position_embeddings" in parameters:
+            config["original_max_position_embeddings"] = parameters.pop("original_max_position_embeddings")
+        with open(file, "w") as written:
+            json.dump(config, written)
+    save_logits(model(torch.tensor([ids])).logits[0], logits_file)
+    return {"ids": ids}
+
+
+@torch.no_grad()
+def again(directory, text, logits_file, tokens, prompt, continued):
+    stock = not os.path.exists(os.path.join(directory, "modeling_gpas.py"))
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=not stock)
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=not stock).eval()
+    ids = first_ids(tokenizer, text, tokens)
+    words = tokenizer.decode(ids[: int(prompt)])
+    given = torch.tensor([tokenizer(words)["input_ids"]])
+    # Before the whole text: `dynamic` remembers the longest sequence that it has seen.
+    whole = model.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=int(continued), pad_token_id=0)
+    fresh = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=not stock).eval()
+    save_logits(fresh(torch.tensor([ids]), use_cache=False).logits[0], logits_file)
+    return {
+        "architecture": type(model).__name__,
+        "ids": ids,
+        "prompt": words,
+        "prompt_tokens": given.shape[1],
+        "continued": whole.shape[1] - given.shape[1],
+        "text": tokenizer.decode(whole[0, given.shape[1] :], skip_special_tokens=True),
+    }
+
+
+def rope(file):
+    """The golden file of the rotary frequencies, which the tests of gpas-model read."""
+    cases = []
+    real = {
+        "Llama-3.2-1B": (64, 500000.0, 131072, SCALINGS["llama3"][2] | {"original_max_position_embeddings": 8192}),
+        "DeepSeek-V2": (64, 10000.0, 163840, dict(
+            rope_type="yarn", factor=40.0, original_max_position_embeddings=4096, beta_fast=32.0, beta_slow=1.0, mscale=0.707,
+            mscale_all_dim=0.707,
+        )),
+    }  # fmt: skip
+    small = {name: (32, *values) for name, values in SCALINGS.items()}
+    for name, (head_dim, theta, positions, parameters) in (small | real).items():
+        for length in (64, 65, 200) if parameters["rope_type"] == "dynamic" else (64,):
+            config = LlamaConfig(
+                hidden_size=2 * head_dim, num_attention_heads=2, max_position_embeddings=positions,
+                rope_parameters=parameters | {"rope_theta": theta},
+            )  # fmt: skip
+            rotary = LlamaRotaryEmbedding(config)
+            rotary(torch.zeros(1), torch.arange(length)[None])
+            # Our own field for what `dynamic` takes from the model.
+            original = {"original_max_position_embeddings": positions} if parameters["rope_type"] == "dynamic" else {}
+            cases.append({
+                "name": name, "rope_theta": theta, "head_dim": head_dim, "length": length, "rope_scaling": parameters | original,
+                "frequencies": rotary.inv_freq.tolist(), "attention_factor": float(rotary.attention_scaling),
+            })  # fmt: skip
+    with open(file, "w") as written:
+        lines = ",\n".join("    " + json.dumps(case) for case in cases)
+        written.write(f'{{\n  "transformers": "{transformers.__version__}",\n  "cases": [\n{lines}\n  ]\n}}\n')
+    return {"cases": len(cases)}
+
+
 def norm(x, weight):
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
 
@@ -181,5 +297,7 @@ def authors(scheme, directory, tokenizer_file, text, logits_file, tokens):
 
 
 if __name__ == "__main__":
-    commands = {"load": load, "stock": stock, "authors": authors, "versions": versions}
+    commands = {
+        "load": load, "stock": stock, "scaled": scaled, "again": again, "rope": rope, "authors": authors, "versions": versions,
+    }  # fmt: skip
     print(json.dumps(commands[sys.argv[1]](*sys.argv[2:])))

@@ -6,6 +6,7 @@ use strum::VariantNames;
 
 use crate::gpas::{GateActivation, GpasConfig};
 use crate::precision::Precision;
+use crate::rope_scaling::{RopeScaling, RopeScalingError};
 use crate::scheme::{GatePlace, GateSite, Layer, Scheme, Wiring};
 
 /// How weights start.
@@ -100,7 +101,10 @@ pub struct LlamaConfig {
     /// Base of the rotary frequencies.
     #[config(default = 10000.0)]
     pub rope_base: f64,
-    /// Longest sequence the model is built for.
+    /// What changes the rotary frequencies.
+    #[config(default = "RopeScaling::Default")]
+    pub rope_scaling: RopeScaling,
+    /// Longest sequence the model is built for, which a scaling may make [longer](LlamaConfig::positions).
     #[config(default = 2048)]
     pub max_positions: usize,
     /// Number format of the mathematics.
@@ -127,12 +131,19 @@ pub enum ConfigError {
     PostNum { post_num: usize, layers: usize },
     #[error("model.gate.site = after_norm needs a norm before every sub-layer, which scheme `{0}` does not have")]
     AfterNorm(Scheme),
+    #[error("model.rope_scaling: {0}")]
+    RopeScaling(#[from] RopeScalingError),
 }
 
 impl LlamaConfig {
     /// Number of key and value heads.
     pub fn kv_heads(&self) -> usize {
         self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// Longest sequence that the model takes.
+    pub fn positions(&self) -> usize {
+        self.rope_scaling.positions(self.max_positions)
     }
 
     /// Number of Post-LN layers of the mixed schemes.
@@ -192,6 +203,7 @@ impl LlamaConfig {
         if !(hidden / heads).is_multiple_of(2) {
             return Err(ConfigError::OddHead(hidden / heads));
         }
+        self.rope_scaling.check_head(hidden / heads)?;
         if !heads.is_multiple_of(kv_heads) {
             return Err(ConfigError::KvHeads { kv_heads, heads });
         }

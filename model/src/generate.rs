@@ -47,6 +47,13 @@ impl<B: Backend> Llama<B> {
             );
             self.assert_length(cache.tokens + count);
         }
+        let longest = caches.iter().map(|cache| cache.tokens + count).max().unwrap_or(count);
+        // Several tokens at once are those of one sequence. A single token is the last one of its own, and has its row for that length.
+        let rotary = if count > 1 {
+            self.rotary().of_length(longest)
+        } else {
+            self.rotary().clone()
+        };
         let device = self.embedding.weight.val().device();
         let mask = |cache: &&mut Cache<B>| CausalMask::after(cache.tokens, count, device.clone());
         let masks: Vec<CausalMask<B>> = caches.iter().map(mask).collect();
@@ -61,7 +68,7 @@ impl<B: Backend> Llama<B> {
             });
             let mut places: Vec<Place<'_, B>> = places.collect();
             x = layer.forward_with(x, self.progress(), |attention, z| {
-                attention.extend(z, self.rotary(), &mut places)
+                attention.extend(z, &rotary, &mut places)
             });
         }
         for cache in caches {

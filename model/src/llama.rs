@@ -87,8 +87,9 @@ impl LlamaConfig {
                 .collect::<Result<_, _>>()?,
             norm: norm.init(NormStart::PLAIN, device),
             head: (!self.tied_head).then(|| head.init(device)),
-            rotary: RotaryConfig::new(self.max_positions, self.hidden / self.heads)
+            rotary: RotaryConfig::new(self.positions(), self.hidden / self.heads)
                 .with_base(self.rope_base)
+                .with_scaling(self.rope_scaling)
                 .init(device),
             precision: self.precision,
             recompute: self.recompute,
@@ -193,10 +194,11 @@ impl<B: Backend> Llama<B> {
         mut x: Tensor<B, 3>,
         mut before_layer: impl FnMut(&Tensor<B, 3>),
     ) -> Tensor<B, 3> {
-        let mask = CausalMask::new(x.dims()[1], x.device());
+        let seq = x.dims()[1];
+        let (mask, rotary) = (CausalMask::new(seq, x.device()), self.rotary.of_length(seq));
         for layer in self.layers.iter().skip(first) {
             before_layer(&x);
-            x = layer.forward(x, self.progress, &self.rotary, &mask);
+            x = layer.forward(x, self.progress, &rotary, &mask);
         }
         x
     }

@@ -76,7 +76,8 @@ impl<B: AutodiffBackend> StepSums<B> {
 
     fn add_recomputing(&mut self, ids: Tensor<B, 2, Int>, targets: Tensor<B::InnerBackend, 2, Int>) {
         let model = self.model.clone();
-        let mask = CausalMask::new(ids.dims()[1], ids.device());
+        let seq = ids.dims()[1];
+        let (mask, rotary) = (CausalMask::new(seq, ids.device()), model.rotary().of_length(seq));
         let mut inputs = model.valid().residual_streams(ids.clone().inner());
         let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();
         let of_leaf = |x: &Tensor<B, 3>, found: &mut B::Gradients| {
@@ -92,7 +93,7 @@ impl<B: AutodiffBackend> StepSums<B> {
         self.add_gradients(found);
         for (layer, input) in model.layers.iter().zip(inputs).rev() {
             let x = leaf(input);
-            let y = layer.forward(x.clone(), model.progress(), model.rotary(), &mask);
+            let y = layer.forward(x.clone(), model.progress(), &rotary, &mask);
             let mut found = self.pull_back(layer, y, upstream);
             upstream = of_leaf(&x, &mut found);
             self.add_gradients(found);

@@ -73,7 +73,11 @@ impl Recipe {
         let model = &self.model;
         let vocab = model.vocab.unwrap_or(data_vocab);
         let sizes = LlamaConfig::new(vocab, model.hidden, model.intermediate, model.heads, model.layers);
-        let positions = model.max_positions.max(self.data.seq_len);
+        // A longer sequence makes more positions, unless a scaling gives them.
+        let positions = match model.rope_scaling.positions(model.max_positions) {
+            enough if enough >= self.data.seq_len => model.max_positions,
+            _ => self.data.seq_len,
+        };
         let config = sizes
             .with_kv_heads(Some(model.kv_heads))
             .with_scheme(model.scheme)
@@ -84,6 +88,7 @@ impl Recipe {
             .with_initialisation(model.init)
             .with_norm_epsilon(model.norm_eps)
             .with_rope_base(model.rope_base)
+            .with_rope_scaling(model.rope_scaling)
             .with_max_positions(positions)
             .with_precision(self.train.precision)
             .with_recompute(self.train.recompute);
@@ -226,6 +231,26 @@ mod tests {
             .resolve()
             .unwrap();
         assert_eq!((few.data.seq_len, few.llama(100).unwrap().max_positions), (100, 100));
+    }
+
+    #[test]
+    fn a_rope_scaling_is_kept_whole_and_gives_positions() {
+        let set = [
+            "model.rope_scaling={rope_type='yarn', factor=4, beta_fast=16, truncate=false}",
+            "model.max_positions=64",
+        ];
+        let recipe = with("nano", &set);
+        let text = recipe.to_toml().unwrap();
+        assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe);
+        let table = "[model.rope_scaling]\nrope_type = \"yarn\"\nfactor = 4.0\noriginal_max_position_embeddings = 64\nbeta_fast = 16.0\ntruncate = false\n";
+        assert!(text.contains(table), "{text}");
+        let config = recipe.llama(100).unwrap();
+        assert_eq!((config.max_positions, config.positions()), (64, 256));
+        let longer = with("nano", &[&set[..], &["data.seq_len=300"]].concat())
+            .llama(100)
+            .unwrap();
+        assert_eq!((longer.max_positions, longer.positions()), (300, 300));
+        assert!(!with("nano", &[]).to_toml().unwrap().contains("rope_scaling"));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //!   continuation are those of the run. What was folded loads as a plain `LlamaForCausalLM`, without code of ours.
 //! - A model that comes in is made by transformers, or by PyTorch in the GPAS authors' format, and imported: its logits are those of the
 //!   run. What transformers made leaves again with the same bytes.
+//! - A model with scaled rotary positions comes in, in the spellings of transformers 4 and 5, and leaves again, as a stock model and with gates
+//!   as an architecture of its own: its logits are the same at positions beyond those before scaling, and so is a continuation with a cache.
 //!
 //! The other side is `xtask/verify_hf.py`. Continuations are compared without generating twice: if at every place of theirs our likeliest
 //! token is the one that follows there, ours is the same, by induction. `gpas generate` has to say the same text besides.
@@ -26,7 +28,7 @@ use crate::peers::{Peers, line, root, target, versions};
   cargo xtask verify-hf --setup
   cargo xtask verify-hf --cases sandwich_gpas,stock --data prepared --text book.txt")]
 pub struct VerifyArgs {
-    /// What to check: schemes, `stock`, `authors` [default: all]
+    /// What to check: schemes, `stock`, `rope`, `authors` [default: all]
     #[arg(long, value_delimiter = ',', value_name = "CASE")]
     cases: Vec<String>,
     /// Prepared data to train on [default: the built-in corpus]
@@ -145,6 +147,25 @@ const TOKENS: usize = 512;
 const PROMPT: usize = 32;
 const CONTINUED: usize = 64;
 
+/// The scalings of rotary positions, whose models have 256 positions, 64 of them before scaling, and whether `config.json` is that of
+/// transformers 4.
+const SCALINGS: [(&str, bool); 9] = [
+    ("linear", false),
+    ("linear", true),
+    ("dynamic", false),
+    ("dynamic", true),
+    ("llama3", false),
+    ("llama3", true),
+    ("yarn", false),
+    ("yarn-mscale", true),
+    ("yarn-attention", false),
+];
+const SCALED_POSITIONS: usize = 256;
+/// Tokens whose logits are compared there, before a continuation, and of it.
+const SCALED_TOKENS: usize = 200;
+const SCALED_PROMPT: usize = 100;
+const SCALED_CONTINUED: usize = 48;
+
 /// Largest difference of a logit that passes: RMSNorm's ε does not scale with a folded stream.
 const LIMIT: f64 = 1e-4;
 const FOLDED_LIMIT: f64 = 1e-3;
@@ -185,6 +206,13 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             .to_string();
     if is_asked("stock") {
         say(&mut header, sides.stock_comes_in().context("stock")?, &mut rows);
+    }
+    if is_asked("rope") {
+        sides.frequencies_are_the_golden()?;
+        for (scaling, is_old) in SCALINGS {
+            let row = sides.scaled_comes_in(scaling, is_old);
+            say(&mut header, row.with_context(|| scaling.to_string())?, &mut rows);
+        }
     }
     for (scheme, option) in AUTHORS.iter().filter(|_| is_asked("authors")) {
         let row = sides.authors_come_in(scheme, option);
@@ -262,11 +290,11 @@ impl Sides {
         )
     }
 
-    /// Our logits of some ids.
-    fn logits(&self, run: &str, ids: &[u64], out: &str) -> Result<Logits> {
+    /// Our logits of some ids, in so many positions.
+    fn logits(&self, run: &str, ids: &[u64], context: usize, out: &str) -> Result<Logits> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let ids = ids.join(",");
-        self.gpas(&format!("logits {run} --ids {ids} --context {TOKENS} --out {out}"))?;
+        self.gpas(&format!("logits {run} --ids {ids} --context {context} --out {out}"))?;
         Logits::read(&self.work.join(out))
     }
 
@@ -297,7 +325,7 @@ impl Sides {
         load.extend(is_stock.then_some("--stock"));
         let found = self.python(&load)?;
         let theirs = Logits::read(&self.work.join(file))?;
-        let ours = self.logits(&run, &integers(&found["ids"])?, &format!("{name}.ours"))?;
+        let ours = self.logits(&run, &integers(&found["ids"])?, TOKENS, &format!("{name}.ours"))?;
         let difference = ours.largest_difference(&theirs)?;
         let limit = if is_folded { FOLDED_LIMIT } else { LIMIT };
 
@@ -305,10 +333,10 @@ impl Sides {
         ensure!(continued.len() == CONTINUED, "{found}");
         let whole = [&prompt[..], &continued].concat();
         let likeliest = self
-            .logits(&run, &whole[..whole.len() - 1], &format!("{name}.greedy"))?
+            .logits(&run, &whole[..whole.len() - 1], TOKENS, &format!("{name}.greedy"))?
             .likeliest()
             .split_off(prompt.len() - 1);
-        let said = self.says(&run, found["prompt"].as_str().context("prompt")?)?;
+        let said = self.says(&run, found["prompt"].as_str().context("prompt")?, CONTINUED, TOKENS)?;
         let same = [
             likeliest == continued,
             found["same_cached"] == true,
@@ -335,14 +363,14 @@ impl Sides {
         })
     }
 
-    /// What `gpas generate` makes of a prompt.
-    fn says(&self, run: &str, prompt: &str) -> Result<Value> {
+    /// What `gpas generate` makes of a prompt, in so many tokens and positions.
+    fn says(&self, run: &str, prompt: &str, tokens: usize, context: usize) -> Result<Value> {
         fs::write(
             self.work.join("prompt.jsonl"),
             format!("{}\n", json!({"prompt": prompt})),
         )?;
         let said = self.gpas(&format!(
-            "generate {run} --prompts prompt.jsonl --temperature 0 --max-tokens {CONTINUED} --context {TOKENS} --json"
+            "generate {run} --prompts prompt.jsonl --temperature 0 --max-tokens {tokens} --context {context} --json"
         ))?;
         Ok(serde_json::from_str(said.trim())?)
     }
@@ -374,6 +402,79 @@ impl Sides {
         })
     }
 
+    /// Compares the rotary frequencies of the release that is installed with those that the tests of gpas-model read.
+    fn frequencies_are_the_golden(&self) -> Result<()> {
+        self.python(&["rope", "rope.json"])?;
+        let read = |path: PathBuf| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+        let golden = read(root()?.join("model/golden/rope.json"))?;
+        let found = read(self.work.join("rope.json"))?;
+        ensure!(
+            found["cases"] == golden["cases"],
+            "transformers computes other frequencies than model/golden/rope.json has"
+        );
+        Ok(())
+    }
+
+    /// Makes a model with scaled rotary positions in transformers, imports it, compares, exports it again, and compares what transformers makes
+    /// of that; likewise with gates that are the identity, as an architecture of its own.
+    fn scaled_comes_in(&self, scaling: &str, is_old: bool) -> Result<Row> {
+        let name = format!("{scaling}{}", if is_old { "-old" } else { "" });
+        self.make_tokenizer()?;
+        let text = self.text.display().to_string();
+        let [tokens, prompt, continued] =
+            [SCALED_TOKENS, SCALED_PROMPT, SCALED_CONTINUED].map(|count| count.to_string());
+        let file = format!("{name}.theirs");
+        let mut make = vec!["scaled", scaling, &name, "tokenizer.json", &text, &file, &tokens];
+        make.extend(is_old.then_some("--old"));
+        let ids = integers(&self.python(&make)?["ids"])?;
+        let theirs = Logits::read(&self.work.join(file))?;
+
+        let (mut differences, mut same) = (Vec::new(), true);
+        for (kind, option) in [("stock", ""), ("gated", " --scheme pre_gpas")] {
+            let [run, out] = ["run", "out"].map(|what| format!("{name}-{kind}-{what}"));
+            self.gpas(&format!("import {name} {run} --tokenizer tokenizer.json{option}"))?;
+            differences.push(
+                self.logits(&run, &ids, SCALED_POSITIONS, &format!("{run}.ours"))?
+                    .largest_difference(&theirs)?,
+            );
+            self.gpas(&format!("export {run} {out}"))?;
+            let file = format!("{out}.theirs");
+            let found = self.python(&["again", &out, &text, &file, &tokens, &prompt, &continued])?;
+            differences.push(Logits::read(&self.work.join(file))?.largest_difference(&theirs)?);
+            let said = self.says(
+                &run,
+                found["prompt"].as_str().context("prompt")?,
+                SCALED_CONTINUED,
+                SCALED_POSITIONS,
+            )?;
+            same &= said["text"] == found["text"] && said["prompt_tokens"] == found["prompt_tokens"];
+            same &= found["architecture"]
+                == if option.is_empty() {
+                    "LlamaForCausalLM"
+                } else {
+                    "GpasForCausalLM"
+                };
+        }
+        let limit = |difference: &f64| *difference <= LIMIT;
+        let shown: Vec<String> = differences
+            .iter()
+            .map(|difference| format!("{difference:.1e}"))
+            .collect();
+        let spelling = if is_old { "`rope_scaling`" } else { "`rope_parameters`" };
+        let continues = if same {
+            "cached continuation the same"
+        } else {
+            "OTHER CONTINUATION"
+        };
+        Ok(Row {
+            text: format!(
+                "| rotary positions scaled as `{scaling}`, {spelling}, {SCALED_TOKENS} tokens | {} ({LIMIT:.0e}) | stock {}, gated in {} out {}; {continues} |",
+                shown[0], shown[1], shown[2], shown[3]
+            ),
+            passed: differences.iter().all(limit) && same,
+        })
+    }
+
     /// Makes a checkpoint in the authors' format, imports it and compares.
     fn authors_come_in(&self, scheme: &str, option: &str) -> Result<Row> {
         let difference = self.comes_in(&format!("authors-{scheme}"), &["authors", scheme], option)?;
@@ -385,13 +486,19 @@ impl Sides {
         })
     }
 
+    fn make_tokenizer(&self) -> Result<()> {
+        if self.work.join("tokenizer.json").exists() {
+            return Ok(());
+        }
+        let text = fs::read_to_string(&self.text)?;
+        fs::write(self.work.join("text.jsonl"), format!("{}\n", json!({"text": text})))?;
+        self.gpas("tokenizer train text.jsonl --vocab 600 -o tokenizer.json")?;
+        Ok(())
+    }
+
     /// Has a model and its logits made, imports it, and returns the largest difference of a logit.
     fn comes_in(&self, name: &str, maker: &[&str], option: &str) -> Result<f64> {
-        if !self.work.join("tokenizer.json").exists() {
-            let text = fs::read_to_string(&self.text)?;
-            fs::write(self.work.join("text.jsonl"), format!("{}\n", json!({"text": text})))?;
-            self.gpas("tokenizer train text.jsonl --vocab 600 -o tokenizer.json")?;
-        }
+        self.make_tokenizer()?;
         let (text, file) = (self.text.display().to_string(), format!("{name}.theirs"));
         let tokens = TOKENS.to_string();
         let found = self.python(&[maker, &[name, "tokenizer.json", &text, &file, &tokens]].concat())?;
@@ -399,6 +506,7 @@ impl Sides {
         let ours = self.logits(
             &format!("{name}-run"),
             &integers(&found["ids"])?,
+            TOKENS,
             &format!("{name}.ours"),
         )?;
         ours.largest_difference(&Logits::read(&self.work.join(file))?)

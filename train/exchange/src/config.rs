@@ -11,10 +11,13 @@ use serde_json::{Value, json};
 
 use crate::ExchangeError;
 use crate::files::read_text;
+use crate::rope::{self, Rope, RopeKeys};
 use crate::tokens::one_or_several;
 
 /// The architecture of every LLaMA runtime.
 const STOCK: &str = "LlamaForCausalLM";
+/// The same in the configurations that the code of GaLore, LayerNorm Scaling and GPAS starts from.
+const PRETRAINING: &str = "LLaMAForCausalLM";
 /// The architecture of `modeling_gpas.py`.
 const OWN: &str = "GpasForCausalLM";
 
@@ -29,6 +32,41 @@ pub(super) struct Own {
     embedding_norm: Option<String>,
     /// Attention and MLP of each layer.
     pub(super) wiring: Vec<[WiringRow; 2]>,
+    /// The rotary frequencies, if they are not those of `rope_theta`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rope: Option<RopeRow>,
+}
+
+/// Rotary frequencies as numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct RopeRow {
+    /// Radians from one position to the next, of each pair of a head.
+    frequencies: Vec<f64>,
+    /// What cosines and sines are multiplied by.
+    attention_factor: f64,
+    /// Present if a sequence of more than so many tokens has a base of its own.
+    by_length: Option<ByLength>,
+}
+
+/// A base that grows with the sequence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct ByLength {
+    factor: f64,
+    positions: usize,
+}
+
+impl RopeRow {
+    fn of(config: &LlamaConfig) -> Option<Self> {
+        let scaling = config.rope_scaling;
+        (!scaling.is_default()).then(|| Self {
+            frequencies: scaling.frequencies(config.rope_base, config.hidden / config.heads, 1),
+            attention_factor: scaling.attention_factor(),
+            by_length: scaling.constant_up_to().map(|positions| ByLength {
+                factor: scaling.factor(),
+                positions,
+            }),
+        })
+    }
 }
 
 /// What stands around one sub-layer, in the names of its tensors: a row of the scheme table.
@@ -67,6 +105,7 @@ impl Own {
             gate: config.gate,
             embedding_norm: embedding_norm.and_then(|name| Some(name.split('.').nth(1)?.to_string())),
             wiring: (0..config.layers).map(|index| rows(config, index, progress)).collect(),
+            rope: RopeRow::of(config),
         }
     }
 }
@@ -130,6 +169,7 @@ fn place_name(place: GatePlace) -> &'static str {
 
 /// The configuration of a model, as an architecture of its own if `own` is given.
 pub(super) fn write(config: &LlamaConfig, own: Option<&Own>, dtype: &str, special: &SpecialTokens) -> Value {
+    let (scaling, positions) = rope::write(config);
     let mut value = json!({
         "architectures": [if own.is_some() { OWN } else { STOCK }],
         "model_type": if own.is_some() { "gpas" } else { "llama" },
@@ -141,10 +181,10 @@ pub(super) fn write(config: &LlamaConfig, own: Option<&Own>, dtype: &str, specia
         "num_key_value_heads": config.kv_heads(),
         "head_dim": config.hidden / config.heads,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
+        "max_position_embeddings": positions,
         "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_base,
-        "rope_scaling": null,
+        "rope_scaling": scaling,
         "attention_bias": false,
         "attention_dropout": 0.0,
         "mlp_bias": false,
@@ -174,6 +214,8 @@ pub(super) struct Found {
     pub(super) own: Option<Own>,
     /// Its name.
     pub(super) architecture: String,
+    /// What of the configuration is left out, for people.
+    pub(super) notes: Vec<String>,
 }
 
 /// The keys of `config.json` that are understood; what else there is says nothing about the function that the model computes.
@@ -193,9 +235,8 @@ struct Keys {
     /// Its name in older configurations, the authors' among them.
     max_sequence_length: Option<usize>,
     rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Value>,
-    rope_parameters: Option<serde_json::Map<String, Value>>,
+    #[serde(flatten)]
+    rope: RopeKeys,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -224,7 +265,14 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         (false, _) => None,
     };
     keys.check_function().map_err(not_supported)?;
-    let rope = rope_base(keys.rope_theta, &keys.rope_scaling, &keys.rope_parameters).map_err(not_supported)?;
+    let positions = keys
+        .max_position_embeddings
+        .or(keys.max_sequence_length)
+        .unwrap_or(2048);
+    let Rope { base, scaling, notes } = keys.rope.read(positions).map_err(|cause| ExchangeError::Rope {
+        path: path.to_path_buf(),
+        cause,
+    })?;
     let [vocab, hidden, intermediate, heads, layers] = keys.sizes().map_err(damaged)?;
     if let Some(size) = keys.head_dim.filter(|size| size.checked_mul(heads) != Some(hidden)) {
         return Err(not_supported(format!(
@@ -235,15 +283,15 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         norm: NormScheme::PRE,
         gpas: false,
     };
-    let positions = keys.max_position_embeddings.or(keys.max_sequence_length);
     let mut config = LlamaConfig::new(vocab, hidden, intermediate, heads, layers)
         .with_kv_heads(Some(keys.num_key_value_heads.unwrap_or(heads)))
         .with_scheme(plain)
         .with_tied_head(keys.tie_word_embeddings)
         // The defaults of transformers where a key is missing.
         .with_norm_epsilon(keys.rms_norm_eps.unwrap_or(1e-6))
-        .with_rope_base(rope)
-        .with_max_positions(positions.unwrap_or(2048));
+        .with_rope_base(base)
+        .with_rope_scaling(scaling)
+        .with_max_positions(positions);
     if let Some(own) = &own {
         config = config
             .with_scheme(own.scheme)
@@ -254,6 +302,7 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         config,
         own,
         architecture,
+        notes,
     })
 }
 
@@ -267,7 +316,7 @@ impl Keys {
             (None, other) => return Err(format!("model_type {other:?} without architectures")),
         };
         let is_llama = self.model_type.as_deref().is_none_or(|kind| kind == "llama");
-        if architecture == OWN || (architecture == STOCK && is_llama) {
+        if architecture == OWN || ([STOCK, PRETRAINING].contains(&architecture.as_str()) && is_llama) {
             Ok(architecture)
         } else {
             Err(format!(
@@ -318,34 +367,6 @@ fn is_set(value: Option<&Value>) -> bool {
     value.is_some_and(|value| !value.is_null())
 }
 
-/// The base of plain rotary positions, which old and new configurations write in different places.
-fn rope_base(
-    theta: Option<f64>,
-    scaling: &Option<Value>,
-    parameters: &Option<serde_json::Map<String, Value>>,
-) -> Result<f64, String> {
-    if let Some(scaling) = scaling.as_ref().filter(|scaling| !scaling.is_null()) {
-        let kind = ["rope_type", "type"].iter().find_map(|key| scaling.get(key));
-        if kind.and_then(Value::as_str) != Some("default") {
-            return Err(format!("rope_scaling {scaling}"));
-        }
-    }
-    let Some(parameters) = parameters else {
-        return Ok(theta.unwrap_or(10000.0));
-    };
-    let mut base = theta;
-    for (key, value) in parameters {
-        match key.as_str() {
-            "rope_type" | "type" if value == "default" => {}
-            "rope_theta" => base = value.as_f64(),
-            "partial_rotary_factor" if *value == 1.0 => {}
-            _ if value.is_null() => {}
-            _ => return Err(format!("rope_parameters.{key} {value}")),
-        }
-    }
-    Ok(base.unwrap_or(10000.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,6 +398,22 @@ mod tests {
             let found = read_value(&write(&config, Some(&own), "float32", &SpecialTokens::default())).unwrap();
             assert_eq!((found.config, found.own), (config, Some(own)));
         }
+    }
+
+    #[test]
+    fn a_scaling_leaves_as_frequencies_for_an_architecture_of_its_own() {
+        let scaling = gpas_model::RopeScaling::Dynamic {
+            factor: 2.0,
+            original_max_position_embeddings: 99,
+        };
+        let config = LlamaConfig::new(64, 32, 96, 4, 2).with_max_positions(99);
+        assert_eq!(Own::of(&config, Progress::COMPLETE).rope, None);
+        let config = config.with_rope_scaling(scaling).with_scheme("peri".parse().unwrap());
+        let own = Own::of(&config, Progress::COMPLETE);
+        let row = own.rope.clone().unwrap();
+        assert_eq!((row.frequencies.len(), row.frequencies[0]), (4, 1.0));
+        let found = read_value(&write(&config, Some(&own), "float32", &SpecialTokens::default())).unwrap();
+        assert_eq!((found.config.rope_scaling, found.own), (scaling, Some(own)));
     }
 
     #[test]
@@ -436,13 +473,13 @@ mod tests {
             ),
             (
                 "rope_scaling",
-                json!({"type": "linear", "factor": 2.0}),
-                "rope_scaling {\"factor\":2.0,\"type\":\"linear\"} is not supported",
+                json!({"type": "linear"}),
+                "config.json: rotary positions: rope_type `linear` needs `factor`",
             ),
             (
                 "rope_parameters",
-                json!({"rope_type": "llama3"}),
-                "rope_parameters.rope_type \"llama3\" is not supported",
+                json!({"rope_type": "longrope"}),
+                "config.json: rotary positions: rope_type `longrope` is none that is computed here",
             ),
             ("sliding_window", json!(512), "sliding_window is not supported"),
             ("quantization_config", json!({}), "quantization_config is not supported"),

@@ -272,9 +272,26 @@ impl Export {
         })
     }
 
+    /// A word on fixed factors of norms that are folded into their weights: the same scheme given to `gpas import` would apply them twice.
+    fn folded_factors(&self, model: &Model) -> Option<String> {
+        let scales = |index: usize| {
+            self.config
+                .wiring(index)
+                .pre_norm
+                .is_some_and(|norm| norm.factor != 1.0)
+        };
+        let is_folded = model.own.is_none() && (0..self.config.layers).any(scales);
+        is_folded.then(|| {
+            format!(
+                "the norm weights hold the factors of `{}` now: the export is a plain LLaMA, and comes in again as `pre`",
+                self.config.scheme.norm.name()
+            )
+        })
+    }
+
     /// The first validation tokens, or random ids, in at most so many windows of at most so many tokens.
     fn text(&self, config: &LlamaConfig, [windows, length]: [usize; 2]) -> Result<Text, ExchangeError> {
-        let length = length.min(config.max_positions);
+        let length = length.min(config.positions());
         let fits = |data: &&PreparedData| (data.max_id() as usize) < config.vocab && data.validation().tokens() > 0;
         if let Some(data) = self.data.as_ref().filter(fits) {
             let length = length.min(data.validation().tokens());
@@ -319,23 +336,20 @@ impl Export {
         };
         let put_json = |name: &str, value: &Value| put(name, format!("{value:#}\n").as_bytes());
 
-        let LlamaConfig {
-            vocab, max_positions, ..
-        } = model.config;
+        let vocab = model.config.vocab;
         let (special, lacking) = self.tokenizer.special_tokens().clone().within(vocab);
         exported.notes = lacking
             .iter()
             .map(|(name, id)| format!("the {name} token {id} is none of the model's {vocab} tokens; it is left out"))
             .collect();
-        put_json(
-            "config.json",
-            &config::write(&model.config, model.own.as_ref(), self.format.name(), &special),
-        )?;
+        exported.notes.extend(self.folded_factors(model));
+        let written = config::write(&model.config, model.own.as_ref(), self.format.name(), &special);
+        put_json("config.json", &written)?;
         if model.own.is_some() {
             put("modeling_gpas.py", MODELING.as_bytes())?;
         }
         put("tokenizer.json", self.tokenizer.bytes())?;
-        let config = tokenizer_config(&self.tokenizer, &special, max_positions);
+        let config = tokenizer_config(&self.tokenizer, &special, model.config.positions());
         put_json("tokenizer_config.json", &config)?;
         let generation = generation_config(&self.info.generation, &special);
         put_json("generation_config.json", &generation)?;

@@ -4,8 +4,10 @@
 //! step 0 with the weights in f32 and no moments: training begins with a fresh optimizer at the first step of the schedule. Until it has,
 //! every key outside `[model]` may still change, and so may the data.
 //!
-//! What decides the scheme: our own architecture's configuration; else the names of the tensors, as the GPAS authors' checkpoints have them;
-//! or the caller, where names fit several. A scheme with gates given for a model without any adds gates that are exactly the identity.
+//! What decides the scheme: our own architecture's configuration; else the caller, if the tensors are those of the scheme that is named; else
+//! the names of the tensors, as the GPAS authors' checkpoints have them. Where these are the names of several functions, such as `pre` and
+//! `lns_fixed`, the plainest is taken, and what else it may be is [said](Import::other_schemes). A scheme with gates given for a model without
+//! any adds gates that are exactly the identity.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,8 +16,8 @@ use gpas_data::PreparedData;
 use gpas_data::Tokenizer;
 use gpas_data::special::SpecialNames;
 use gpas_model::scheme::{BranchScaling, NormStart, Wiring};
-use gpas_model::weights::{HostTensor, NamedTensors};
-use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, Scheme};
+use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
+use gpas_model::{GateConfig, LlamaConfig, NormScheme, Progress, RopeScaling, Scheme};
 use toml::{Table, Value};
 
 use crate::ExchangeError;
@@ -35,6 +37,8 @@ pub struct Import {
     buffers: BTreeSet<String>,
     /// Whether the caller's scheme has gates and the tensors have none.
     adds_gates: bool,
+    /// Other functions of the same tensors, where neither a configuration nor the caller has decided.
+    other_schemes: Vec<Scheme>,
     recipe: Recipe,
     config: LlamaConfig,
 }
@@ -100,16 +104,29 @@ impl Import {
                 ),
             });
         }
-        let names = Names::of(files.tensors(), found.config.layers);
-        let asked_scheme = asked_scheme(&asked.options)?;
-        let held = match &found.own {
-            Some(own) => own.scheme,
-            None => names.scheme(directory, asked_scheme)?,
+        let buffers = rotary_buffers(directory, &files, &found.config)?;
+        let parameters = Parameters {
+            directory,
+            names: Names::of(files.tensors(), found.config.layers),
+            tensors: files
+                .tensors()
+                .iter()
+                .filter(|(name, _)| !buffers.contains(*name))
+                .collect(),
         };
-        if found.own.is_none() {
-            let post_num = (held.norm == NormScheme::POST_PRE).then(|| names.post_layers());
-            found.config = found.config.with_scheme(held).with_post_num(post_num);
-        }
+        let names = &parameters.names;
+        let asked_scheme = asked_scheme(&asked.options)?;
+        let (held, other_schemes) = match &found.own {
+            Some(own) => (own.scheme, Vec::new()),
+            None => {
+                let told = names.scheme(directory, asked_scheme)?;
+                let post_num = (told.norm == NormScheme::POST_PRE).then(|| names.post_layers());
+                found.config = found.config.with_scheme(told).with_post_num(post_num);
+                let (held, others) = parameters.scheme(&found.config, asked_scheme)?;
+                found.config = found.config.with_scheme(held);
+                (held, others)
+            }
+        };
         let scheme = asked_scheme.unwrap_or(held);
         if !computes_the_same(&found.config, held.norm, scheme.norm) || (held.gpas && !scheme.gpas) {
             return Err(ExchangeError::Scheme {
@@ -119,7 +136,15 @@ impl Import {
             });
         }
         let adds_gates = scheme.gpas && !held.gpas;
-        let recipe = recipe(directory, &model_keys(&found, scheme, &names)?, asked)?;
+        let recipe = recipe(directory, &model_keys(&found, scheme, names)?, asked)?;
+        if recipe.model.rope_scaling != found.config.rope_scaling {
+            return Err(ExchangeError::Contradiction {
+                path: directory.to_path_buf(),
+                key: "model.rope_scaling".into(),
+                given: recipe.model.rope_scaling.rope_type().to_string(),
+                found: found.config.rope_scaling.rope_type().to_string(),
+            });
+        }
         let config = recipe.llama(found.config.vocab)?;
         if adds_gates && config.gate.act.value(config.gate.init) != 0.0 {
             return Err(ExchangeError::AddedGate(config.gate.init));
@@ -133,20 +158,18 @@ impl Import {
                 format!("its wiring is not that of scheme `{}`", own.scheme),
             ));
         }
-        let buffers = rotary_buffers(directory, &files, &found.config)?;
         let held_config = config.clone().with_scheme(Scheme {
             gpas: held.gpas,
             ..config.scheme
         });
-        let tensors = files.tensors().iter().filter(|(name, _)| !buffers.contains(*name));
-        held_config
-            .check_released(tensors.map(|(name, tensor)| (name.as_str(), tensor.dtype, tensor.shape.as_slice())))?;
+        parameters.check(&held_config)?;
         Ok(Self {
             directory: directory.to_path_buf(),
             files,
             found,
             buffers,
             adds_gates,
+            other_schemes,
             recipe,
             config,
         })
@@ -184,9 +207,19 @@ impl Import {
         self.files.taken_off()
     }
 
+    /// What the same tensors may be instead of the scheme that is assumed; nothing where a configuration or the caller has decided.
+    pub fn other_schemes(&self) -> &[Scheme] {
+        &self.other_schemes
+    }
+
+    /// What of the configuration is left out, for people.
+    pub fn notes(&self) -> &[String] {
+        &self.found.notes
+    }
+
     /// The positions that the model had, if sequences of the recipe give it more.
     pub fn fewer_positions(&self) -> Option<usize> {
-        Some(self.found.config.max_positions).filter(|positions| *positions < self.config.max_positions)
+        Some(self.found.config.positions()).filter(|positions| *positions < self.config.positions())
     }
 
     /// The tokenizer: the one given, else the directory's, else that of the data. Its special tokens are those of the model's configurations,
@@ -280,6 +313,10 @@ fn model_keys(found: &Found, scheme: Scheme, names: &Names) -> Result<BTreeMap<S
     keys.insert("tied_head".into(), config.tied_head.into());
     keys.insert("norm_eps".into(), config.norm_epsilon.into());
     keys.insert("rope_base".into(), config.rope_base.into());
+    if !config.rope_scaling.is_default() {
+        let table = Table::try_from(config.rope_scaling).map_err(RecipeError::from)?;
+        keys.insert("rope_scaling".into(), table.into());
+    }
     let mut gate = Table::try_from(GateConfig {
         per_sublayer: names.gates_per_sublayer(),
         ..config.gate
@@ -343,6 +380,66 @@ fn computes_the_same(config: &LlamaConfig, one: NormScheme, other: NormScheme) -
 /// Whether a branch grows with the steps of a run.
 fn warms_up(wiring: Wiring) -> bool {
     matches!(wiring.branch_scale, Some(BranchScaling::Warmup { .. }))
+}
+
+/// The tensors that hold parameters.
+struct Parameters<'a> {
+    directory: &'a Path,
+    names: Names,
+    tensors: Vec<(&'a String, &'a Described)>,
+}
+
+impl Parameters<'_> {
+    /// Whether they are those of a model.
+    fn check(&self, config: &LlamaConfig) -> Result<(), WeightsError> {
+        let tensors = self.tensors.iter();
+        config.check_released(tensors.map(|(name, tensor)| (name.as_str(), tensor.dtype, tensor.shape.as_slice())))
+    }
+
+    /// The model with another wiring, and with the gates that the names tell of.
+    fn wired(&self, told: &LlamaConfig, norm: NormScheme) -> LlamaConfig {
+        let gate = told.gate.with_per_sublayer(self.names.gates_per_sublayer());
+        let gpas = self.names.has_gates();
+        told.clone().with_gate(gate).with_scheme(Scheme { norm, gpas })
+    }
+
+    /// The scheme that is held, and the others that it may be if nobody says; `told` is the model whose scheme the names tell.
+    fn scheme(&self, told: &LlamaConfig, asked: Option<Scheme>) -> Result<(Scheme, Vec<Scheme>), ExchangeError> {
+        let is_another = |norm: NormScheme| !computes_the_same(told, told.scheme.norm, norm);
+        let warms_up = |norm: NormScheme| (0..told.layers).any(|index| warms_up(self.wired(told, norm).wiring(index)));
+        let Some(asked) = asked else {
+            let others = Scheme::all().filter(|scheme| scheme.gpas == told.scheme.gpas);
+            let fits = |Scheme { norm, .. }: &Scheme| {
+                is_another(*norm) && !warms_up(*norm) && self.check(&self.wired(told, *norm)).is_ok()
+            };
+            return Ok((told.scheme, others.filter(fits).collect()));
+        };
+        if !is_another(asked.norm) {
+            return Ok((told.scheme, Vec::new()));
+        }
+        let wired = self.wired(told, asked.norm);
+        let because = match self.check(&wired) {
+            Ok(()) if warms_up(asked.norm) => {
+                return Err(ExchangeError::WarmsUp {
+                    path: self.directory.to_path_buf(),
+                    scheme: asked,
+                });
+            }
+            Ok(()) => return Ok((wired.scheme, Vec::new())),
+            Err(WeightsError::Mismatch { missing, unused, wrong }) => match (missing.first(), unused.first()) {
+                (Some(name), _) => format!("has a tensor {name}, which is missing"),
+                (None, Some(name)) => format!("has no tensor {name}, which is there"),
+                (None, None) => format!("has another shape or type of {}", wrong.join(", ")),
+            },
+            Err(other) => return Err(other.into()),
+        };
+        Err(ExchangeError::OtherTensors {
+            path: self.directory.to_path_buf(),
+            scheme: asked,
+            because,
+            held: told.scheme,
+        })
+    }
 }
 
 /// What the names of the tensors say.
@@ -438,10 +535,13 @@ fn rotary_buffers(
             continue;
         }
         let found = files.read(name)?.values;
-        let expected = (0..head / 2).map(|pair| config.rope_base.powf(-2.0 * pair as f64 / head as f64));
-        // The tolerance allows for frequencies that were rounded to bf16.
-        let same = |(found, expected): (&f32, f64)| (f64::from(*found) / expected - 1.0).abs() < 1e-2;
-        if !found.iter().zip(expected).all(same) {
+        // Where positions were scaled, the frequencies were not. The tolerance allows for some that were rounded to bf16.
+        let is_of = |scaling: RopeScaling| {
+            let expected = scaling.frequencies(config.rope_base, head, 1);
+            let same = |(found, expected): (&f32, f64)| (f64::from(*found) / expected - 1.0).abs() < 1e-2;
+            found.iter().zip(expected).all(same)
+        };
+        if !is_of(config.rope_scaling) && !is_of(RopeScaling::Default) {
             return Err(ExchangeError::NotSupported {
                 path: directory.to_path_buf(),
                 what: format!("`{name}`, which is not what rope_theta gives,"),

@@ -12,6 +12,7 @@ mod files;
 pub mod fold;
 pub mod import;
 mod pickle;
+mod rope;
 mod tokens;
 #[cfg(test)]
 #[path = "../../../tests/torch.rs"]
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use gpas_data::DataError;
 use gpas_model::weights::WeightsError;
-use gpas_model::{ConfigError, Scheme};
+use gpas_model::{ConfigError, RopeScalingError, Scheme};
 
 use gpas_train::checkpoint::CheckpointError;
 use gpas_train::recipe::RecipeError;
@@ -45,6 +46,8 @@ pub enum ExchangeError {
     NoWeights(PathBuf),
     #[error("{path}: {what} is not supported")]
     NotSupported { path: PathBuf, what: String },
+    #[error("{path}: rotary positions: {cause}")]
+    Rope { path: PathBuf, cause: RopeScalingError },
     #[error("the tensors of {0} are those of `post` and of `deeppost`, which differ in a factor that no file holds")]
     Ambiguous(PathBuf),
     #[error("scheme `{given}` is another function of the same weights than `{found}`, which {path} holds")]
@@ -53,6 +56,15 @@ pub enum ExchangeError {
         given: Scheme,
         found: Scheme,
     },
+    #[error("{path} does not hold scheme `{scheme}`, which {because}")]
+    OtherTensors {
+        path: PathBuf,
+        scheme: Scheme,
+        because: String,
+        held: Scheme,
+    },
+    #[error("{path}: the branches of scheme `{scheme}` follow from steps that a new run has not made")]
+    WarmsUp { path: PathBuf, scheme: Scheme },
     #[error("`{key}` = {given} is not the model in {path}, whose value is {found}")]
     Contradiction {
         path: PathBuf,
@@ -117,12 +129,17 @@ impl ExchangeError {
             Self::Exists(_) => "name another directory; nothing is ever replaced".into(),
             Self::NoWeights(_) | Self::AFile(_) => "a model is a directory as `save_pretrained` of transformers writes it".into(),
             Self::NotSupported { .. } => {
-                "what is imported: LlamaForCausalLM without biases, with plain rotary positions and silu, and what `gpas export` writes".into()
+                "what is imported: LlamaForCausalLM without biases, with silu and heads that rotary positions turn whole, and what `gpas export` writes".into()
             }
+            Self::Rope { cause, .. } => cause.hint(),
             Self::Ambiguous(_) => "say which with `--scheme post` or `--scheme deeppost`, `_gpas` added if it has gates".into(),
             Self::Scheme { found, .. } => {
                 let gated = Scheme { gpas: true, ..*found };
                 format!("leave `--scheme` out, or take `--scheme {gated}`, which adds gates that start as the identity")
+            }
+            Self::OtherTensors { held, .. } => format!("leave `--scheme` out to take it as `{held}`, which its tensors fit"),
+            Self::WarmsUp { .. } => {
+                "after its warm-up such a model is `pre`, or `pre_gpas` with its gates: name that".into()
             }
             Self::Contradiction { .. } => "leave it out: the model decides".into(),
             Self::AddedGate(_) => "leave it out; `gpas train` moves the gates".into(),

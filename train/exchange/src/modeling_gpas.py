@@ -252,9 +252,19 @@ class GpasForCausalLM(PreTrainedModel, GenerationMixin):
     def rotary(self, positions, dtype):
         """Cosines and sines [batch, 1, seq, head_dim] of half-rotated heads, in f32 until the end."""
         size = self.config.hidden_size // self.config.num_attention_heads
-        frequencies = 1.0 / self.config.rope_theta ** (torch.arange(0, size, 2, device=positions.device).float() / size)
+        # Scaled ones are given as numbers, and what multiplies their cosines and sines.
+        scaled = self.config.gpas.get("rope") or {"attention_factor": 1.0}
+        base, grows, length = self.config.rope_theta, scaled.get("by_length"), int(positions.max()) + 1
+        grown = grows and length > grows["positions"]
+        if grown:
+            base *= (grows["factor"] * length / grows["positions"] - grows["factor"] + 1) ** (size / (size - 2))
+        if "frequencies" in scaled and not grown:
+            frequencies = torch.tensor(scaled["frequencies"], device=positions.device)
+        else:
+            frequencies = 1.0 / base ** (torch.arange(0, size, 2, device=positions.device).float() / size)
         angles = positions[:, None, :, None].float() * frequencies.repeat(2)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        factor = scaled["attention_factor"]
+        return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
 def causal_mask(places, attention_mask):

@@ -104,6 +104,9 @@ impl RecipeError {
 }
 
 fn model_hint(error: &ConfigError) -> Option<String> {
+    if let ConfigError::RopeScaling(error) = error {
+        return Some(error.hint());
+    }
     Some(match *error {
         ConfigError::Heads { hidden, .. } => {
             // A head has an even width, for rotary positions.

@@ -76,6 +76,7 @@ macro_rules! section {
             $(tables {
                 $(
                     $(#[doc = $inner_doc:literal])+
+                    $(#[serde($($inner_serde:tt)*)])?
                     $inner:ident: $inner_type:ty = $inner_section:ident,
                 )*
             })?
@@ -91,6 +92,7 @@ macro_rules! section {
             )*
             $($(
                 $(#[doc = $inner_doc])+
+                $(#[serde($($inner_serde)*)])?
                 pub $inner: $inner_type,
             )*)?
         }

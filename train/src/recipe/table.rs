@@ -5,7 +5,11 @@
 use std::path::PathBuf;
 
 use gpas_data::WindowMode;
-use gpas_model::{GateActivation, GateConfig, GateSite, Initialisation, LlamaConfig, Precision, Preset, Scheme};
+use gpas_model::rope_scaling::RopeScalingFields;
+use gpas_model::{
+    ConfigError, GateActivation, GateConfig, GateSite, Initialisation, LlamaConfig, Precision, Preset, RopeScaling,
+    RopeScalingError, RopeType, Scheme,
+};
 use serde::Serialize;
 
 use super::allowed::{
@@ -122,6 +126,9 @@ section! {
         tables {
             /// The gates of a `_gpas` scheme.
             gate: GateConfig = GateKeys,
+            /// What changes the rotary frequencies, so that the model reads longer texts; written where there is something.
+            #[serde(skip_serializing_if = "RopeScaling::is_default")]
+            rope_scaling: RopeScaling = RopeScalingTable,
         }
         other_forms {
             /// The short form of `model.gate.act`.
@@ -164,6 +171,83 @@ section! {
             allowed: boolean(),
             default: GateConfig::new().stop_gradient,
         }
+    }
+}
+
+section! {
+    keys of RopeScalingFields in "model.rope_scaling", read from given by RopeScalingKeys {
+        /// What changes the rotary frequencies. Types and fields are those of `rope_scaling` in `transformers`.
+        rope_type: RopeType {
+            allowed: choice::<RopeType>(),
+            default("`default`, which is nothing"): RopeType::Default,
+        }
+        /// How many times as many positions.
+        factor: Option<f64> {
+            allowed: number("a number of at least 1", |factor| factor >= 1.0).optional(),
+            default("every type but `default` needs it"): None,
+        }
+        /// Positions before scaling, of `dynamic`, `llama3` and `yarn`.
+        original_max_position_embeddings: Option<usize> {
+            allowed: size(1..=MAX_SEQUENCE).optional(),
+            default("`model.max_positions`"): None,
+        }
+        /// Turns in the original positions below which a pair of `llama3` is slowed down by the whole factor.
+        low_freq_factor: Option<f64> {
+            allowed: above_zero().optional(),
+            default("`llama3` needs it"): None,
+        }
+        /// Turns in the original positions above which a pair of `llama3` stays as it is.
+        high_freq_factor: Option<f64> {
+            allowed: above_zero().optional(),
+            default("`llama3` needs it"): None,
+        }
+        /// What `yarn` multiplies cosines and sines by.
+        attention_factor: Option<f64> {
+            allowed: above_zero().optional(),
+            default("follows from the factor, and from `mscale` and `mscale_all_dim`"): None,
+        }
+        /// Turns in the original positions above which a pair of `yarn` stays as it is.
+        beta_fast: Option<f64> {
+            allowed: above_zero().optional(),
+            default("32"): None,
+        }
+        /// Turns in the original positions below which a pair of `yarn` is slowed down by the whole factor.
+        beta_slow: Option<f64> {
+            allowed: above_zero().optional(),
+            default("1"): None,
+        }
+        /// Weight of the factor's logarithm in the numerator of the attention factor of `yarn`.
+        mscale: Option<f64> {
+            allowed: number("a number of at least 0", |scale| scale >= 0.0).optional(),
+            default("1 without a denominator"): None,
+        }
+        /// The same in its denominator.
+        mscale_all_dim: Option<f64> {
+            allowed: number("a number of at least 0", |scale| scale >= 0.0).optional(),
+            default("no denominator"): None,
+        }
+        /// Whether `yarn` rounds the ends of its ramp to whole pairs.
+        truncate: Option<bool> {
+            allowed: boolean().optional(),
+            default("true"): None,
+        }
+    }
+}
+
+/// The table `[model.rope_scaling]`: its keys, which belong together.
+struct RopeScalingTable;
+
+impl RopeScalingTable {
+    fn from_given(given: &Given) -> Result<RopeScaling, RecipeError> {
+        let fields = RopeScalingKeys::from_given(given)?;
+        let rope_type = fields.rope_type;
+        let superfluous = fields
+            .superfluous()
+            .first()
+            .map(|field| RopeScalingError::Superfluous { rope_type, field });
+        let max_positions = ModelRecipe::max_positions(given)?;
+        let scaling = superfluous.map_or_else(|| fields.complete(max_positions), Err);
+        Ok(scaling.map_err(ConfigError::from)?)
     }
 }
 
@@ -363,9 +447,10 @@ section! {
 }
 
 /// The keys of every section, in the order of a recipe that is written.
-pub(super) const SECTIONS: [&[Key]; 6] = [
+pub(super) const SECTIONS: [&[Key]; 7] = [
     ModelRecipe::KEYS,
     GateKeys::KEYS,
+    RopeScalingKeys::KEYS,
     DataRecipe::KEYS,
     TrainRecipe::KEYS,
     EvalRecipe::KEYS,

@@ -17,6 +17,7 @@ use gpas_train::training::{TrainingError, check_vocabulary};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   gpas import Llama-3.2-1B runs/llama
+  gpas import LNS_130m runs/lns --scheme lns_fixed
   gpas import Llama-3.2-1B runs/llama --scheme pre_gpas --data c4 --set train.steps=1000 --set train.lr=1e-4
 
 DIR holds config.json and model.safetensors or pytorch_model.bin, whole or in shards; no file of it is ever executed. The run has a
@@ -29,7 +30,7 @@ pub struct ImportArgs {
     /// The run directory to make
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Normalisation scheme, where the names of the tensors do not tell it, or to add gates
+    /// Normalisation scheme, where the names of the tensors do not tell it, as with LayerNorm Scaling (lns_fixed), or to add gates
     #[arg(long)]
     scheme: Option<String>,
     /// Prepared data to train on
@@ -100,7 +101,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
         let added = import.taken_off().join("`, `");
         eprintln!("note: other trainers had added `{added}` to the names of the tensors, which was taken off");
     }
-    for note in notes {
+    for note in import.notes().iter().chain(&notes) {
         eprintln!("note: {note}");
     }
     if let Some(positions) = import.fewer_positions() {
@@ -109,11 +110,12 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
     }
     writeln!(
         std::io::stdout(),
-        "{}: {} parameters and {} gates from {}\nrun directory {}",
+        "{}: {} parameters and {} gates from {}{}\nrun directory {}",
         import.config().scheme,
         info.parameters,
         info.gates,
         directory.display(),
+        assumption(&import),
         run.path().display()
     )?;
     Ok(())
@@ -128,4 +130,21 @@ fn model_directory(path: &Path) -> &Path {
     });
     let holder = holder.filter(|directory| path.is_file() && directory.join("config.json").is_file());
     holder.unwrap_or(path)
+}
+
+/// A line that says what has been assumed where nothing tells the scheme, and how to say otherwise; nothing where something has told it.
+fn assumption(import: &Import) -> String {
+    let others: Vec<String> = import
+        .other_schemes()
+        .iter()
+        .map(|scheme| format!("`--scheme {scheme}`"))
+        .collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    let assumed = import.config().scheme;
+    format!(
+        "\nassumed to be `{assumed}`, which the names of the tensors cannot tell from {}",
+        others.join(" and ")
+    )
 }

@@ -69,7 +69,7 @@ impl OpenedRun {
     /// # Errors
     /// If the model has fewer.
     pub fn context(&self, asked: Option<usize>) -> Result<Context, InferenceError> {
-        let positions = self.config.max_positions;
+        let positions = self.config.positions();
         let tokens = match asked {
             Some(asked) if asked > positions => {
                 return Err(InferenceError::Context {
