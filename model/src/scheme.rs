@@ -66,7 +66,7 @@ use serde::{Deserialize, Serialize};
 pub use self::wiring::{BranchScaling, GatePlace, GateSite, NormPlace, NormStart, Wiring};
 
 /// Every scheme that is known by name.
-static ROWS: &[SchemeRow] = &[
+static ROWS: [SchemeRow; 14] = [
     SchemeRow::new("pre", "Pre-LN: `x + F(N(x))`", &|_| Wiring::PRE),
     SchemeRow::new("post", "Post-LN: `N(x + F(x))`", &|_| Wiring::POST),
     SchemeRow {

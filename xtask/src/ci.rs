@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 /// The manifest in which every backend is a feature that brings a crate of Burn's.
-const BACKENDS: &str = include_str!("../../train/Cargo.toml");
+const TRAIN_MANIFEST: &str = include_str!("../../train/Cargo.toml");
 
 /// Check formatting, the order of the house, lints, documentation, every backend's feature; run the examples and all tests
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ pub fn run(args: &CiArgs) -> Result<()> {
     let readme = std::fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
     let tests =
         test_command(&readme).context("README.md has no code block with a line that starts with `cargo test`")?;
-    for skipped in run_steps(root, &steps(args.quick, tests, &backends(BACKENDS)?))? {
+    for skipped in run_steps(root, &steps(args.quick, tests, &backends(TRAIN_MANIFEST)?))? {
         println!("{skipped}");
     }
     Ok(())
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn all_has_the_tests_and_every_backend_and_quick_is_a_part_of_it() {
-        let backends = backends(BACKENDS).unwrap();
+        let backends = backends(TRAIN_MANIFEST).unwrap();
         let (all, quick) = (
             steps(false, "cargo test", &backends),
             steps(true, "cargo test", &backends),
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn every_backend_is_a_feature_of_the_program() {
         let manifest = include_str!("../../train/gpas/Cargo.toml");
-        let backends = backends(BACKENDS).unwrap();
+        let backends = backends(TRAIN_MANIFEST).unwrap();
         assert!(
             ["flex", "ndarray", "vulkan"]
                 .iter()
