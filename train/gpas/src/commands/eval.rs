@@ -25,8 +25,8 @@ A line of a task is a minimal pair, {\"sentence_good\": â€¦, \"sentence_bad\": â
 \"label\": 0}. Texts are cut into context and choice, tokenized and scored as in lm-evaluation-harness, which makes of the same items the same
 acc, acc_norm (per character) and acc_bytes (per byte).")]
 pub struct EvalArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     run: PathBuf,
     /// Prepared data whose validation split is used [default: the run's]
     #[arg(long, value_name = "DIR")]

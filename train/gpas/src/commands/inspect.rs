@@ -32,8 +32,8 @@ Examples:
   gpas inspect runs/pre_gpas-nano-001
   gpas inspect runs/pre_gpas-nano-001 --tokens 20000 --json")]
 pub struct InspectArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     run: PathBuf,
     /// Prepared data whose validation split is used [default: the run's]
     #[arg(long, value_name = "DIR")]
