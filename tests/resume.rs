@@ -216,17 +216,22 @@ fn a_run_goes_on_with_another_micro_batch_and_records_it() {
 fn what_would_change_the_mathematics_is_refused() {
     let place = Place::prepared();
     place.does("train tiny.toml -o run");
-    let hint = "it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend; begin a new \
-                run for the rest";
+    let may_change =
+        "it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend";
+    let from = |change: &str| {
+        format!(
+            "{may_change}; `gpas train --from run --set train.steps=6 --set {change} -o NEW` begins a new run with its weights and moments"
+        )
+    };
     place.refuses(
         "train run --resume --set train.lr=0.5",
         "a run cannot go on with `train.lr` = 0.5: it was begun with 0.001",
-        hint,
+        &from("train.lr=0.5"),
     );
     place.refuses(
         "train run --resume --scheme pre",
         "a run cannot go on with `model.scheme` = \"pre\": it was begun with \"pre_gpas\"",
-        hint,
+        &format!("{may_change}; begin a new run for the rest"),
     );
     // Nor by an edit of the file.
     let edited = place.read("run/recipe.toml").replace("seed = 42", "seed = 43");
@@ -234,7 +239,7 @@ fn what_would_change_the_mathematics_is_refused() {
     place.refuses(
         "train run --resume",
         "a run cannot go on with `train.seed` = 43: it was begun with 42",
-        hint,
+        &from("train.seed=43"),
     );
     let edited = place.read("run/recipe.toml").replace("seed = 43", "seed = 42");
     place.write("run/recipe.toml", edited);

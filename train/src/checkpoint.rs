@@ -10,7 +10,7 @@
 //! A checkpoint is written aside, synced and renamed when it is complete, so a folder of that name was whole once; its manifest tells
 //! whether it still is. Training waits for the copy off the device alone: a thread of its own writes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -161,26 +161,32 @@ impl Snapshot {
 
     /// A snapshot of weights that no step has changed yet, so that there are no moments.
     pub fn initial(weights: NamedTensors, state: RunState) -> Self {
+        Self::from_checkpoint(weights, NamedTensors::new(), state)
+    }
+
+    /// A snapshot of the weights and moments of another run, with which a run begins.
+    pub fn from_checkpoint(weights: NamedTensors, moments: NamedTensors, state: RunState) -> Self {
         Self {
             weights,
-            moments: NamedTensors::new(),
+            moments,
             state,
         }
     }
 
-    /// Writes the checkpoint into a run's folder of checkpoints, and deletes all but the newest `keep` and the best.
+    /// Writes the checkpoint into a run's folder of checkpoints, and deletes those that need not be kept.
     ///
     /// # Errors
     /// If the disk does not take it; older checkpoints are then untouched.
-    pub fn write(&self, folder: &Path, keep: usize) -> Result<PathBuf, CheckpointError> {
+    pub fn write(&self, folder: &Path, keep: Keep) -> Result<PathBuf, CheckpointError> {
         let done = folder.join(format!("step-{}", self.state.step));
         let write = || -> io::Result<()> {
             let aside = AsideDirectory::in_place_of(&done)?;
             self.write_into(aside.path())?;
             aside.publish()?;
+            let all = newest_first(folder)?;
             let best = self.state.best.map(|best| best.step);
-            let old = newest_first(folder)?.into_iter().skip(keep.max(1));
-            for (_, path) in old.filter(|(step, _)| Some(*step) != best) {
+            let needed = keep.needed(all.iter().map(|(step, _)| *step), self.state.step, best);
+            for (_, path) in all.iter().filter(|(step, _)| !needed.contains(step)) {
                 fs::remove_dir_all(path)?;
             }
             Ok(())
@@ -208,31 +214,60 @@ impl Snapshot {
     }
 }
 
+/// Which checkpoints are kept when one is written: that one, the newest, the best, and the newest that a run which diverges can be taken back
+/// to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// How many of the newest, the one that is written included.
+    pub newest: u64,
+    /// Only those after a multiple of so many steps count as the newest, and one that ends a run: others were written for being the best.
+    pub every: u64,
+    /// The newest whose weights were found to be of use by the step after it.
+    pub sound: Option<u64>,
+}
+
+impl Keep {
+    /// What a recipe wants kept, before anything is known of the use of weights.
+    pub fn of(recipe: &Recipe) -> Self {
+        Self {
+            newest: recipe.checkpoint.keep,
+            every: if recipe.train.keep_best {
+                recipe.checkpoint.every
+            } else {
+                1
+            },
+            sound: None,
+        }
+    }
+
+    /// Those to keep of the steps of all checkpoints, newest first, when that of step `written` has been written.
+    fn needed(&self, all: impl Iterator<Item = u64>, written: u64, best: Option<u64>) -> BTreeSet<u64> {
+        let counts = |step: &u64| step.is_multiple_of(self.every) || (*step == written && best != Some(written));
+        let newest = all.filter(counts).take(self.newest.max(1) as usize);
+        newest.chain([written]).chain(best).chain(self.sound).collect()
+    }
+}
+
 /// Writes checkpoints on a thread, one at a time.
 #[derive(Debug)]
 pub struct Writer {
     folder: PathBuf,
-    keep: usize,
     running: Option<JoinHandle<Result<PathBuf, CheckpointError>>>,
 }
 
 impl Writer {
     /// A writer into a run's folder of checkpoints.
-    pub fn new(folder: PathBuf, keep: usize) -> Self {
-        Self {
-            folder,
-            keep,
-            running: None,
-        }
+    pub fn new(folder: PathBuf) -> Self {
+        Self { folder, running: None }
     }
 
-    /// Begins to write, after what is being written.
+    /// Begins to write, after what is being written, and then to delete what need not be kept.
     ///
     /// # Errors
     /// If the checkpoint before it could not be written.
-    pub fn submit(&mut self, snapshot: Snapshot) -> Result<(), CheckpointError> {
+    pub fn submit(&mut self, snapshot: Snapshot, keep: Keep) -> Result<(), CheckpointError> {
         self.finish()?;
-        let (folder, keep) = (self.folder.clone(), self.keep);
+        let folder = self.folder.clone();
         let thread = std::thread::Builder::new().name("checkpoint".into());
         let spawned = thread.spawn(move || snapshot.write(&folder, keep));
         self.running = Some(spawned.map_err(|cause| CheckpointError::Write {
@@ -280,6 +315,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Where the run stood.
     pub state: RunState,
+    /// SHA-256 of the file of weights, as the manifest has it.
+    pub weights_sha256: String,
 }
 
 impl Checkpoint {
@@ -322,7 +359,17 @@ impl Checkpoint {
         Ok(Self {
             path: path.to_path_buf(),
             state,
+            weights_sha256: files.get(MODEL).map(|record| record.sha256.clone()).unwrap_or_default(),
         })
+    }
+
+    /// Compares the names and shapes of the weights with the parameters of a model, without reading them.
+    ///
+    /// # Errors
+    /// If they are not the same.
+    pub fn check_fits(&self, config: &LlamaConfig) -> Result<(), WeightsError> {
+        let file = SafetensorsFile::open(&self.path.join(MODEL))?;
+        config.check_released(file.tensors())
     }
 
     /// The model, as far as its training had come.
@@ -358,7 +405,7 @@ impl Checkpoint {
 pub struct Found {
     /// The newest valid one.
     pub checkpoint: Checkpoint,
-    /// What is wrong with those after it.
+    /// What is wrong with those that would have come before it.
     pub passed_over: Vec<CheckpointError>,
 }
 
@@ -371,8 +418,16 @@ pub fn newest_valid(folder: &Path) -> Result<Found, CheckpointError> {
     if found.is_empty() {
         return Err(CheckpointError::None(folder.to_path_buf()));
     }
+    first_valid(folder.to_path_buf(), found.into_iter().map(|(_, path)| path))
+}
+
+/// The first valid one of some checkpoints of a run's folder of checkpoints, and what is wrong with those before it.
+///
+/// # Errors
+/// If none is valid.
+pub(crate) fn first_valid(folder: PathBuf, paths: impl IntoIterator<Item = PathBuf>) -> Result<Found, CheckpointError> {
     let mut passed_over = Vec::new();
-    for (_, path) in found {
+    for path in paths {
         match Checkpoint::open(&path) {
             Ok(checkpoint) => {
                 return Ok(Found {
@@ -384,7 +439,7 @@ pub fn newest_valid(folder: &Path) -> Result<Found, CheckpointError> {
         }
     }
     Err(CheckpointError::NoneValid {
-        folder: folder.to_path_buf(),
+        folder,
         damages: passed_over.iter().map(ToString::to_string).collect(),
     })
 }
@@ -419,6 +474,14 @@ pub fn clear(folder: &Path, step: u64) -> Result<(), CheckpointError> {
 /// The step of the newest checkpoint in a run's folder of checkpoints, whether or not it is whole.
 pub fn newest_step(folder: &Path) -> Option<u64> {
     newest_first(folder).ok()?.first().map(|(step, _)| *step)
+}
+
+/// The steps of the checkpoints in a run's folder of checkpoints, newest first, each with its path.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub(crate) fn kept(folder: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    newest_first(folder).map_err(failed(folder))
 }
 
 fn newest_first(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
@@ -467,6 +530,7 @@ mod tests {
             kind: ScheduleKind::Cosine,
             peak: 1e-2,
             warmup: 0,
+            begin: 0,
             total: 5,
             min_lr_ratio: 0.1,
             cycles: 1,
@@ -489,6 +553,14 @@ mod tests {
             step,
             updates: step,
             ..RunState::new(resolve(None, &RecipeOptions::default()).unwrap())
+        }
+    }
+
+    fn newest(count: u64) -> Keep {
+        Keep {
+            newest: count,
+            every: 1,
+            sound: None,
         }
     }
 
@@ -523,7 +595,7 @@ mod tests {
             let undisturbed = step(step(trainer(config.init(7, &FlexDevice))));
             let written = Snapshot::of(&undisturbed, &config, state(2))
                 .unwrap()
-                .write(place.path(), 1)
+                .write(place.path(), newest(1))
                 .unwrap();
             let found = newest_valid(place.path()).unwrap().checkpoint;
             assert_eq!((&found.path, &found.state), (&written, &state(2)));
@@ -578,10 +650,30 @@ mod tests {
                 best: Some(best(7.min(done))),
                 ..state(done)
             };
-            snapshot(&trainer, state).write(place.path(), 2).unwrap();
+            snapshot(&trainer, state).write(place.path(), newest(2)).unwrap();
         }
         assert_eq!(names(place.path()), ["step-10", "step-7", "step-9"]);
         assert_eq!(newest_valid(place.path()).unwrap().checkpoint.state.step, 10);
+    }
+
+    #[test]
+    fn one_that_is_only_the_best_or_sound_takes_no_place_of_the_newest() {
+        let keep = Keep {
+            newest: 2,
+            every: 10,
+            sound: Some(10),
+        };
+        let needed = |all: &[u64], written, best| {
+            let needed = keep.needed(all.iter().copied(), written, best);
+            needed.into_iter().collect::<Vec<_>>()
+        };
+        // Step 47 was the best until step 50 was better.
+        assert_eq!(needed(&[50, 47, 40, 30, 10], 50, Some(50)), [10, 40, 50]);
+        assert_eq!(needed(&[47, 43, 40, 30, 20, 10], 47, Some(47)), [10, 30, 40, 47]);
+        assert_eq!(needed(&[53, 50, 47, 40, 30, 10], 53, Some(47)), [10, 47, 50, 53]);
+        let all_count = Keep { every: 1, ..keep };
+        let needed = all_count.needed([53, 50, 47, 40, 30, 10].into_iter(), 53, None);
+        assert_eq!(needed.into_iter().collect::<Vec<_>>(), [10, 50, 53]);
     }
 
     #[test]
@@ -627,7 +719,7 @@ mod tests {
             (hollow, "manifest.json does not name model.safetensors"),
         ] {
             let place = tempfile::tempdir().unwrap();
-            let write = |step| snapshot(&trainer, state(step)).write(place.path(), 9).unwrap();
+            let write = |step| snapshot(&trainer, state(step)).write(place.path(), newest(9)).unwrap();
             write(1);
             let newest = write(2);
             damage(&newest);

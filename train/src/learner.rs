@@ -16,8 +16,10 @@
 
 mod components;
 mod display;
+mod from;
 mod metric;
 mod records;
+mod sound;
 mod start;
 mod strategy;
 
@@ -33,17 +35,19 @@ use gpas_data::{EvaluationBatches, PreparedData, TrainBatches, Windows};
 use gpas_model::LlamaConfig;
 
 use crate::backend::{BackendChoice, BackendTask, Selected};
-use crate::checkpoint::{Checkpoint, CheckpointError, RunState, Writer};
+use crate::checkpoint::{Checkpoint, CheckpointError, Found, RunState, Writer, kept};
 use crate::metrics::{EvalRecord, GateRange, Quantity, TrainRecord};
 use crate::recipe::Recipe;
-use crate::run::{RunDirectory, RunError, RunLock};
+use crate::run::{Parent, RunDirectory, RunError, RunLock};
 use crate::signals::StopRequest;
 use crate::trainer::Trainer;
 use crate::training::{Observer, Outcome, TrainingError, check_precision, check_vocabulary, validation_windows};
 use components::{Components, Pretraining};
 use display::Display;
+use from::Inheritance;
 use metric::{Held, NotKept, Shown};
 use records::Records;
+use sound::{largest_sound_loss, newest_sound};
 use start::{Opened, Start};
 use strategy::{ExactSteps, Session};
 
@@ -97,7 +101,47 @@ impl TrainingRun {
         if out.exists() {
             return Err(RunError::Exists(out).into());
         }
-        Self::with(recipe, data, Start::New { out })
+        let start = Start::new(out, &recipe)?;
+        Self::with(recipe, data, start)
+    }
+
+    /// A new run in the directory `out` that begins with a checkpoint of `run`: with its weights, its moments and its place, by `recipe`, which
+    /// may differ from the run's own in all that leaves the parameters what they are. [`resolve_from`](crate::recipe::resolve_from) makes such
+    /// a recipe. Nothing is ever written to `run`.
+    ///
+    /// # Errors
+    /// If the directory exists, no steps are left to do, the parameters are others, or the data was prepared with another tokenizer.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use gpas_data::PreparedData;
+    /// use gpas_train::chosen::ChosenCheckpoint;
+    /// use gpas_train::learner::TrainingRun;
+    /// use gpas_train::recipe::{Beginning, RecipeOptions, resolve_from};
+    ///
+    /// let (run, found) = ChosenCheckpoint::of("runs/first@best".as_ref()).open()?;
+    /// let state = &found.checkpoint.state;
+    /// let beginning = Beginning { step: state.step, tokens: state.tokens };
+    /// let options = RecipeOptions { set: vec!["train.steps=3000".into()], ..RecipeOptions::default() };
+    /// let recipe = resolve_from(&run.recipe()?, beginning, &options, false)?;
+    /// let info = run.info()?;
+    /// let data = PreparedData::open(&info.data)?;
+    /// TrainingRun::from_checkpoint(&run, found, recipe, data, "runs/longer")?.run(info.backend.parse()?)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_checkpoint(
+        run: &RunDirectory,
+        found: Found,
+        recipe: Recipe,
+        data: PreparedData,
+        out: impl Into<PathBuf>,
+    ) -> Result<Self, TrainingError> {
+        let out = out.into();
+        if out.exists() {
+            return Err(RunError::Exists(out).into());
+        }
+        let inheritance = Inheritance::new(run, found, &recipe, &data, out)?;
+        Self::with(recipe, data, Start::From(Box::new(inheritance)))
     }
 
     /// A run that goes on from its newest valid checkpoint, by `recipe`, which may differ from the run's own in what cannot change the
@@ -204,6 +248,16 @@ impl TrainingRun {
         self.start.path()
     }
 
+    /// The checkpoint of another run that it begins with, or began with.
+    pub fn parent(&self) -> Option<&Parent> {
+        self.start.parent()
+    }
+
+    /// Whether its moments begin at zero though its weights come from another run, which has made no update.
+    pub fn lacks_moments(&self) -> bool {
+        self.start.lacks_moments()
+    }
+
     /// Steps done before it goes on; none of a new run.
     pub fn resumed_at(&self) -> Option<u64> {
         self.start.resumed_at()
@@ -242,11 +296,18 @@ impl BackendTask for Launch {
             run: directory,
             lock: _lock,
             checkpoint,
+            begin,
         } = run.start.open(&run.recipe, &run.config, &run.data, selected)?;
         let (trainer, state) = trainer::<B>(&run.recipe, &run.config, checkpoint.as_ref(), &device)?;
+        let (records, history) = Records::open(&directory, run.observers, begin, &state)?;
+        let checkpoints = kept(&directory.checkpoints_path())?;
+        let steps = checkpoints.into_iter().map(|(step, _)| step);
         let session = Session {
-            records: Records::open(&directory, run.observers, &state)?,
-            writer: Writer::new(directory.checkpoints_path(), run.recipe.checkpoint.keep as usize),
+            records,
+            begin,
+            path: directory.path().to_path_buf(),
+            writer: Writer::new(directory.checkpoints_path()),
+            sound: newest_sound(steps, &history, largest_sound_loss(run.config.vocab, state.best)),
             saved: checkpoint.map(|checkpoint| checkpoint.state.step),
             state,
             config: run.config,

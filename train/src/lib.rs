@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod checkpoint;
+pub mod chosen;
 pub mod evaluate;
 pub mod inspect;
 pub mod learner;

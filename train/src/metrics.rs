@@ -122,15 +122,15 @@ impl MetricsFile {
         OpenOptions::new().create(true).append(true).open(path).map(Self)
     }
 
-    /// Opens the file of a run that goes on after `step` steps, without the lines of what was done after them and is done again: later
-    /// steps, a line that was being written, and the evaluation of this very step unless it is `evaluated`.
+    /// Opens the file of a run that began after `begin` steps and goes on after `step`, without the lines of what was done after them and is
+    /// done again: later steps, a line that was being written, and the evaluation of this very step unless it is `evaluated`.
     ///
     /// # Errors
     /// If it cannot be read or replaced.
-    pub fn resume(path: &Path, step: u64, evaluated: bool) -> io::Result<(Self, History)> {
+    pub fn resume(path: &Path, begin: u64, step: u64, evaluated: bool) -> io::Result<(Self, History)> {
         let mut history = History {
             records: Vec::new(),
-            missing: (1..=step).collect(),
+            missing: (begin + 1..=step).collect(),
         };
         let mut kept = BufWriter::new(AsideFile::beside(path)?);
         match File::open(path) {
@@ -271,7 +271,7 @@ mod tests {
             }
             // Killed in the middle of a line.
             file.0.write_all(br#"{"kind":"train","step":5,"lo"#).unwrap();
-            let (mut file, history) = MetricsFile::resume(&path, 2, evaluated).unwrap();
+            let (mut file, history) = MetricsFile::resume(&path, 0, 2, evaluated).unwrap();
             assert_eq!(history.records, lines[..expected]);
             assert!(history.missing.is_empty());
             file.write(&train(3)).unwrap();
@@ -301,7 +301,10 @@ mod tests {
             format!("{}\nnot json\n", serde_json::to_string(&train(1)).unwrap()),
         )
         .unwrap();
-        let (_, history) = MetricsFile::resume(&path, 3, true).unwrap();
+        let (_, history) = MetricsFile::resume(&path, 0, 3, true).unwrap();
         assert_eq!(history.missing, BTreeSet::from([2, 3]));
+        // The steps before a run began are those of another.
+        let (_, history) = MetricsFile::resume(&path, 2, 3, true).unwrap();
+        assert_eq!(history.missing, BTreeSet::from([3]));
     }
 }

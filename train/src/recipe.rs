@@ -7,6 +7,7 @@ mod allowed;
 mod builder;
 mod compare;
 mod error;
+mod from;
 mod given;
 mod key;
 mod reference;
@@ -27,6 +28,7 @@ use crate::schedule::Schedule;
 pub use builder::RecipeBuilder;
 pub use compare::CompareTable;
 pub use error::{RecipeError, suggestion};
+pub use from::{Beginning, resolve_from};
 pub use given::{flatten, parse_values};
 pub use key::Key;
 pub use reference::{KeyDefault, KeyReference};
@@ -115,6 +117,7 @@ impl Recipe {
             kind: train.schedule,
             peak: train.lr,
             warmup: train.warmup,
+            begin: train.schedule_from,
             total: train.steps,
             min_lr_ratio: train.min_lr_ratio,
             cycles: train.cycles,

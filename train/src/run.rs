@@ -76,6 +76,9 @@ pub struct RunInfo {
     /// Where its first weights come from, if they were not drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
+    /// The checkpoint of another run that it began with, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// Every time it was gone on with.
     #[serde(default)]
     pub resumes: Vec<Resume>,
@@ -101,8 +104,14 @@ impl RunInfo {
             started: now(),
             generation: Map::new(),
             imported: None,
+            parent: None,
             resumes: Vec::new(),
         }
+    }
+
+    /// Steps done before its first: those of the checkpoint that it began with.
+    pub fn begin(&self) -> u64 {
+        self.parent.as_ref().map_or(0, |parent| parent.step)
     }
 
     /// The facts of a run on some data, with its tokenizer.
@@ -161,6 +170,30 @@ pub struct Imported {
     pub architecture: String,
     /// Whether gates were added, which start as the identity.
     pub added_gates: bool,
+}
+
+/// The checkpoint of another run that a run begins with: its weights, its moments and its place.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Directory of the other run, as it was given.
+    pub run: PathBuf,
+    /// The same, absolute and without links.
+    pub path: PathBuf,
+    /// Steps done in it.
+    pub step: u64,
+    /// Commit of the program that the other run was begun by.
+    pub commit: String,
+    /// SHA-256 of the checkpoint's file of weights, as its manifest has it.
+    pub weights_sha256: String,
+    /// Recipe keys that changed: what they were and what they became.
+    pub changes: BTreeMap<String, [toml::Value; 2]>,
+}
+
+/// As a command line names it, `RUN@STEP`.
+impl std::fmt::Display for Parent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.run.display(), self.step)
+    }
 }
 
 /// A run that was gone on with.
@@ -232,6 +265,10 @@ impl RunError {
     pub fn hint(&self) -> Option<String> {
         match self {
             RunError::Exists(_) => Some("name another directory with `-o`".into()),
+            RunError::NotARun(path) if path.to_string_lossy().contains('@') => Some(
+                "a run directory is what `gpas train -o DIR` makes; `RUN@STEP` and `RUN@best` name a checkpoint of one to begin with or to ask"
+                    .into(),
+            ),
             RunError::NotARun(_) => Some("a run directory is what `gpas train -o DIR` makes".into()),
             RunError::Locked(_) => Some("wait for it, or stop it; the lock ends with the process that holds it".into()),
             RunError::Recipe(error) => error.hint(),
@@ -265,6 +302,20 @@ impl RunDirectory {
         info: &RunInfo,
         tokenizer: &Tokenizer,
     ) -> Result<(Self, RunLock), RunError> {
+        Self::create_with(path, recipe, info, tokenizer, |_| Ok(()))
+    }
+
+    /// As [`create`](Self::create), with what `fill` writes into it before anybody sees it.
+    ///
+    /// # Errors
+    /// If it exists, or cannot be written, or `fill` fails; nothing is then left of it.
+    pub fn create_with<E: From<RunError>>(
+        path: &Path,
+        recipe: &Recipe,
+        info: &RunInfo,
+        tokenizer: &Tokenizer,
+        fill: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<(Self, RunLock), E> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
             move |cause: io::Error| match cause.kind() {
@@ -286,6 +337,7 @@ impl RunDirectory {
         // Held before anybody else sees the directory.
         let lock = run.lock()?;
         fs::create_dir(run.checkpoints_path()).map_err(failed(&run.path))?;
+        fill(&run)?;
         aside.publish().map_err(failed(path))?;
         let run = Self {
             path: path.to_path_buf(),
@@ -500,6 +552,7 @@ pub(crate) mod tests {
             started: 0,
             generation: Map::new(),
             imported: None,
+            parent: None,
             resumes: Vec::new(),
         }
     }

@@ -23,7 +23,8 @@ pub enum ScheduleKind {
 
 /// The learning rate of every optimizer step of a run.
 ///
-/// With `w` warm-up steps of `T` in all, floor `m` and `p = (step − w) / (T − w)`, the peak is multiplied by
+/// It begins at step `b` and ends at step `e`. With `T = e − b` steps in all, `w` of them warm-up, `step` counted from `b`, floor `m` and
+/// `p = (step − w) / (T − w)`, the peak is multiplied by
 ///
 /// | steps | factor |
 /// |---|---|
@@ -41,13 +42,15 @@ pub struct Schedule {
     pub peak: f64,
     /// Steps from rate 0 to the peak.
     pub warmup: u64,
-    /// Steps of the whole run, the warm-up included.
+    /// The step that it begins at: 0, or where a run begins with the weights of another.
+    pub begin: u64,
+    /// The step that it ends at: those of the whole run.
     pub total: u64,
     /// Floor of the rate as a fraction of the peak.
     pub min_lr_ratio: f64,
     /// Number of cosines of `cosine_restarts`.
     pub cycles: u64,
-    /// Fraction of all steps in which `wsd` decays.
+    /// Fraction of its steps in which `wsd` decays.
     pub decay_fraction: f64,
 }
 
@@ -63,6 +66,7 @@ impl Schedule {
             kind: ScheduleKind::Cosine,
             peak,
             warmup,
+            begin: 0,
             total,
             min_lr_ratio,
             cycles: 1,
@@ -70,16 +74,19 @@ impl Schedule {
         }
     }
 
-    /// The learning rate of optimizer step `step`, from 0. At `total` and past it, the rate stays where the schedule ends.
+    /// The learning rate of optimizer step `step`, from 0. At `total` and past it, the rate stays where the schedule ends; before `begin`, it is
+    /// that of `begin`.
     pub fn rate(&self, step: u64) -> f64 {
-        self.peak * self.factor(step)
+        self.peak * self.factor(step.saturating_sub(self.begin))
     }
 
+    /// What the peak is multiplied by at a step counted from where the schedule begins.
     fn factor(&self, step: u64) -> f64 {
+        let total = self.total.saturating_sub(self.begin);
         if step < self.warmup {
             return step as f64 / self.warmup as f64;
         }
-        let span = self.total.saturating_sub(self.warmup).max(1);
+        let span = total.saturating_sub(self.warmup).max(1);
         let done = (step - self.warmup).min(span);
         let floor = self.min_lr_ratio;
         let cosine = |p: f64| floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * p).cos());
@@ -94,7 +101,7 @@ impl Schedule {
                 cosine(within as f64 / span as f64)
             }
             ScheduleKind::Wsd => {
-                let decay = ((self.decay_fraction * self.total as f64).round() as u64).min(span);
+                let decay = ((self.decay_fraction * total as f64).round() as u64).min(span);
                 let stable = span - decay;
                 linear(done.saturating_sub(stable) as f64 / decay.max(1) as f64)
             }
@@ -112,6 +119,7 @@ mod tests {
             kind,
             peak: 1e-3,
             warmup: 10,
+            begin: 0,
             total: 110,
             min_lr_ratio: 0.1,
             cycles: 4,
@@ -191,6 +199,29 @@ mod tests {
     #[test]
     fn constant_stays_at_the_peak_after_the_warm_up() {
         assert_rates(ScheduleKind::Constant, &[(0, 0.0), (5, 5e-4), (10, 1e-3), (109, 1e-3)]);
+    }
+
+    /// A schedule that begins at step 300 has at step 300 + n what one that begins at 0 has at n.
+    #[test]
+    fn a_schedule_begins_where_it_is_told_to() {
+        for kind in [
+            ScheduleKind::Cosine,
+            ScheduleKind::Linear,
+            ScheduleKind::CosineRestarts,
+            ScheduleKind::Wsd,
+            ScheduleKind::Constant,
+        ] {
+            let fresh = schedule(kind);
+            let later = Schedule {
+                begin: 300,
+                total: 410,
+                ..fresh
+            };
+            for step in 0..=120 {
+                assert_eq!(later.rate(300 + step), fresh.rate(step), "{kind:?} at {step}");
+            }
+            assert_eq!(later.rate(7), fresh.rate(0));
+        }
     }
 
     #[test]

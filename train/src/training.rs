@@ -80,12 +80,28 @@ pub enum TrainingError {
         precision: Precision,
         supported: Vec<Precision>,
     },
+    #[error(
+        "the weights of {checkpoint} do not fit the recipe: {}",
+        misfit(missing, unused, wrong)
+    )]
+    Misfit {
+        checkpoint: String,
+        missing: Vec<String>,
+        unused: Vec<String>,
+        wrong: Vec<String>,
+    },
     #[error("{path}: {cause}")]
     Metrics { path: PathBuf, cause: io::Error },
     #[error(
         "{count} steps in a row up to step {step} were not finite, beginning with {first}; the run is saved and stops"
     )]
-    NotFinite { step: u64, count: u64, first: String },
+    NotFinite {
+        step: u64,
+        count: u64,
+        first: String,
+        /// The newest checkpoint before it whose weights are of use, as `--from` takes it.
+        back: Option<String>,
+    },
     #[error(transparent)]
     Model(#[from] ConfigError),
     #[error(transparent)]
@@ -120,10 +136,17 @@ impl TrainingError {
             TrainingError::Metrics { .. } => {
                 Some("make room; `gpas train RUN --resume` goes on from the last checkpoint".into())
             }
-            TrainingError::NotFinite { .. } => Some(
-                "a lower `train.lr`, a longer `train.warmup` or `train.clip = 1.0`, in a new run; the checkpoints before it are whole"
+            TrainingError::Misfit { .. } => Some(
+                "what decides the parameters is the other run's: its sizes, its vocabulary, `model.tied_head` and the parameters of its scheme"
                     .into(),
             ),
+            TrainingError::NotFinite { back: None, .. } => {
+                Some("a lower `train.lr`, a longer `train.warmup` or `train.clip = 1.0`, in a new run".into())
+            }
+            TrainingError::NotFinite { back: Some(back), .. } => Some(format!(
+                "`gpas train --from {back} --set train.lr=RATE -o NEW` goes back to before it, with a lower rate; a longer `train.warmup` or \
+                 `train.clip = 1.0` may help too"
+            )),
             TrainingError::Model(_) => None,
             TrainingError::Backend(error) => Some(error.hint()),
             TrainingError::Data(error) => error.hint(),
@@ -132,6 +155,21 @@ impl TrainingError {
             TrainingError::Parameters(_) => None,
         }
     }
+}
+
+/// What does not fit, with the first few names of each kind.
+fn misfit(missing: &[String], unused: &[String], wrong: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let parts = [("missing", missing), ("not used", unused), ("of another shape", wrong)];
+    let part = |(what, names): (&str, &[String])| {
+        let first = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+        match names.len().saturating_sub(SHOWN) {
+            0 => format!("{what}: {first}"),
+            more => format!("{what}: {first} and {more} more"),
+        }
+    };
+    let parts = parts.into_iter().filter(|(_, names)| !names.is_empty());
+    parts.map(part).collect::<Vec<_>>().join("; ")
 }
 
 /// Checks that the model has an embedding for every id of the windows, the padding included. The tokenizer's size is not the measure: some have ids that no text

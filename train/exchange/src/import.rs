@@ -24,7 +24,7 @@ use crate::ExchangeError;
 use crate::config::{self, Found, Own};
 use crate::files::{Described, WeightFiles};
 use crate::tokens::{self, FoundTokens, generation_settings};
-use gpas_train::checkpoint::{RunState, Snapshot};
+use gpas_train::checkpoint::{Keep, RunState, Snapshot};
 use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, flatten, resolve};
 use gpas_train::run::{Imported, RunDirectory, RunInfo};
 
@@ -282,7 +282,7 @@ impl Import {
         let weights = self.weights()?;
         let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer)?;
         let state = RunState::new(self.recipe.clone());
-        let keep = self.recipe.checkpoint.keep as usize;
+        let keep = Keep::of(&self.recipe);
         let written = Snapshot::initial(weights, state).write(&run.checkpoints_path(), keep);
         drop(lock);
         if let Err(error) = written {

@@ -16,6 +16,7 @@ use gpas_serve::inference::InferenceError;
 use gpas_serve::task::TaskError;
 use gpas_train::backend::BackendError;
 use gpas_train::checkpoint::CheckpointError;
+use gpas_train::chosen::ChoiceError;
 use gpas_train::recipe::RecipeError;
 use gpas_train::run::RunError;
 use gpas_train::training::TrainingError;
@@ -113,6 +114,7 @@ macro_rules! no_hints {
 hints!(
     BenchmarkError,
     CheckpointError,
+    ChoiceError,
     CompareError,
     DataError,
     ExchangeError,

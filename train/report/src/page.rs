@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use gpas_train::metrics::EvalRecord;
-use gpas_train::run::RunInfo;
+use gpas_train::run::{Parent, RunInfo};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::axis::number;
@@ -149,6 +149,9 @@ fn summary_of_run(records: &RunRecords) -> Markup {
             dl {
                 @if let Some(last) = last { dt { "validation perplexity" } dd { b { (figure(last)) } } }
                 @if let Some(best) = best { dt { "its best" } dd { (figure(best)) } }
+                @if let Some(parent) = &records.info.parent {
+                    dt { "begun with" } dd { "the weights and moments of " code { (parent.run.display()) } " after step " (parent.step) }
+                }
                 dt { "trained" } dd { (step) " of " (records.recipe.train.steps) " steps, " (number(tokens as f64)) " tokens" }
                 @if let Some(speed) = median(speeds) {
                     dt { "speed" } dd { (format!("{speed:.0}")) " tokens/s, the median over all steps" }
@@ -291,6 +294,27 @@ fn runs(comparison: &Comparison) -> Markup {
     }
 }
 
+/// The checkpoint of another run that a run began with, and what it changed in the recipe.
+fn inheritance(parent: &Parent) -> Markup {
+    let commit = Some(parent.commit.as_str()).filter(|commit| !commit.is_empty());
+    html! {
+        dt { "begun with" }
+        dd {
+            (parent.path.display()) " after step " (parent.step) ", begun by commit " (commit.unwrap_or("unknown")) ", SHA-256 of the weights "
+            (parent.weights_sha256)
+        }
+        @if !parent.changes.is_empty() {
+            dt { "changed" }
+            dd {
+                @for (index, (key, [before, after])) in parent.changes.iter().enumerate() {
+                    @if index > 0 { ", " }
+                    code { (key) } " " (before.to_string()) " → " (after.to_string())
+                }
+            }
+        }
+    }
+}
+
 /// By what a run was made, and in what the others differ from it.
 fn provenance(records: &RunRecords, others: &[RunRecords]) -> Markup {
     let RunInfo {
@@ -303,6 +327,7 @@ fn provenance(records: &RunRecords, others: &[RunRecords]) -> Markup {
         command,
         data,
         data_sha256,
+        parent,
         ..
     } = &records.info;
     let mut differing: Vec<String> = others
@@ -321,6 +346,7 @@ fn provenance(records: &RunRecords, others: &[RunRecords]) -> Markup {
                 dt { "program" } dd { "gpas " (gpas) ", commit " @if commit.is_empty() { "unknown" } @else { (commit) } ", Burn " (burn) }
                 dt { "hardware" } dd { @if !device.is_empty() { (device) ", " } (platform) ", backend " (backend) }
                 dt { "data" } dd { (data.display()) ", SHA-256 " (data_sha256) }
+                @if let Some(parent) = parent { (inheritance(parent)) }
             }
             details open { summary { "Recipe" } pre { (recipe) } }
             @if !differing.is_empty() {

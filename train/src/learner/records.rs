@@ -13,6 +13,8 @@ pub(super) struct Records {
     path: PathBuf,
     file: MetricsFile,
     observers: Vec<Box<dyn Observer>>,
+    /// Steps done before the run's first.
+    begin: u64,
     /// The evaluation before the first step.
     pub first: Option<EvalRecord>,
     /// The newest evaluation.
@@ -20,22 +22,23 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Goes on with the records of a run that stands where `state` says.
+    /// Goes on with the records of a run that began after `begin` steps and stands where `state` says; they are given back.
     pub fn open(
         run: &RunDirectory,
         mut observers: Vec<Box<dyn Observer>>,
+        begin: u64,
         state: &RunState,
-    ) -> Result<Self, TrainingError> {
+    ) -> Result<(Self, Vec<Record>), TrainingError> {
         let path = run.metrics_path();
         let failed = |path: PathBuf| move |cause| TrainingError::Metrics { path, cause };
         let (file, history) =
-            MetricsFile::resume(&path, state.step, state.evaluation.is_some()).map_err(failed(path.clone()))?;
+            MetricsFile::resume(&path, begin, state.step, state.evaluation.is_some()).map_err(failed(path.clone()))?;
         let mut evaluations = history.records.iter().filter_map(|record| match record {
             Record::Eval(record) => Some(*record),
             _ => None,
         });
         let (first, last) = (
-            evaluations.clone().find(|record| record.step == 0),
+            evaluations.clone().find(|record| record.step == begin),
             evaluations.next_back(),
         );
         for observer in &mut observers {
@@ -46,6 +49,7 @@ impl Records {
             path,
             file,
             observers,
+            begin,
             first,
             last,
         };
@@ -56,7 +60,7 @@ impl Records {
                 format!("metrics.jsonl has lost the lines of {count} steps between {from} and {to}"),
             )?;
         }
-        Ok(records)
+        Ok((records, history.records))
     }
 
     fn write(&mut self, record: &Record) -> Result<(), TrainingError> {
@@ -85,7 +89,7 @@ impl Records {
 
     pub fn evaluation(&mut self, record: &EvalRecord) -> Result<(), TrainingError> {
         self.write(&Record::Eval(*record))?;
-        self.first = self.first.or(Some(*record).filter(|record| record.step == 0));
+        self.first = self.first.or(Some(*record).filter(|record| record.step == self.begin));
         self.last = Some(*record);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where a run begins: at its first step, or at a checkpoint.
+//! Where a run begins: at its first step, with a checkpoint of another run, or at a checkpoint of its own.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,20 @@ use gpas_data::{PreparedData, SpecialTokens};
 use gpas_model::LlamaConfig;
 use toml::Value;
 
+use super::from::Inheritance;
 use crate::backend::Selected;
 use crate::checkpoint::{self, Checkpoint, CheckpointError, newest_valid};
 use crate::metrics::{Record, read_records};
 use crate::recipe::{Recipe, RecipeError};
-use crate::run::{Resume, RunDirectory, RunError, RunInfo, RunLock, data_sha256};
+use crate::run::{Parent, Resume, RunDirectory, RunError, RunInfo, RunLock, data_sha256};
 use crate::training::TrainingError;
 
 /// Where a run begins.
 pub(super) enum Start {
     /// At its first step; nothing has been written yet.
     New { out: PathBuf },
+    /// With a checkpoint of another run; nothing has been written yet.
+    From(Box<Inheritance>),
     /// In a run directory.
     Resume(Box<Resumption>),
 }
@@ -40,9 +43,20 @@ pub(super) struct Opened {
     pub run: RunDirectory,
     pub lock: RunLock,
     pub checkpoint: Option<Checkpoint>,
+    /// Steps done before its first: those of another run.
+    pub begin: u64,
 }
 
 impl Start {
+    /// A new run, whose schedule begins with it.
+    pub fn new(out: PathBuf, recipe: &Recipe) -> Result<Self, RunError> {
+        let (schedule_from, begin) = (recipe.train.schedule_from, 0);
+        if schedule_from > begin {
+            return Err(RecipeError::ScheduleAfterBegin { schedule_from, begin }.into());
+        }
+        Ok(Start::New { out })
+    }
+
     /// A run that goes on by a recipe, with some data. Nothing is changed before everything has been found in order.
     pub fn resume(
         run: RunDirectory,
@@ -54,8 +68,10 @@ impl Start {
         let has_steps = has_steps(&run)?;
         let (checkpoint, passed_over) = match newest_valid(&run.checkpoints_path()) {
             Ok(found) => (Some(found.checkpoint), found.passed_over),
-            // Killed before the first one was complete; unless steps were made after it.
-            Err(CheckpointError::None(_)) if !has_steps => (None, Vec::new()),
+            // Killed before the first one was complete; unless steps were made after it, or the weights came from elsewhere.
+            Err(CheckpointError::None(_)) if !has_steps && info.imported.is_none() && info.parent.is_none() => {
+                (None, Vec::new())
+            }
             Err(error) => return Err(error.into()),
         };
         // The recipe that the checkpoint was computed by: the file beside it may have been edited.
@@ -65,13 +81,14 @@ impl Start {
         let changes = computed.changes(recipe);
         let step = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
         // Nothing has been computed by its recipe yet but the model, which it did not decide.
-        let unstarted = info.imported.is_some() && step == 0 && !has_steps;
+        let unstarted = info.imported.is_some() && info.parent.is_none() && step == 0 && !has_steps;
         let may_change = |key: &str| Recipe::may_change(key) || (unstarted && !key.starts_with("model."));
         if let Some((key, [before, after])) = changes.iter().find(|(key, _)| !may_change(key)) {
             return Err(RunError::from(RecipeError::Mathematics {
                 key: key.clone(),
                 before: before.to_string(),
                 after: after.to_string(),
+                from: worth_going_on_from(&run, checkpoint.as_ref(), key),
             })
             .into());
         }
@@ -107,14 +124,29 @@ impl Start {
     pub fn path(&self) -> &Path {
         match self {
             Start::New { out } => out,
+            Start::From(inheritance) => &inheritance.out,
             Start::Resume(resumption) => resumption.run.path(),
         }
+    }
+
+    /// The checkpoint of another run that the run begins with, or began with.
+    pub fn parent(&self) -> Option<&Parent> {
+        match self {
+            Start::New { .. } => None,
+            Start::From(inheritance) => Some(&inheritance.parent),
+            Start::Resume(resumption) => resumption.info.parent.as_ref(),
+        }
+    }
+
+    /// Whether the moments begin at zero though the weights come from another run.
+    pub fn lacks_moments(&self) -> bool {
+        matches!(self, Start::From(inheritance) if !inheritance.has_moments())
     }
 
     /// Steps done where it goes on; none of a new run.
     pub fn resumed_at(&self) -> Option<u64> {
         match self {
-            Start::New { .. } => None,
+            Start::New { .. } | Start::From(_) => None,
             Start::Resume(resumption) => Some(resumption.step()),
         }
     }
@@ -123,6 +155,7 @@ impl Start {
     pub fn passed_over(&self) -> &[CheckpointError] {
         match self {
             Start::New { .. } => &[],
+            Start::From(inheritance) => &inheritance.passed_over,
             Start::Resume(resumption) => &resumption.passed_over,
         }
     }
@@ -143,6 +176,16 @@ impl Start {
                     run,
                     lock,
                     checkpoint: None,
+                    begin: 0,
+                })
+            }
+            Start::From(inheritance) => {
+                let (run, lock, checkpoint) = inheritance.open(recipe, config, data, selected)?;
+                Ok(Opened {
+                    run,
+                    lock,
+                    begin: checkpoint.state.step,
+                    checkpoint: Some(checkpoint),
                 })
             }
             Start::Resume(resumption) => resumption.open(recipe, selected),
@@ -177,7 +220,29 @@ impl Resumption {
             run.write_special_tokens(special)?;
         }
         run.write(recipe, &info)?;
-        Ok(Opened { run, lock, checkpoint })
+        Ok(Opened {
+            run,
+            lock,
+            checkpoint,
+            begin: info.begin(),
+        })
+    }
+}
+
+/// What a new run with another value of a key would begin with, as it stands behind `--from`: the newest checkpoint, or where that is of a run
+/// that diverges, the best; with more steps where all are done.
+fn worth_going_on_from(run: &RunDirectory, newest: Option<&Checkpoint>, key: &str) -> String {
+    let run = run.path().display();
+    let Some(Checkpoint { state, .. }) = newest else {
+        return run.to_string();
+    };
+    let steps = state.recipe.train.steps;
+    if state.bad_steps > 0 && state.best.is_some() {
+        format!("{run}@best")
+    } else if state.step == steps && key != "train.steps" {
+        format!("{run} --set train.steps={}", steps.saturating_mul(2))
+    } else {
+        run.to_string()
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything that a step depends on is in the [`RunState`], the weights and the moments, so a run that goes on from a checkpoint computes
 //! what it would have computed without the stop, bit for bit.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -19,7 +20,8 @@ use gpas_model::{LlamaConfig, TokenBatch};
 
 use super::components::{Components, Pretraining};
 use super::records::Records;
-use crate::checkpoint::{RunState, Snapshot, Writer};
+use super::sound::{largest_sound_loss, shows_sound_weights};
+use crate::checkpoint::{Keep, RunState, Snapshot, Writer};
 use crate::evaluate::evaluate;
 use crate::metrics::{EvalRecord, LayersRecord, TrainRecord};
 use crate::signals::{Stop, StopRequest};
@@ -109,7 +111,11 @@ struct Stage<'a, B: AutodiffBackend> {
 /// A run on its device.
 pub(super) struct Session<B: AutodiffBackend> {
     pub state: RunState,
+    /// Steps done before the run's first: 0, or those of the checkpoint of another run.
+    pub begin: u64,
     pub config: LlamaConfig,
+    /// Where the run directory lies, for messages.
+    pub path: PathBuf,
     /// Where the training data tells that it is damaged.
     pub damage: Damage,
     /// Where the validation data does.
@@ -121,6 +127,8 @@ pub(super) struct Session<B: AutodiffBackend> {
     pub writer: Writer,
     /// Step of the newest checkpoint.
     pub saved: Option<u64>,
+    /// Step of the newest checkpoint whose weights were found to be of use.
+    pub sound: Option<u64>,
     pub stop: StopRequest,
 }
 
@@ -173,13 +181,14 @@ impl<B: AutodiffBackend> Session<B> {
                 step: state.step,
                 count: state.bad_steps,
                 first: state.first_bad.clone().unwrap_or_default(),
+                back: self.sound.map(|step| format!("{}@{step}", self.path.display())),
             })
         })
     }
 
     fn evaluate(&mut self, trainer: &Trainer<B>, stage: &mut Stage<'_, B>) -> Result<(), TrainingError> {
         let (step, recipe) = (self.state.step, &self.state.recipe);
-        let is_due = step == 0 || step == recipe.train.steps || step.is_multiple_of(recipe.eval.every);
+        let is_due = step == self.begin || step == recipe.train.steps || step.is_multiple_of(recipe.eval.every);
         if !is_due || self.state.evaluation.is_some() {
             return Ok(());
         }
@@ -190,7 +199,7 @@ impl<B: AutodiffBackend> Session<B> {
         if let Some(record) = self.state.evaluation {
             self.records.evaluation(&record)?;
             let place = Place::of(&self.state);
-            if step > 0 {
+            if step > self.begin {
                 stage
                     .processor
                     .process_train(LearnerEvent::EndEpoch(place.epoch.items_processed));
@@ -208,14 +217,23 @@ impl<B: AutodiffBackend> Session<B> {
     /// Writes a checkpoint where one is due, and says so if one could not be written.
     fn save(&mut self, trainer: &Trainer<B>, ends: bool) -> Result<(), TrainingError> {
         let state = &mut self.state;
+        let better = |new: &EvalRecord| new.loss.is_finite() && state.best.is_none_or(|best| new.loss < best.loss);
+        let best = state.evaluation.filter(better);
         let is_due = state.step == 0 || state.step.is_multiple_of(state.recipe.checkpoint.every);
-        if (ends || is_due) && self.saved != Some(state.step) {
-            let better = |new: &EvalRecord| new.loss.is_finite() && state.best.is_none_or(|best| new.loss < best.loss);
-            state.best = state.evaluation.filter(better).or(state.best);
+        let is_kept = state.recipe.train.keep_best && best.is_some();
+        let is_saved = self.saved == Some(state.step);
+        if ends || is_due || is_kept || is_saved {
+            state.best = best.or(state.best);
+        }
+        if (ends || is_due || is_kept) && !is_saved {
             // A checkpoint on the disk has the lines up to it on the disk.
             self.records.sync()?;
+            let keep = Keep {
+                sound: self.sound,
+                ..Keep::of(&state.recipe)
+            };
             self.writer
-                .submit(Snapshot::of(trainer, &self.config, state.clone())?)?;
+                .submit(Snapshot::of(trainer, &self.config, state.clone())?, keep)?;
             self.saved = Some(state.step);
         }
         // The first one is whole before the first step is made, so that there is always one to go on from.
@@ -267,6 +285,10 @@ impl<B: AutodiffBackend> Session<B> {
     ) -> Result<(), TrainingError> {
         let record = report.record(self.state.step, self.state.tokens, speed);
         self.records.step(&record)?;
+        let largest = largest_sound_loss(self.config.vocab, self.state.best);
+        if self.saved == Some(record.step - 1) && shows_sound_weights(&record, largest) {
+            self.sound = self.saved;
+        }
         stage.processor.process_train(Place::of(&self.state).item(record));
         if let Some(layers) = layers {
             self.records.layers(&layers_record(self.state.step, report, layers))?;

@@ -43,19 +43,44 @@ pub enum RecipeError {
     Both(&'static str, &'static str, String),
     #[error("`model.preset = \"custom\"` needs `{0}`")]
     CustomSize(&'static str),
-    #[error("`train.warmup` = {warmup} is more than `train.steps` = {steps}")]
-    Warmup { warmup: u64, steps: u64 },
+    #[error(
+        "`train.warmup` = {warmup} is more than {}`train.steps` = {steps}",
+        if *schedule_from == 0 { String::new() } else { format!("the {} steps from `train.schedule_from` = {schedule_from} to ", steps - schedule_from) }
+    )]
+    Warmup {
+        warmup: u64,
+        schedule_from: u64,
+        steps: u64,
+    },
+    #[error("`train.schedule_from` = {schedule_from} is not before `train.steps` = {steps}")]
+    ScheduleAfterEnd { schedule_from: u64, steps: u64 },
+    #[error("`train.schedule_from` = {schedule_from} lies after step {begin}, at which the run begins")]
+    ScheduleAfterBegin { schedule_from: u64, begin: u64 },
+    #[error("`train.steps` = {steps} is reached by the checkpoint, which is after step {step}")]
+    NoStepsLeft { steps: u64, step: u64 },
+    #[error("`train.tokens` = {tokens} are reached by the checkpoint, which has seen {seen}")]
+    NoTokensLeft { tokens: u64, seen: u64 },
     #[error("[compare] in {origin}: {message}")]
     Compare { origin: String, message: String },
     #[error(transparent)]
     Model(#[from] ConfigError),
     #[error("a run cannot go on with `{key}` = {after}: it was begun with {before}")]
-    Mathematics { key: String, before: String, after: String },
+    Mathematics {
+        key: String,
+        before: String,
+        after: String,
+        /// What a new run would begin with, as it stands behind `--from`, with more steps where all are done.
+        from: String,
+    },
     #[error("{0} is not UTF-8, and a recipe that names it would have to be")]
     NotText(PathBuf),
     #[error("the recipe cannot be written as TOML: {0}")]
     Write(#[from] toml::ser::Error),
 }
+
+/// What a run that goes on may change.
+const MAY_CHANGE: &str =
+    "it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend";
 
 impl RecipeError {
     /// What to do about it, where that is known.
@@ -95,9 +120,21 @@ impl RecipeError {
                 "for example `schemes = [\"pre\", \"pre_gpas\"]`, `seeds = [1, 2, 3]`, `vary = { \"train.lr\" = [5e-4, 1e-3] }`".into()
             }
             RecipeError::Model(error) => model_hint(error)?,
-            RecipeError::Mathematics { .. } => {
-                "it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend; begin a new run for the rest".into()
+            RecipeError::ScheduleAfterEnd { .. } => "a schedule begins before the run ends; most runs have `train.schedule_from = 0`".into(),
+            RecipeError::ScheduleAfterBegin { begin, .. } => format!("`--set train.schedule_from={begin}`"),
+            RecipeError::NoStepsLeft { step, .. } => {
+                format!("`train.steps` is the total, those of the checkpoint included: `--set train.steps={}` trains as long again", 2 * step)
             }
+            RecipeError::NoTokensLeft { seen, .. } => {
+                format!("`train.tokens` is the total, those of the checkpoint included: `--set train.tokens={}` trains as long again", 2 * seen)
+            }
+            // The sizes and the scheme decide which parameters there are; those of another model are of no use to it.
+            RecipeError::Mathematics { key, .. } if key.starts_with("model.") => {
+                format!("{MAY_CHANGE}; begin a new run for the rest")
+            }
+            RecipeError::Mathematics { key, after, from, .. } => format!(
+                "{MAY_CHANGE}; `gpas train --from {from} --set {key}={after} -o NEW` begins a new run with its weights and moments"
+            ),
         };
         Some(hint)
     }

@@ -179,7 +179,7 @@ macro_rules! section {
             ];
 
             $(
-                fn $key($given: &Given) -> Result<$type, RecipeError> {
+                pub(super) fn $key($given: &Given) -> Result<$type, RecipeError> {
                     let value = match $given.value(concat!($table, ".", stringify!($key)), &$allowed)? {
                         Some(value) => value,
                         None => $default,
@@ -193,7 +193,7 @@ macro_rules! section {
             )*
 
             $($(
-                fn $form($given: &Given) -> Result<Option<$form_type>, RecipeError> {
+                pub(super) fn $form($given: &Given) -> Result<Option<$form_type>, RecipeError> {
                     $given.value(concat!($table, ".", stringify!($form)), &$form_allowed)
                 }
             )*)?

@@ -84,7 +84,7 @@ impl RecipeFile {
     }
 }
 
-fn add_options(given: &mut Given, args: &RecipeOptions) -> Result<(), RecipeError> {
+pub(super) fn add_options(given: &mut Given, args: &RecipeOptions) -> Result<(), RecipeError> {
     let not_text = |path: &PathBuf| RecipeError::NotText(path.clone());
     let data = args
         .data
@@ -128,9 +128,16 @@ impl Recipe {
             eval: EvalRecipe::from_given(given)?,
             checkpoint: CheckpointRecipe::from_given(given)?,
         };
-        let (warmup, steps) = (recipe.train.warmup, recipe.train.steps);
-        if warmup > steps {
-            return Err(RecipeError::Warmup { warmup, steps });
+        let (warmup, schedule_from, steps) = (recipe.train.warmup, recipe.train.schedule_from, recipe.train.steps);
+        if schedule_from >= steps {
+            return Err(RecipeError::ScheduleAfterEnd { schedule_from, steps });
+        }
+        if warmup > steps - schedule_from {
+            return Err(RecipeError::Warmup {
+                warmup,
+                schedule_from,
+                steps,
+            });
         }
         given.refuse_unknown()?;
         recipe.llama(recipe.expected_vocab())?;

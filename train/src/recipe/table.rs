@@ -322,12 +322,19 @@ section! {
         warmup: u64 {
             allowed: steps(),
             default("a tenth of `train.steps`"): Steps::Fraction(0.1),
-            resolve: |warmup| warmup.of(Self::steps(given)?),
+            resolve: |warmup| warmup.of(Self::steps(given)?.saturating_sub(Self::schedule_from(given)?)),
         }
         /// What the rate does after the warm-up.
         schedule: ScheduleKind {
             allowed: choice::<ScheduleKind>(),
             default: ScheduleKind::default(),
+        }
+        /// The step at which the schedule begins, its warm-up first, to end at `train.steps`. Only a run that begins with a checkpoint of
+        /// another (`gpas train --from`) has one above 0: there it is the step of that checkpoint, or with `--keep-schedule` the other run's.
+        /// A fraction that `train.warmup` is given as, or that `train.decay_fraction` is, is one of the steps after it.
+        schedule_from: u64 {
+            allowed: whole(0..=ANY),
+            default: 0,
         }
         /// Floor of the rate as a fraction of the highest.
         min_lr_ratio: f64 {
@@ -392,6 +399,12 @@ section! {
         seed: u64 {
             allowed: whole(0..=ANY),
             default: 42,
+        }
+        /// Whether an evaluation that is the best so far writes a checkpoint at once, so that the best of all evaluations is kept, besides
+        /// the newest of the checkpoints that are due; without it, the best of the checkpoints that are due is.
+        keep_best: bool [may_change] {
+            allowed: boolean(),
+            default: false,
         }
         /// Skipped updates in a row after which the run stops.
         max_bad_steps: u64 [may_change] {

@@ -25,8 +25,8 @@ use gpas_train::run::{RunInfo, data_sha256};
 A model that is a stock LLaMA is written as one: `pre`, `lns`, `lns_fixed`, `scale_pre`, and with --fold their `_gpas`. Any other is an
 architecture of its own, for `AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True)`.")]
 pub struct ExportArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     run: PathBuf,
     /// The directory to make
     #[arg(value_name = "OUT")]

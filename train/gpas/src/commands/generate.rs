@@ -30,8 +30,8 @@ use gpas_train::backend::{BackendChoice, BackendTask};
 The settings mean what they mean in transformers, and are taken in its order: repetition penalty, temperature, top-k, top-p, min-p. A seed
 gives the same text whatever other prompts there are.")]
 pub struct GenerateArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     run: PathBuf,
     /// The text to go on from
     #[arg(

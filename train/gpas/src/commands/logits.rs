@@ -20,8 +20,8 @@ use gpas_train::backend::{BackendChoice, BackendTask};
 #[command(after_help = "Example:
   gpas logits runs/pre_gpas-nano-001 --ids 5,17,9 --out logits.safetensors")]
 pub struct LogitsArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     run: PathBuf,
     /// The ids of one sequence, exactly as the model is to see them
     #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true, value_parser = number::<u32>)]

@@ -1,4 +1,4 @@
-//! A run that is to be asked rather than trained: its newest valid checkpoint, its tokenizer, and the backend it runs on.
+//! A run that is to be asked rather than trained: its newest valid checkpoint or another that is named, its tokenizer, and the backend it runs on.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,8 @@ use crate::number::whole;
 use gpas_serve::generate::Generator;
 use gpas_serve::inference::{Context, InferenceError};
 use gpas_train::backend::{BackendChoice, Selected};
-use gpas_train::checkpoint::{Checkpoint, newest_valid};
+use gpas_train::checkpoint::Checkpoint;
+use gpas_train::chosen::ChosenCheckpoint;
 use gpas_train::recipe::Recipe;
 use gpas_train::run::{RunDirectory, RunInfo, data_sha256};
 use gpas_train::training::{TrainingError, check_precision, check_vocabulary, validation_windows};
@@ -29,7 +30,7 @@ pub struct OpenedRun {
     pub recipe: Recipe,
     /// Its model's sizes.
     pub config: LlamaConfig,
-    /// Its newest valid checkpoint.
+    /// The checkpoint that is meant.
     pub checkpoint: Checkpoint,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
@@ -38,17 +39,16 @@ pub struct OpenedRun {
 }
 
 impl OpenedRun {
-    /// Opens a run, and warns of damaged checkpoints.
+    /// Opens a run, or a checkpoint of one that is named, such as `RUN@best`, and warns of damaged checkpoints.
     ///
     /// # Errors
     /// If it is none, or something of it cannot be read.
     pub fn open(path: &Path, backend: Option<BackendChoice>) -> Result<Self> {
-        let run = RunDirectory::open(path)?;
+        let (run, found) = ChosenCheckpoint::of(path).open()?;
         let (recipe, info) = (run.recipe()?, run.info()?);
         let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
         let tokenizer = run.tokenizer()?;
         let config = recipe.llama(tokenizer.vocab_size())?;
-        let found = newest_valid(&run.checkpoints_path())?;
         for damage in &found.passed_over {
             eprintln!("warning: {damage}; passed over");
         }
@@ -107,8 +107,8 @@ impl OpenedRun {
 /// The options of a command that asks a run about validation text.
 #[derive(Debug, Args)]
 pub struct RunAndTextArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     pub run: PathBuf,
     /// Prepared data whose validation split is used [default: the run's]
     #[arg(long, value_name = "DIR")]

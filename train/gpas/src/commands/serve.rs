@@ -32,8 +32,8 @@ DIR is a directory with the tokenizer, as `gpas export` writes it; trust_remote_
 are POST /v1/completions (prompts as text or token ids, echo, logprobs, stop, seed, n, stream, special_tokens), GET /v1/models and
 GET /health.")]
 pub struct ServeArgs {
-    /// The run directory
-    #[arg(value_name = "RUN")]
+    /// The run directory, for its newest checkpoint; with @STEP or @best, for another
+    #[arg(value_name = "RUN[@STEP|@best]")]
     run: PathBuf,
     /// Address to listen on; beyond this machine anybody who reaches it may use it
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]

@@ -1,4 +1,5 @@
-//! `gpas train`: a run from a recipe, the default run on the built-in corpus, or a run that is gone on with.
+//! `gpas train`: a run from a recipe, the default run on the built-in corpus, a run that is gone on with, or a new one that begins with the
+//! weights and moments of another.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -16,9 +17,11 @@ use crate::options::RecipeArgs;
 use gpas_report::tensorboard::EventFile;
 use gpas_report::write_run;
 use gpas_train::backend::{BackendChoice, Selected};
+use gpas_train::checkpoint::RunState;
+use gpas_train::chosen::ChosenCheckpoint;
 use gpas_train::learner::TrainingRun;
-use gpas_train::recipe::{Recipe, resolve};
-use gpas_train::run::{RunDirectory, RunLock};
+use gpas_train::recipe::{Beginning, Recipe, RecipeOptions, resolve, resolve_from};
+use gpas_train::run::{Parent, RunDirectory, RunLock};
 use gpas_train::signals::StopRequest;
 use gpas_train::training::{End, Outcome, TrainingError};
 
@@ -29,6 +32,12 @@ use gpas_train::training::{End, Outcome, TrainingError};
   gpas train 71m --scheme sandwich_gpas --data c4 -o runs/sandwich
   gpas train --preset 9m --data DIR --set train.steps=200 --set train.lr=5e-4 --plain
   gpas train runs/sandwich --resume --set train.micro_batch=16
+  gpas train --from runs/sandwich --set train.steps=2000 -o runs/longer
+  gpas train --from runs/sandwich@best --set train.lr=1e-4 --set train.steps=2000 -o runs/lower
+
+--resume computes what the run would have computed without the stop, and refuses what would change that. --from begins a new run: any key may
+change that leaves the parameters what they are. Its steps are counted on from those of the checkpoint, so that `train.steps` is the total,
+and its learning rate follows a schedule of its own over the steps that are left, or with --keep-schedule that of the other run's recipe.
 
 Ctrl-C and SIGTERM finish the step, write a checkpoint and leave with 130 or 143; `--resume` goes on from there.")]
 pub struct TrainArgs {
@@ -38,6 +47,12 @@ pub struct TrainArgs {
     /// Go on with a run directory, from its newest valid checkpoint
     #[arg(long, requires = "recipe", conflicts_with = "out")]
     resume: bool,
+    /// Begin a new run with the weights and moments of another's newest checkpoint, of the one after a step, or of the best one
+    #[arg(long, value_name = "RUN[@STEP|@best]", conflicts_with_all = ["recipe", "resume"])]
+    from: Option<PathBuf>,
+    /// With --from: the learning rate of a step is what the recipe of the other run says of it, as though the run had not been cut
+    #[arg(long, requires = "from")]
+    keep_schedule: bool,
     #[command(flatten)]
     options: RecipeArgs,
     /// Directory of the run [default: runs/SCHEME-PRESET-NNN]
@@ -58,14 +73,20 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
     let listening = || Failure::during("cannot listen to signals");
     let display = args.display.display().map_err(listening())?;
     let stop = StopRequest::listen(display.on_leave()).map_err(listening())?;
-    let (run, selected) = match &args.recipe {
-        Some(path) if args.resume => {
+    let (run, selected) = match (&args.recipe, &args.from) {
+        (_, Some(from)) => {
+            let chosen = ChosenCheckpoint::of(from);
+            inherit(&chosen, &args.options.into(), args.keep_schedule, args.out, backend)?
+        }
+        (Some(path), None) if args.resume => {
             let run = RunDirectory::open(path)?;
             let lock = run.lock()?;
             let recipe = resolve(Some(&run.recipe_path()), &args.options.into())?;
-            go_on(run, lock, recipe, backend)?
+            let going_on = go_on(run, lock, recipe, backend)?;
+            tell_of_completion(&going_on.0);
+            going_on
         }
-        recipe => {
+        (recipe, None) => {
             let recipe = resolve(recipe.as_deref(), &args.options.into())?;
             let out = args.out.clone().unwrap_or_else(|| RunDirectory::default_path(&recipe));
             let selected = backend.unwrap_or_default().select()?;
@@ -107,6 +128,9 @@ pub(super) fn execute(
         recipe.data.seq_len,
         run.data().directory().display(),
     );
+    if let Some(parent) = run.parent() {
+        let _ = writeln!(std::io::stdout(), "{}", origin(parent));
+    }
     let (path, steps) = (run.path().to_path_buf(), recipe.train.steps);
     let begin = Instant::now();
     let backend = BackendChoice::Named(selected.name, selected.index);
@@ -142,6 +166,71 @@ pub(super) fn begin(recipe: Recipe, out: PathBuf) -> Result<TrainingRun> {
     Ok(TrainingRun::new(recipe, data, out)?)
 }
 
+/// A new run that begins with a checkpoint of another, on the backend of that unless another is asked for.
+fn inherit(
+    chosen: &ChosenCheckpoint,
+    options: &RecipeOptions,
+    keep_schedule: bool,
+    out: Option<PathBuf>,
+    backend: Option<BackendChoice>,
+) -> Result<(TrainingRun, Selected)> {
+    let (run, found) = chosen.open()?;
+    let RunState {
+        step,
+        tokens,
+        bad_steps,
+        ..
+    } = found.checkpoint.state;
+    let recipe = resolve_from(&run.recipe()?, Beginning { step, tokens }, options, keep_schedule)?;
+    let out = out.unwrap_or_else(|| RunDirectory::default_path(&recipe));
+    let backend = match backend {
+        Some(backend) => backend,
+        None => run.info()?.backend.parse()?,
+    };
+    let selected = backend.select()?;
+    let data = PreparedData::open(&data_directory(&recipe)?)?;
+    let inheriting = TrainingRun::from_checkpoint(&run, found, recipe, data, out)?;
+    warn_of_damage(&inheriting);
+    let run = run.path().display();
+    if inheriting.lacks_moments() {
+        eprintln!("note: {run}@{step} has made no update, so that the moments begin at zero");
+    }
+    if bad_steps > 0 {
+        eprintln!("warning: the last {bad_steps} steps of {run}@{step} made no update; {run}@best is from before that");
+    }
+    Ok((inheriting, selected))
+}
+
+/// What a run begins with that begins with a checkpoint of another, in a line.
+fn origin(parent: &Parent) -> String {
+    let changes = parent.changes.iter();
+    let changes: Vec<_> = changes
+        .map(|(key, [before, after])| format!("{key} {before} → {after}"))
+        .collect();
+    let changes = match changes.is_empty() {
+        true => "no key changed".into(),
+        false => changes.join(", "),
+    };
+    format!("from {parent}: {changes}")
+}
+
+/// Says how to train further where every step has been done.
+fn tell_of_completion(run: &TrainingRun) {
+    let (path, steps) = (run.path().display(), run.recipe().train.steps);
+    if run.resumed_at() == Some(steps) {
+        eprintln!(
+            "note: all {steps} steps are done; `gpas train --from {path} --set train.steps={} -o NEW` trains as long again",
+            steps.saturating_mul(2)
+        );
+    }
+}
+
+fn warn_of_damage(run: &TrainingRun) {
+    for damage in run.passed_over() {
+        eprintln!("warning: {damage}; passed over");
+    }
+}
+
 /// A run that is gone on with by a recipe, on its own backend unless another is asked for, so that it computes what it would have computed.
 pub(super) fn go_on(
     run: RunDirectory,
@@ -156,9 +245,7 @@ pub(super) fn go_on(
     let selected = backend.select()?;
     let data = PreparedData::open(&data_directory(&recipe)?)?;
     let run = TrainingRun::resume(run, lock, recipe, data)?;
-    for damage in run.passed_over() {
-        eprintln!("warning: {damage}; passed over");
-    }
+    warn_of_damage(&run);
     Ok((run, selected))
 }
 
