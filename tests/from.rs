@@ -276,10 +276,7 @@ fn what_does_not_fit_is_refused_by_name() {
                 scheme";
     let misfit = "the weights of run@8 do not fit the recipe: ";
     for (change, found) in [
-        (
-            "--scheme sandwich_gpas",
-            "missing: model.layers.0.post_attention_layernorm.weight, …",
-        ),
+        ("--scheme sandwich_gpas", "missing: model.layers.0.… and 1 more"),
         ("--scheme pre", "not used: model.layers.0.…, model.layers.1.…"),
         (
             "--set model.hidden=32",
@@ -378,7 +375,7 @@ fn a_run_that_is_killed_in_its_first_steps_goes_on_exactly() {
 }
 
 /// A rate that grows until nothing is left of what was learned.
-const DIVERGES: &str = "--set train.batch=4 --set train.steps=40 --set train.warmup=40 --set train.lr=40 --set train.clip=0 \
+const DIVERGES: &str = "--set train.batch=4 --set train.steps=60 --set train.warmup=60 --set train.lr=2 --set train.clip=0 \
                         --set checkpoint.every=2 --set checkpoint.keep=2 --set eval.every=1000";
 
 #[test]
@@ -389,7 +386,11 @@ fn a_diverged_run_is_taken_back_with_a_lower_rate() {
     let train = of_kind(&lines, "train");
     let loss = |step: u64| number(train[step as usize - 1], "loss");
     let last = train.len() as u64;
-    assert!(!(loss(last) < 6.7), "it did not diverge: {}", loss(last));
+    assert!(
+        loss(last).is_nan() || loss(last) > 6.7,
+        "it did not diverge: {}",
+        loss(last)
+    );
     // The newest checkpoint whose weights were still of use, by the loss that the next step computed with them.
     let largest = number(of_kind(&lines, "eval")[0], "loss").min(300f64.ln()) + 1.0;
     let sound = (0..last)
@@ -405,7 +406,7 @@ fn a_diverged_run_is_taken_back_with_a_lower_rate() {
     assert!(sound < kept[kept.len() - 2], "the newest two are useless");
 
     place.does(&format!(
-        "train --from wild@{sound} --set train.lr=1e-2 --set train.clip=1 --set train.steps=80 --set eval.every=20 -o tame"
+        "train --from wild@{sound} --set train.lr=1e-2 --set train.clip=1 --set train.warmup=0.1 --set train.steps=120 --set eval.every=20 -o tame"
     ));
     let lines = place.metrics("tame");
     let losses: Vec<f64> = of_kind(&lines, "train")
