@@ -186,7 +186,7 @@ pub struct RopeScalingFields {
 impl RopeScalingFields {
     /// The fields that are given and that the type does not have.
     pub fn superfluous(&self) -> Vec<&'static str> {
-        use RopeType::{Default, Dynamic, Linear, Llama3, Yarn};
+        use RopeType::{Dynamic, Linear, Llama3, Yarn};
         let all: [(&'static str, bool, &[RopeType]); 10] = [
             ("factor", self.factor.is_some(), &[Linear, Dynamic, Llama3, Yarn]),
             (
@@ -203,9 +203,9 @@ impl RopeScalingFields {
             ("mscale_all_dim", self.mscale_all_dim.is_some(), &[Yarn]),
             ("truncate", self.truncate.is_some(), &[Yarn]),
         ];
-        debug_assert!(all.iter().all(|(_, _, types)| !types.contains(&Default)));
-        let is_superfluous =
-            |(field, given, types): &(&'static str, bool, &[RopeType])| (*given && !types.contains(&self.rope_type)).then_some(*field);
+        let is_superfluous = |(field, given, types): &(&'static str, bool, &[RopeType])| {
+            (*given && !types.contains(&self.rope_type)).then_some(*field)
+        };
         all.iter().filter_map(is_superfluous).collect()
     }
 
@@ -216,7 +216,8 @@ impl RopeScalingFields {
     /// If a field is missing or has a value that makes no sense.
     pub fn complete(&self, max_positions: usize) -> Result<RopeScaling, RopeScalingError> {
         let rope_type = self.rope_type;
-        let needed = |field: &'static str, value: Option<f64>| value.ok_or(RopeScalingError::Missing { rope_type, field });
+        let needed =
+            |field: &'static str, value: Option<f64>| value.ok_or(RopeScalingError::Missing { rope_type, field });
         let original_max_position_embeddings = self.original_max_position_embeddings.unwrap_or(max_positions);
         let scaling = match rope_type {
             RopeType::Default => RopeScaling::Default,
@@ -249,12 +250,7 @@ impl RopeScalingFields {
     }
 }
 
-fn check(
-    field: &str,
-    value: f64,
-    allowed: &'static str,
-    test: impl Fn(f64) -> bool,
-) -> Result<(), RopeScalingError> {
+fn check(field: &str, value: f64, allowed: &'static str, test: impl Fn(f64) -> bool) -> Result<(), RopeScalingError> {
     if value.is_finite() && test(value) {
         return Ok(());
     }
@@ -339,7 +335,9 @@ impl RopeScaling {
     /// # Errors
     /// The first that makes no sense.
     pub fn check(&self) -> Result<(), RopeScalingError> {
-        check("factor", self.factor(), "a number of at least 1", |factor| factor >= 1.0)?;
+        check("factor", self.factor(), "a number of at least 1", |factor| {
+            factor >= 1.0
+        })?;
         let original = match *self {
             Self::Default | Self::Linear { .. } => 1,
             Self::Dynamic {
@@ -354,7 +352,10 @@ impl RopeScaling {
             } => {
                 check_above_zero("low_freq_factor", low_freq_factor)?;
                 check_above_zero("high_freq_factor", high_freq_factor)?;
-                check_order(("low_freq_factor", low_freq_factor), ("high_freq_factor", high_freq_factor))?;
+                check_order(
+                    ("low_freq_factor", low_freq_factor),
+                    ("high_freq_factor", high_freq_factor),
+                )?;
                 original_max_position_embeddings
             }
             Self::Yarn(yarn) => {
@@ -362,7 +363,12 @@ impl RopeScaling {
                 yarn.original_max_position_embeddings
             }
         };
-        check("original_max_position_embeddings", original as f64, "at least 1", |original| original >= 1.0)
+        check(
+            "original_max_position_embeddings",
+            original as f64,
+            "at least 1",
+            |original| original >= 1.0,
+        )
     }
 
     /// Checks what only a head can tell.
@@ -397,13 +403,17 @@ impl RopeScaling {
                 original_max_position_embeddings: original,
             } => {
                 let kept = |frequency: f64| ((original as f64 * frequency / TAU - low) / (high - low)).clamp(0.0, 1.0);
-                plain.map(|frequency| blend(frequency, kept(frequency), factor)).collect()
+                plain
+                    .map(|frequency| blend(frequency, kept(frequency), factor))
+                    .collect()
             }
             Self::Yarn(yarn) => {
                 let [low, high] = yarn.ramp(base, head_dim);
                 let kept = |j: usize| 1.0 - ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
                 let pairs = plain.enumerate();
-                pairs.map(|(j, frequency)| blend(frequency, kept(j), yarn.factor)).collect()
+                pairs
+                    .map(|(j, frequency)| blend(frequency, kept(j), yarn.factor))
+                    .collect()
             }
         }
     }
@@ -506,7 +516,10 @@ mod tests {
             let expected = case["frequencies"].as_array().unwrap();
             assert_eq!((found.len(), expected.len()), (head_dim / 2, head_dim / 2), "{case}");
             for (found, expected) in found.iter().zip(expected) {
-                assert!((found / number(expected) - 1.0).abs() < 3e-6, "{found} is not {expected} in {case}");
+                assert!(
+                    (found / number(expected) - 1.0).abs() < 3e-6,
+                    "{found} is not {expected} in {case}"
+                );
             }
             let attention = scaling.attention_factor() / number(&case["attention_factor"]);
             assert!((attention - 1.0).abs() < 1e-12, "{case}");
@@ -537,20 +550,29 @@ mod tests {
             ..fields(RopeType::Yarn)
         };
         assert_eq!(said(without), "rope_type `yarn` needs `factor`");
-        assert_eq!(said(fields(RopeType::Llama3)), "rope_type `llama3` needs `low_freq_factor`");
+        assert_eq!(
+            said(fields(RopeType::Llama3)),
+            "rope_type `llama3` needs `low_freq_factor`"
+        );
         for (factor, found) in [(0.5, "0.5"), (f64::NAN, "NaN"), (f64::INFINITY, "inf"), (-2.0, "-2")] {
             let wrong = RopeScalingFields {
                 factor: Some(factor),
                 ..fields(RopeType::Linear)
             };
-            assert_eq!(said(wrong), format!("`factor` must be a number of at least 1, not {found}"));
+            assert_eq!(
+                said(wrong),
+                format!("`factor` must be a number of at least 1, not {found}")
+            );
         }
         let crossed = RopeScalingFields {
             low_freq_factor: Some(4.0),
             high_freq_factor: Some(1.0),
             ..fields(RopeType::Llama3)
         };
-        assert_eq!(said(crossed), "`low_freq_factor` = 4 must be less than `high_freq_factor` = 1");
+        assert_eq!(
+            said(crossed),
+            "`low_freq_factor` = 4 must be less than `high_freq_factor` = 1"
+        );
         let yarn = |change: fn(&mut RopeScalingFields)| {
             let mut yarn = fields(RopeType::Yarn);
             change(&mut yarn);
@@ -561,7 +583,10 @@ mod tests {
             "`attention_factor` must be a number above 0, not 0"
         );
         let huge = yarn(|yarn| (yarn.mscale, yarn.mscale_all_dim) = (Some(1e300), Some(1.0)));
-        assert!(huge.starts_with("`attention_factor` must be a number above 0 that f32 holds, not 1"), "{huge}");
+        assert!(
+            huge.starts_with("`attention_factor` must be a number above 0 that f32 holds, not 1"),
+            "{huge}"
+        );
         assert_eq!(
             yarn(|yarn| yarn.beta_slow = Some(40.0)),
             "`beta_slow` = 40 must be less than `beta_fast` = 32"
@@ -632,6 +657,9 @@ mod tests {
         assert_eq!(serde_json::from_value::<RopeScaling>(written).unwrap(), yarn);
         let plain = serde_json::to_value(RopeScaling::Default).unwrap();
         assert_eq!(plain, serde_json::json!({"rope_type": "default"}));
-        assert_eq!(serde_json::from_value::<RopeScaling>(plain).unwrap(), RopeScaling::Default);
+        assert_eq!(
+            serde_json::from_value::<RopeScaling>(plain).unwrap(),
+            RopeScaling::Default
+        );
     }
 }

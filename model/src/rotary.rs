@@ -61,9 +61,12 @@ impl RotaryConfig {
         let attention = self.scaling.attention_factor();
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for position in 0..positions {
-            let angles = frequencies(position).into_iter().map(|frequency| position as f64 * frequency);
-            let (cosines, sines): (Vec<f64>, Vec<f64>) =
-                angles.map(|angle| (angle.cos() * attention, angle.sin() * attention)).unzip();
+            let angles = frequencies(position)
+                .into_iter()
+                .map(|frequency| position as f64 * frequency);
+            let (cosines, sines): (Vec<f64>, Vec<f64>) = angles
+                .map(|angle| (angle.cos() * attention, angle.sin() * attention))
+                .unzip();
             cos.extend([&cosines, &cosines].into_iter().flatten().map(|cosine| *cosine as f32));
             sin.extend(sines.iter().map(|sine| -*sine as f32));
             sin.extend(sines.iter().map(|sine| *sine as f32));
@@ -98,7 +101,12 @@ impl<B: Backend> Rotary<B> {
     /// The tables for a sequence of `length` tokens of which more than one is seen at once: all of those are turned by the frequencies of
     /// that length.
     pub(crate) fn of_length(&self, length: usize) -> Self {
-        if self.config.scaling.constant_up_to().is_none_or(|constant| length <= constant) {
+        if self
+            .config
+            .scaling
+            .constant_up_to()
+            .is_none_or(|constant| length <= constant)
+        {
             return self.clone();
         }
         let frequencies = self.config.frequencies(length);

@@ -224,7 +224,10 @@ mod tests {
     fn long_sequences_have_positions() {
         let recipe = with("nano", &["data.seq_len=4096"]);
         assert_eq!(recipe.llama(100).unwrap().max_positions, 4096);
-        let few = with("nano", &["model.max_positions=100"]);
+        let few = Recipe::preset("nano")
+            .with("model.max_positions", 100)
+            .resolve()
+            .unwrap();
         assert_eq!((few.data.seq_len, few.llama(100).unwrap().max_positions), (100, 100));
     }
 
@@ -241,7 +244,9 @@ mod tests {
         assert!(text.contains(table), "{text}");
         let config = recipe.llama(100).unwrap();
         assert_eq!((config.max_positions, config.positions()), (64, 256));
-        let longer = with("nano", &[&set[..], &["data.seq_len=300"]].concat()).llama(100).unwrap();
+        let longer = with("nano", &[&set[..], &["data.seq_len=300"]].concat())
+            .llama(100)
+            .unwrap();
         assert_eq!((longer.max_positions, longer.positions()), (300, 300));
         assert!(!with("nano", &[]).to_toml().unwrap().contains("rope_scaling"));
     }

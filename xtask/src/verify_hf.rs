@@ -408,7 +408,10 @@ impl Sides {
         let read = |path: PathBuf| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
         let golden = read(root()?.join("model/golden/rope.json"))?;
         let found = read(self.work.join("rope.json"))?;
-        ensure!(found["cases"] == golden["cases"], "transformers computes other frequencies than model/golden/rope.json has");
+        ensure!(
+            found["cases"] == golden["cases"],
+            "transformers computes other frequencies than model/golden/rope.json has"
+        );
         Ok(())
     }
 
@@ -418,7 +421,8 @@ impl Sides {
         let name = format!("{scaling}{}", if is_old { "-old" } else { "" });
         self.make_tokenizer()?;
         let text = self.text.display().to_string();
-        let [tokens, prompt, continued] = [SCALED_TOKENS, SCALED_PROMPT, SCALED_CONTINUED].map(|count| count.to_string());
+        let [tokens, prompt, continued] =
+            [SCALED_TOKENS, SCALED_PROMPT, SCALED_CONTINUED].map(|count| count.to_string());
         let file = format!("{name}.theirs");
         let mut make = vec!["scaled", scaling, &name, "tokenizer.json", &text, &file, &tokens];
         make.extend(is_old.then_some("--old"));
@@ -429,19 +433,39 @@ impl Sides {
         for (kind, option) in [("stock", ""), ("gated", " --scheme pre_gpas")] {
             let [run, out] = ["run", "out"].map(|what| format!("{name}-{kind}-{what}"));
             self.gpas(&format!("import {name} {run} --tokenizer tokenizer.json{option}"))?;
-            differences.push(self.logits(&run, &ids, SCALED_POSITIONS, &format!("{run}.ours"))?.largest_difference(&theirs)?);
+            differences.push(
+                self.logits(&run, &ids, SCALED_POSITIONS, &format!("{run}.ours"))?
+                    .largest_difference(&theirs)?,
+            );
             self.gpas(&format!("export {run} {out}"))?;
             let file = format!("{out}.theirs");
             let found = self.python(&["again", &out, &text, &file, &tokens, &prompt, &continued])?;
             differences.push(Logits::read(&self.work.join(file))?.largest_difference(&theirs)?);
-            let said = self.says(&run, found["prompt"].as_str().context("prompt")?, SCALED_CONTINUED, SCALED_POSITIONS)?;
+            let said = self.says(
+                &run,
+                found["prompt"].as_str().context("prompt")?,
+                SCALED_CONTINUED,
+                SCALED_POSITIONS,
+            )?;
             same &= said["text"] == found["text"] && said["prompt_tokens"] == found["prompt_tokens"];
-            same &= found["architecture"] == if option.is_empty() { "LlamaForCausalLM" } else { "GpasForCausalLM" };
+            same &= found["architecture"]
+                == if option.is_empty() {
+                    "LlamaForCausalLM"
+                } else {
+                    "GpasForCausalLM"
+                };
         }
         let limit = |difference: &f64| *difference <= LIMIT;
-        let shown: Vec<String> = differences.iter().map(|difference| format!("{difference:.1e}")).collect();
+        let shown: Vec<String> = differences
+            .iter()
+            .map(|difference| format!("{difference:.1e}"))
+            .collect();
         let spelling = if is_old { "`rope_scaling`" } else { "`rope_parameters`" };
-        let continues = if same { "cached continuation the same" } else { "OTHER CONTINUATION" };
+        let continues = if same {
+            "cached continuation the same"
+        } else {
+            "OTHER CONTINUATION"
+        };
         Ok(Row {
             text: format!(
                 "| rotary positions scaled as `{scaling}`, {spelling}, {SCALED_TOKENS} tokens | {} ({LIMIT:.0e}) | stock {}, gated in {} out {}; {continues} |",

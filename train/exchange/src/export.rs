@@ -274,7 +274,12 @@ impl Export {
 
     /// A word on fixed factors of norms that are folded into their weights: the same scheme given to `gpas import` would apply them twice.
     fn folded_factors(&self, model: &Model) -> Option<String> {
-        let scales = |index: usize| self.config.wiring(index).pre_norm.is_some_and(|norm| norm.factor != 1.0);
+        let scales = |index: usize| {
+            self.config
+                .wiring(index)
+                .pre_norm
+                .is_some_and(|norm| norm.factor != 1.0)
+        };
         let is_folded = model.own.is_none() && (0..self.config.layers).any(scales);
         is_folded.then(|| {
             format!(

@@ -49,16 +49,15 @@ impl RopeKeys {
         let (table_name, table) = match (old, new) {
             (Some(old), new) => {
                 if new.is_some_and(|new| new != old) {
-                    notes.push("config.json: `rope_parameters` is not used beside `rope_scaling`, as in transformers".into());
+                    notes.push(
+                        "config.json: `rope_parameters` is not used beside `rope_scaling`, as in transformers".into(),
+                    );
                 }
                 ("rope_scaling", old.clone())
             }
             (None, new) => ("rope_parameters", new.cloned().unwrap_or_default()),
         };
         let get = |key: &str| table.get(key).filter(|value| !value.is_null());
-        for part in [get("partial_rotary_factor"), self.partial_rotary_factor.as_ref()] {
-            check_whole_heads(part)?;
-        }
         let base = get("rope_theta").or(self.rope_theta.as_ref().filter(|value| !value.is_null()));
         let base = base.map_or(Ok(10_000.0), |value| number("rope_theta", value))?;
         if !(base.is_finite() && base > 1.0) {
@@ -74,13 +73,33 @@ impl RopeKeys {
         };
         for (key, value) in table.iter().filter(|(_, value)| !value.is_null()) {
             if !take(&mut fields, key, value)? {
-                notes.push(format!("config.json: `{table_name}.{key}` is no field of rope_type `{rope_type}`; it is left out"));
+                notes.push(format!(
+                    "config.json: `{table_name}.{key}` is no field of rope_type `{rope_type}`; it is left out"
+                ));
             }
         }
         for field in fields.superfluous() {
-            notes.push(format!("config.json: `{table_name}.{field}` is no field of rope_type `{rope_type}`; it is left out"));
+            notes.push(format!(
+                "config.json: `{table_name}.{field}` is no field of rope_type `{rope_type}`; it is left out"
+            ));
         }
-        self.complete(fields, &table, max_positions).map(|scaling| Rope { base, scaling, notes })
+        self.complete(fields, &table, max_positions)
+            .map(|scaling| Rope { base, scaling, notes })
+    }
+
+    /// What no scaling of whole heads in all layers is; nothing if there is none of that kind.
+    pub(super) fn not_supported(&self) -> Option<String> {
+        let tables = [&self.rope_scaling, &self.rope_parameters].into_iter().flatten();
+        let in_tables = tables.clone().filter_map(|table| table.get("partial_rotary_factor"));
+        let parts = in_tables
+            .chain(&self.partial_rotary_factor)
+            .filter(|part| !part.is_null());
+        if let Some(part) = parts.into_iter().find(|part| part.as_f64() != Some(1.0)) {
+            return Some(format!("partial_rotary_factor {part}"));
+        }
+        // A table within the table is one for some of the layers.
+        let inner = tables.flatten().find(|(_, value)| value.is_object());
+        inner.map(|(name, _)| format!("a scaling of rotary positions for some layers (`{name}`)"))
     }
 
     /// The scaling, with what its table leaves to the rest of the configuration.
@@ -92,7 +111,11 @@ impl RopeKeys {
     ) -> Result<RopeScaling, RopeScalingError> {
         // Beside the table it weighs more than in it, and `dynamic` goes by the positions of the model whatever else there is, as in
         // transformers.
-        if let Some(beside) = self.original_max_position_embeddings.as_ref().filter(|value| !value.is_null()) {
+        if let Some(beside) = self
+            .original_max_position_embeddings
+            .as_ref()
+            .filter(|value| !value.is_null())
+        {
             fields.original_max_position_embeddings = Some(positions(beside)?);
         }
         let original = match fields.rope_type {
@@ -128,8 +151,6 @@ fn take(fields: &mut RopeScalingFields, key: &str, value: &Value) -> Result<bool
             return Ok(true);
         }
         "rope_type" | "type" | "rope_theta" | "partial_rotary_factor" => return Ok(true),
-        // A table within the table is one for some of the layers.
-        _ if value.is_object() => return Err(wrong(key, "one value for all layers", value)),
         _ => return Ok(false),
     };
     *place = Some(number(key, value)?);
@@ -150,16 +171,12 @@ fn number(field: &str, value: &Value) -> Result<f64, RopeScalingError> {
 
 /// A number of positions, which some configurations write as a float.
 fn positions(value: &Value) -> Result<usize, RopeScalingError> {
-    let whole = value.as_f64().filter(|number| number.fract() == 0.0 && (1.0..=u32::MAX.into()).contains(number));
-    whole.map(|number| number as usize).ok_or_else(|| wrong(ORIGINAL, "a whole number of at least 1", value))
-}
-
-fn check_whole_heads(part: Option<&Value>) -> Result<(), RopeScalingError> {
-    match part {
-        None | Some(Value::Null) => Ok(()),
-        Some(part) if part.as_f64() == Some(1.0) => Ok(()),
-        Some(part) => Err(wrong("partial_rotary_factor", "1: heads are turned whole here", part)),
-    }
+    let whole = value
+        .as_f64()
+        .filter(|number| number.fract() == 0.0 && (1.0..=u32::MAX.into()).contains(number));
+    whole
+        .map(|number| number as usize)
+        .ok_or_else(|| wrong(ORIGINAL, "a whole number of at least 1", value))
 }
 
 /// The table `rope_scaling` of a model, and its positions before a scaling by length.
@@ -170,7 +187,10 @@ pub(super) fn write(config: &LlamaConfig) -> (Value, usize) {
         RopeScaling::Dynamic {
             factor,
             original_max_position_embeddings,
-        } => (json!({"rope_type": "dynamic", "factor": factor}), original_max_position_embeddings),
+        } => (
+            json!({"rope_type": "dynamic", "factor": factor}),
+            original_max_position_embeddings,
+        ),
         scaling => (json!(scaling), config.max_positions),
     }
 }
@@ -212,12 +232,22 @@ mod tests {
             json!({"rope_theta": 5e5, "rope_scaling": with(&named, json!({"original_max_position_embeddings": 7})), "original_max_position_embeddings": 64}),
         ] {
             let rope = read(&config).unwrap();
-            assert_eq!((rope.base, rope.scaling, rope.notes.len()), (5e5, expected, 0), "{config}");
+            assert_eq!(
+                (rope.base, rope.scaling, rope.notes.len()),
+                (5e5, expected, 0),
+                "{config}"
+            );
         }
         let linear = json!({"type": "linear", "factor": 2});
-        assert_eq!(scaling(json!({"rope_scaling": linear})), RopeScaling::Linear { factor: 2.0 });
+        assert_eq!(
+            scaling(json!({"rope_scaling": linear})),
+            RopeScaling::Linear { factor: 2.0 }
+        );
         assert_eq!(scaling(json!({"rope_scaling": {}})), RopeScaling::Default);
-        assert_eq!(scaling(json!({"rope_parameters": {"rope_type": "default"}})), RopeScaling::Default);
+        assert_eq!(
+            scaling(json!({"rope_parameters": {"rope_type": "default"}})),
+            RopeScaling::Default
+        );
     }
 
     #[test]
@@ -227,7 +257,10 @@ mod tests {
             factor: 2.0,
             original_max_position_embeddings: 256,
         };
-        assert_eq!(scaling(json!({"rope_scaling": dynamic, "original_max_position_embeddings": 64})), expected);
+        assert_eq!(
+            scaling(json!({"rope_scaling": dynamic, "original_max_position_embeddings": 64})),
+            expected
+        );
         let yarn = |table: Value| match scaling(json!({ "rope_scaling": table })) {
             RopeScaling::Yarn(yarn) => (yarn.factor, yarn.original_max_position_embeddings),
             other => panic!("{other:?}"),
@@ -244,8 +277,14 @@ mod tests {
                 json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}),
                 "rope_type `longrope` is none that is computed here",
             ),
-            (json!({"rope_scaling": {"type": 3}}), "rope_type `3` is none that is computed here"),
-            (json!({"rope_scaling": {"type": "linear"}}), "rope_type `linear` needs `factor`"),
+            (
+                json!({"rope_scaling": {"type": 3}}),
+                "rope_type `3` is none that is computed here",
+            ),
+            (
+                json!({"rope_scaling": {"type": "linear"}}),
+                "rope_type `linear` needs `factor`",
+            ),
             (
                 json!({"rope_scaling": {"type": "yarn", "factor": "four"}}),
                 "`factor` must be a number, not \"four\"",
@@ -263,21 +302,34 @@ mod tests {
                 "`truncate` must be true or false, not 1",
             ),
             (
-                json!({"partial_rotary_factor": 0.5}),
-                "`partial_rotary_factor` must be 1: heads are turned whole here, not 0.5",
-            ),
-            (
-                json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
-                "`partial_rotary_factor` must be 1: heads are turned whole here, not 0.25",
-            ),
-            (json!({"rope_theta": 0.5}), "`rope_theta` must be a number above 1, not 0.5"),
-            (
-                json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
-                "`full_attention` must be one value for all layers, not {\"rope_type\":\"default\"}",
+                json!({"rope_theta": 0.5}),
+                "`rope_theta` must be a number above 1, not 0.5",
             ),
         ] {
             assert_eq!(read(&config).unwrap_err().to_string(), said);
         }
+    }
+
+    #[test]
+    fn heads_that_are_turned_in_part_and_layers_of_their_own_are_not_supported() {
+        let what = |config: Value| serde_json::from_value::<RopeKeys>(config).unwrap().not_supported();
+        assert_eq!(
+            what(json!({"partial_rotary_factor": 0.5})).unwrap(),
+            "partial_rotary_factor 0.5"
+        );
+        let inside = json!({"rope_type": "default", "partial_rotary_factor": 0.25});
+        assert_eq!(
+            what(json!({"rope_parameters": inside})).unwrap(),
+            "partial_rotary_factor 0.25"
+        );
+        assert_eq!(
+            what(json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}})).unwrap(),
+            "a scaling of rotary positions for some layers (`full_attention`)"
+        );
+        assert_eq!(
+            what(json!({"partial_rotary_factor": 1.0, "rope_scaling": {"type": "linear"}})),
+            None
+        );
     }
 
     #[test]
@@ -304,7 +356,9 @@ mod tests {
             json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128, "attention_factor": 1.5, "mscale": 0.5}),
         ] {
             let scaling = scaling(json!({ "rope_scaling": table }));
-            let config = LlamaConfig::new(8, 8, 8, 2, 1).with_max_positions(256).with_rope_scaling(scaling);
+            let config = LlamaConfig::new(8, 8, 8, 2, 1)
+                .with_max_positions(256)
+                .with_rope_scaling(scaling);
             assert_eq!(write(&config), (table, 256));
         }
     }

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     bench, compare, config, data, eval, export, generate, import, inspect, logits, report, selfcheck, serve, tokenizer,
@@ -47,6 +47,11 @@ enum Command {
     Config(config::ConfigArgs),
     Data(data::DataArgs),
     Tokenizer(tokenizer::TokenizerArgs),
+}
+
+/// The command line, for those who look at it rather than run it.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the command line and runs it.
@@ -105,10 +110,9 @@ fn is_broken_pipe(failure: &Failure) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -241,7 +241,10 @@ impl RopeScalingTable {
     fn from_given(given: &Given) -> Result<RopeScaling, RecipeError> {
         let fields = RopeScalingKeys::from_given(given)?;
         let rope_type = fields.rope_type;
-        let superfluous = fields.superfluous().first().map(|field| RopeScalingError::Superfluous { rope_type, field });
+        let superfluous = fields
+            .superfluous()
+            .first()
+            .map(|field| RopeScalingError::Superfluous { rope_type, field });
         let max_positions = ModelRecipe::max_positions(given)?;
         let scaling = superfluous.map_or_else(|| fields.complete(max_positions), Err);
         Ok(scaling.map_err(ConfigError::from)?)

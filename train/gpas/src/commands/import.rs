@@ -117,10 +117,15 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
 
 /// A line that says what has been assumed where nothing tells the scheme, and how to say otherwise; nothing where something has told it.
 fn assumption(import: &Import) -> String {
-    let others: Vec<String> = import.other_schemes().iter().map(|scheme| format!("`--scheme {scheme}`")).collect();
+    let others: Vec<String> = import
+        .other_schemes()
+        .iter()
+        .map(|scheme| format!("`--scheme {scheme}`"))
+        .collect();
     if others.is_empty() {
         return String::new();
     }
     let assumed = import.config().scheme;
-    format!("\nassumed to be `{assumed}`, which the names of the tensors cannot tell from {}", others.join(" and "))
+    let others = others.join(" or ");
+    format!("\nassumed to be `{assumed}`, since the names of its tensors do not tell; {others} takes it otherwise")
 }
