@@ -390,8 +390,8 @@ fn gates_that_are_added_change_nothing_and_train() {
     );
     place.refuses(
         "import out none --scheme post",
-        "scheme `post` is another function of the same weights than `pre`, which out holds",
-        "…",
+        "out does not hold scheme `post`, which has a tensor model.layers.0.post_feedforward_layernorm.weight, which is missing",
+        "leave `--scheme` out to take it as `pre`, which its tensors fit",
     );
     place.does("train gated --resume --plain");
     let gate = &tensors(&place, "gated/checkpoints/step-2/model.safetensors")["model.layers.0.gpas_block.gate"];

@@ -132,7 +132,14 @@ pub enum ConfigError {
     #[error("model.gate.site = after_norm needs a norm before every sub-layer, which scheme `{0}` does not have")]
     AfterNorm(Scheme),
     #[error("model.rope_scaling: {0}")]
-    RopeScaling(#[from] RopeScalingError),
+    RopeScaling(RopeScalingError),
+}
+
+// Not as its source, which would be told twice: it is a part of the message.
+impl From<RopeScalingError> for ConfigError {
+    fn from(error: RopeScalingError) -> Self {
+        Self::RopeScaling(error)
+    }
 }
 
 impl LlamaConfig {

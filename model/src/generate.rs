@@ -97,6 +97,7 @@ mod tests {
     use crate::config::{GateConfig, LlamaConfig};
     use crate::precision::Precision;
     use crate::progress::Progress;
+    use crate::rope_scaling::{RopeScaling, RopeScalingFields, RopeType};
     use crate::scheme::{GateSite, Scheme};
     use burn_flex::{Flex, FlexDevice};
 
@@ -189,6 +190,102 @@ mod tests {
             }
             assert_near(&found, &expected, 1e-5, &format!("{kv_heads} {tied}"));
         }
+    }
+
+    fn scalings() -> [RopeScaling; 3] {
+        [RopeType::Linear, RopeType::Llama3, RopeType::Yarn].map(|rope_type| {
+            let fields = RopeScalingFields {
+                rope_type,
+                factor: Some(4.0),
+                original_max_position_embeddings: Some(16),
+                low_freq_factor: Some(1.0),
+                high_freq_factor: Some(4.0),
+                ..RopeScalingFields::default()
+            };
+            fields.complete(64).unwrap()
+        })
+    }
+
+    /// With projections large enough that it counts what is attended to.
+    fn strong<B: Backend>(config: &LlamaConfig) -> Llama<B> {
+        let mut tensors = model::<B>(config).to_tensors(config).unwrap();
+        for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("proj.weight")) {
+            tensor.values.iter_mut().for_each(|weight| *weight *= 8.0);
+        }
+        Llama::from_tensors(config, &tensors, &Default::default()).unwrap()
+    }
+
+    /// Beyond the positions before scaling, with the fused operations and in tensor operations.
+    #[test]
+    fn cached_and_uncached_logits_of_scaled_positions_agree() {
+        fn check<B: Backend>(config: &LlamaConfig, expected: &[f32]) {
+            let (model, ids) = (strong::<B>(config), ids(50, 1));
+            let mut cache = model.cache();
+            let mut found = logits(&model, &ids[..13], &mut cache);
+            for part in [13..14, 14..31, 31..32, 32..50] {
+                found.extend(logits(&model, &ids[part], &mut cache));
+            }
+            assert_near(&found, expected, 1e-5, &format!("{:?}", config.rope_scaling));
+        }
+        for scaling in scalings() {
+            let config = config().with_max_positions(64).with_rope_scaling(scaling);
+            let expected = uncached(&strong(&config), &ids(50, 1));
+            let unscaled = config.clone().with_rope_scaling(RopeScaling::Default);
+            let plain = uncached(&strong(&unscaled), &ids(50, 1));
+            assert!(largest_difference(&expected, &plain) > 1e-3, "{scaling:?}");
+            check::<Flex>(&config, &expected);
+            check::<burn::backend::Autodiff<Flex>>(&config, &expected);
+        }
+    }
+
+    /// Up to the original positions there is no difference. Beyond, what comes at once is what it is uncached, and a token that comes alone is
+    /// turned by the frequencies of the length that it makes, the keys before it staying as they were.
+    #[test]
+    fn a_scaling_by_length_goes_by_the_length_at_which_a_token_comes() {
+        let scaling = RopeScaling::Dynamic {
+            factor: 4.0,
+            original_max_position_embeddings: 16,
+        };
+        let config = config().with_max_positions(16).with_rope_scaling(scaling);
+        let (fused, plain) = (model::<Flex>(&config), model::<burn::backend::Autodiff<Flex>>(&config));
+        let ids = ids(50, 1);
+        assert_eq!(fused.positions(), 64);
+        let mut cache = fused.cache();
+        let mut found = logits(&fused, &ids[..9], &mut cache);
+        for id in &ids[9..16] {
+            found.extend(logits(&fused, &[*id], &mut cache));
+        }
+        assert_near(&found, &uncached(&fused, &ids[..16]), 1e-5, "within");
+
+        let (mut cache, mut other) = (fused.cache(), plain.cache());
+        let mut found = logits(&fused, &ids[..40], &mut cache);
+        assert_near(&found, &uncached(&fused, &ids[..40]), 1e-5, "at once");
+        let mut expected = logits(&plain, &ids[..40], &mut other);
+        for id in &ids[40..] {
+            found.extend(logits(&fused, &[*id], &mut cache));
+            expected.extend(logits(&plain, &[*id], &mut other));
+        }
+        assert_near(&found, &expected, 1e-5, "fused and in tensor operations");
+        let last = &found[49 * VOCAB..];
+        let whole = &uncached(&fused, &ids)[49 * VOCAB..];
+        assert!(
+            largest_difference(last, whole) > 1e-6,
+            "the keys before it were turned by other frequencies"
+        );
+
+        // Each by its own length, whatever it goes with.
+        let mut caches = [5, 40, 23].map(|length| {
+            let mut cache = fused.cache();
+            fused.extend(&ids[..length], &mut cache);
+            cache
+        });
+        let alone = caches
+            .clone()
+            .map(|mut cache| logits(&fused, &[7], &mut cache))
+            .concat();
+        let mut all: Vec<_> = caches.iter_mut().collect();
+        let together = fused.decode(&[7; 3], &mut all).into_data().into_vec::<f32>().unwrap();
+        assert_near(&together, &alone, 1e-5, "together");
     }
 
     /// Whatever else is in the batch, how many there are and how long they are: the same bits.

@@ -186,7 +186,7 @@ pub struct RopeScalingFields {
 impl RopeScalingFields {
     /// The fields that are given and that the type does not have.
     pub fn superfluous(&self) -> Vec<&'static str> {
-        use RopeType::{Default, Dynamic, Linear, Llama3, Yarn};
+        use RopeType::{Dynamic, Linear, Llama3, Yarn};
         let all: [(&'static str, bool, &[RopeType]); 10] = [
             ("factor", self.factor.is_some(), &[Linear, Dynamic, Llama3, Yarn]),
             (
@@ -203,7 +203,6 @@ impl RopeScalingFields {
             ("mscale_all_dim", self.mscale_all_dim.is_some(), &[Yarn]),
             ("truncate", self.truncate.is_some(), &[Yarn]),
         ];
-        debug_assert!(all.iter().all(|(_, _, types)| !types.contains(&Default)));
         let is_superfluous = |(field, given, types): &(&'static str, bool, &[RopeType])| {
             (*given && !types.contains(&self.rope_type)).then_some(*field)
         };

@@ -63,4 +63,35 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+
+    /// A command takes minutes or needs what not every machine has, so that it is not run here; but it is understood.
+    #[test]
+    fn every_command_that_a_text_names_is_understood() {
+        fn helps(command: &clap::Command) -> String {
+            let own = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let inner: String = command.get_subcommands().map(helps).collect();
+            format!("{own}\n{inner}")
+        }
+        let readme = include_str!("../../README.md");
+        let text = format!("{}\n{readme}", helps(&Cli::command()));
+        let named = text.split("cargo xtask ").skip(1);
+        let mut count = 0;
+        for command in named.map(|rest| {
+            rest.split(['`', '\n'])
+                .next()
+                .unwrap_or_default()
+                .trim_end_matches([':', ' '])
+        }) {
+            let words = command.split([' ']).map(|word| word.trim_end_matches([',', '.']));
+            let words: Vec<&str> = words.take_while(|word| *word != "-->").collect();
+            let parsed = Cli::try_parse_from([&["cargo xtask"], &words[..]].concat());
+            assert!(
+                parsed.is_ok(),
+                "cargo xtask {command}\n{}",
+                parsed.err().map(|error| error.to_string()).unwrap_or_default()
+            );
+            count += 1;
+        }
+        assert!(count > 20, "{count}");
+    }
 }

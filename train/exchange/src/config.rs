@@ -56,6 +56,14 @@ struct ByLength {
 }
 
 impl RopeRow {
+    fn is_near(&self, other: &Self) -> bool {
+        let near = |(one, other): (&f64, &f64)| (one / other - 1.0).abs() < 1e-9;
+        self.frequencies.len() == other.frequencies.len()
+            && self.frequencies.iter().zip(&other.frequencies).all(near)
+            && near((&self.attention_factor, &other.attention_factor))
+            && self.by_length == other.by_length
+    }
+
     fn of(config: &LlamaConfig) -> Option<Self> {
         let scaling = config.rope_scaling;
         (!scaling.is_default()).then(|| Self {
@@ -107,6 +115,16 @@ impl Own {
             wiring: (0..config.layers).map(|index| rows(config, index, progress)).collect(),
             rope: RopeRow::of(config),
         }
+    }
+
+    /// Whether another one has the same wiring and the same rotary frequencies, as far as decimals tell.
+    pub(super) fn wires_as(&self, other: &Self) -> bool {
+        let same_rope = match (&self.rope, &other.rope) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.is_near(other),
+            _ => false,
+        };
+        self.wiring == other.wiring && same_rope
     }
 }
 
@@ -265,6 +283,9 @@ pub(super) fn read(path: &Path) -> Result<Found, ExchangeError> {
         (false, _) => None,
     };
     keys.check_function().map_err(not_supported)?;
+    if let Some(what) = keys.rope.not_supported() {
+        return Err(not_supported(what));
+    }
     let positions = keys
         .max_position_embeddings
         .or(keys.max_sequence_length)

@@ -104,29 +104,30 @@ impl Import {
                 ),
             });
         }
+        let names = Names::of(files.tensors(), found.config.layers);
+        let asked_scheme = asked_scheme(&asked.options)?;
+        let told = match &found.own {
+            Some(own) => own.scheme,
+            None => names.scheme(directory, asked_scheme)?,
+        };
+        if found.own.is_none() {
+            let post_num = (told.norm == NormScheme::POST_PRE).then(|| names.post_layers());
+            found.config = found.config.with_scheme(told).with_post_num(post_num);
+        }
+        // Every size is within bounds before anything is computed of it.
+        recipe(directory, &model_keys(&found, told, &names)?, asked)?.llama(found.config.vocab)?;
         let buffers = rotary_buffers(directory, &files, &found.config)?;
+        let tensors = files.tensors().iter().filter(|(name, _)| !buffers.contains(*name));
         let parameters = Parameters {
             directory,
-            names: Names::of(files.tensors(), found.config.layers),
-            tensors: files
-                .tensors()
-                .iter()
-                .filter(|(name, _)| !buffers.contains(*name))
-                .collect(),
+            names: &names,
+            tensors: tensors.collect(),
         };
-        let names = &parameters.names;
-        let asked_scheme = asked_scheme(&asked.options)?;
         let (held, other_schemes) = match &found.own {
             Some(own) => (own.scheme, Vec::new()),
-            None => {
-                let told = names.scheme(directory, asked_scheme)?;
-                let post_num = (told.norm == NormScheme::POST_PRE).then(|| names.post_layers());
-                found.config = found.config.with_scheme(told).with_post_num(post_num);
-                let (held, others) = parameters.scheme(&found.config, asked_scheme)?;
-                found.config = found.config.with_scheme(held);
-                (held, others)
-            }
+            None => parameters.scheme(&found.config, asked_scheme)?,
         };
+        found.config = found.config.with_scheme(held);
         let scheme = asked_scheme.unwrap_or(held);
         if !computes_the_same(&found.config, held.norm, scheme.norm) || (held.gpas && !scheme.gpas) {
             return Err(ExchangeError::Scheme {
@@ -136,7 +137,7 @@ impl Import {
             });
         }
         let adds_gates = scheme.gpas && !held.gpas;
-        let recipe = recipe(directory, &model_keys(&found, scheme, names)?, asked)?;
+        let recipe = recipe(directory, &model_keys(&found, scheme, &names)?, asked)?;
         if recipe.model.rope_scaling != found.config.rope_scaling {
             return Err(ExchangeError::Contradiction {
                 path: directory.to_path_buf(),
@@ -150,7 +151,7 @@ impl Import {
             return Err(ExchangeError::AddedGate(config.gate.init));
         }
         if let Some(own) = &found.own
-            && own.wiring != Own::of(&found.config, Progress::COMPLETE).wiring
+            && !own.wires_as(&Own::of(&found.config, Progress::COMPLETE))
         {
             let path = directory.join("config.json");
             return Err(ExchangeError::damaged(
@@ -385,7 +386,7 @@ fn warms_up(wiring: Wiring) -> bool {
 /// The tensors that hold parameters.
 struct Parameters<'a> {
     directory: &'a Path,
-    names: Names,
+    names: &'a Names,
     tensors: Vec<(&'a String, &'a Described)>,
 }
 

@@ -58,9 +58,6 @@ impl RopeKeys {
             (None, new) => ("rope_parameters", new.cloned().unwrap_or_default()),
         };
         let get = |key: &str| table.get(key).filter(|value| !value.is_null());
-        for part in [get("partial_rotary_factor"), self.partial_rotary_factor.as_ref()] {
-            check_whole_heads(part)?;
-        }
         let base = get("rope_theta").or(self.rope_theta.as_ref().filter(|value| !value.is_null()));
         let base = base.map_or(Ok(10_000.0), |value| number("rope_theta", value))?;
         if !(base.is_finite() && base > 1.0) {
@@ -88,6 +85,21 @@ impl RopeKeys {
         }
         self.complete(fields, &table, max_positions)
             .map(|scaling| Rope { base, scaling, notes })
+    }
+
+    /// What no scaling of whole heads in all layers is; nothing if there is none of that kind.
+    pub(super) fn not_supported(&self) -> Option<String> {
+        let tables = [&self.rope_scaling, &self.rope_parameters].into_iter().flatten();
+        let in_tables = tables.clone().filter_map(|table| table.get("partial_rotary_factor"));
+        let parts = in_tables
+            .chain(&self.partial_rotary_factor)
+            .filter(|part| !part.is_null());
+        if let Some(part) = parts.into_iter().find(|part| part.as_f64() != Some(1.0)) {
+            return Some(format!("partial_rotary_factor {part}"));
+        }
+        // A table within the table is one for some of the layers.
+        let inner = tables.flatten().find(|(_, value)| value.is_object());
+        inner.map(|(name, _)| format!("a scaling of rotary positions for some layers (`{name}`)"))
     }
 
     /// The scaling, with what its table leaves to the rest of the configuration.
@@ -139,8 +151,6 @@ fn take(fields: &mut RopeScalingFields, key: &str, value: &Value) -> Result<bool
             return Ok(true);
         }
         "rope_type" | "type" | "rope_theta" | "partial_rotary_factor" => return Ok(true),
-        // A table within the table is one for some of the layers.
-        _ if value.is_object() => return Err(wrong(key, "one value for all layers", value)),
         _ => return Ok(false),
     };
     *place = Some(number(key, value)?);
@@ -167,14 +177,6 @@ fn positions(value: &Value) -> Result<usize, RopeScalingError> {
     whole
         .map(|number| number as usize)
         .ok_or_else(|| wrong(ORIGINAL, "a whole number of at least 1", value))
-}
-
-fn check_whole_heads(part: Option<&Value>) -> Result<(), RopeScalingError> {
-    match part {
-        None | Some(Value::Null) => Ok(()),
-        Some(part) if part.as_f64() == Some(1.0) => Ok(()),
-        Some(part) => Err(wrong("partial_rotary_factor", "1: heads are turned whole here", part)),
-    }
 }
 
 /// The table `rope_scaling` of a model, and its positions before a scaling by length.
@@ -300,24 +302,34 @@ mod tests {
                 "`truncate` must be true or false, not 1",
             ),
             (
-                json!({"partial_rotary_factor": 0.5}),
-                "`partial_rotary_factor` must be 1: heads are turned whole here, not 0.5",
-            ),
-            (
-                json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
-                "`partial_rotary_factor` must be 1: heads are turned whole here, not 0.25",
-            ),
-            (
                 json!({"rope_theta": 0.5}),
                 "`rope_theta` must be a number above 1, not 0.5",
-            ),
-            (
-                json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
-                "`full_attention` must be one value for all layers, not {\"rope_type\":\"default\"}",
             ),
         ] {
             assert_eq!(read(&config).unwrap_err().to_string(), said);
         }
+    }
+
+    #[test]
+    fn heads_that_are_turned_in_part_and_layers_of_their_own_are_not_supported() {
+        let what = |config: Value| serde_json::from_value::<RopeKeys>(config).unwrap().not_supported();
+        assert_eq!(
+            what(json!({"partial_rotary_factor": 0.5})).unwrap(),
+            "partial_rotary_factor 0.5"
+        );
+        let inside = json!({"rope_type": "default", "partial_rotary_factor": 0.25});
+        assert_eq!(
+            what(json!({"rope_parameters": inside})).unwrap(),
+            "partial_rotary_factor 0.25"
+        );
+        assert_eq!(
+            what(json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}})).unwrap(),
+            "a scaling of rotary positions for some layers (`full_attention`)"
+        );
+        assert_eq!(
+            what(json!({"partial_rotary_factor": 1.0, "rope_scaling": {"type": "linear"}})),
+            None
+        );
     }
 
     #[test]

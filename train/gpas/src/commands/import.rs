@@ -143,8 +143,6 @@ fn assumption(import: &Import) -> String {
         return String::new();
     }
     let assumed = import.config().scheme;
-    format!(
-        "\nassumed to be `{assumed}`, which the names of the tensors cannot tell from {}",
-        others.join(" and ")
-    )
+    let others = others.join(" or ");
+    format!("\nassumed to be `{assumed}`, since the names of its tensors do not tell; {others} takes it otherwise")
 }
