@@ -78,7 +78,7 @@ pub(super) fn check(fields: &Map<String, Value>) -> Result<Vec<String>, Refusal>
 fn is_value(value: &Value, text: &str) -> bool {
     match (value.as_f64(), text.parse::<f64>()) {
         (Some(value), Ok(expected)) => value == expected,
-        _ => value.to_string() == text,
+        _ => serde_json::from_str::<Value>(text).is_ok_and(|expected| *value == expected),
     }
 }
 
