@@ -272,7 +272,8 @@ fn what_other_trainers_add_to_names_is_taken_off_with_a_word() {
     let released = tensors(&place, "out/model.safetensors");
     let expected = logits(&place, "run");
     let inside = |name: &str| name.replace(".mlp.", "._checkpoint_wrapped_module.mlp._orig_mod.");
-    let renames: [(&str, &dyn Fn(&str) -> String, &str); 7] = [
+    type Rename<'a> = &'a dyn Fn(&str) -> String;
+    let renames: [(&str, Rename<'_>, &str); 7] = [
         ("compiled", &|name| format!("_orig_mod.{name}"), "`_orig_mod.`"),
         ("parallel", &|name| format!("module.{name}"), "`module.`"),
         (

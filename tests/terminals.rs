@@ -38,24 +38,24 @@ impl Shell {
             cols: 200,
             ..PtySize::default()
         };
-        let terminal = native_pty_system().openpty(size).unwrap();
+        let terminal = native_pty_system().openpty(size).expect("a terminal");
         let mut command = CommandBuilder::new("bash");
         command.args(["--norc", "--noprofile", "-i"]);
         command.cwd(place.root());
         command.env("TERM", "xterm-256color");
         command.env("PS1", "$ ");
         command.env("G", env!("CARGO_BIN_EXE_gpas"));
-        let shell = terminal.slave.spawn_command(command).unwrap();
-        let mut reader = terminal.master.try_clone_reader().unwrap();
+        let shell = terminal.slave.spawn_command(command).expect("bash");
+        let mut reader = terminal.master.try_clone_reader().expect("a terminal");
         let screen = Arc::new(Mutex::new(Vec::new()));
         let seen = screen.clone();
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = reader.read(&mut bytes) {
-                seen.lock().unwrap().extend_from_slice(&bytes[..count]);
+                seen.lock().expect("no panic").extend_from_slice(&bytes[..count]);
             }
         });
-        let keyboard = terminal.master.take_writer().unwrap();
+        let keyboard = terminal.master.take_writer().expect("a terminal");
         let shell = Self {
             place,
             shell,
@@ -68,8 +68,8 @@ impl Shell {
     }
 
     fn types(&mut self, keys: &str) {
-        self.keyboard.write_all(keys.as_bytes()).unwrap();
-        self.keyboard.flush().unwrap();
+        self.keyboard.write_all(keys.as_bytes()).expect("a terminal");
+        self.keyboard.flush().expect("a terminal");
     }
 
     /// Types a line and what shows its end, and waits for that.
@@ -82,7 +82,7 @@ impl Shell {
     }
 
     fn said(&self) -> String {
-        String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.screen.lock().expect("no panic")).into_owned()
     }
 
     fn waits_for(&self, what: &str, is_there: impl Fn(&str) -> bool) {

@@ -420,7 +420,7 @@ mod tests {
     fn options(place: &Path, text: &str, validation: ValidationSplit) -> PrepareOptions {
         PrepareOptions {
             sources: vec![write(&place.join("train.jsonl"), text)],
-            tokenizer: write(&place.join("letters.json"), &letters(true).to_string()).into(),
+            tokenizer: write(&place.join("letters.json"), &letters(true).to_string()),
             validation,
             out: place.join("out"),
             read: ReadOptions::default(),
@@ -684,7 +684,7 @@ mod tests {
             ),
             "{error}"
         );
-        let error = prepare_with(&|options| options.tokenizer = options.sources[0].clone().into());
+        let error = prepare_with(&|options| options.tokenizer = options.sources[0].clone());
         assert!(matches!(error, DataError::Tokenizer { .. }), "{error}");
         let error = prepare_with(&|options| options.end_of_document = Some("<eod>".into()));
         assert!(matches!(error, DataError::TokenUnknown { .. }), "{error}");

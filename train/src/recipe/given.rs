@@ -195,7 +195,6 @@ mod tests {
             ("+1", 1.0),
             ("1_000", 1e3),
             ("1E3", 1e3),
-            ("007", 7.0),
         ] {
             let (_, value) = parse_assignment(&format!("k={text}")).unwrap();
             let found = value.as_integer().map(|number| number as f64).or(value.as_float());

@@ -1,6 +1,7 @@
 //! Numbers and names however people write them.
 
-/// A decimal number as people write it (`.001`, `5.`, `+1`, `1_000`, `1E3`, `007`) as TOML and Rust write it; none if it is no number.
+/// A decimal number as people write it (`.001`, `5.`, `+1`, `1_000`, `1E3`) as TOML and Rust write it; none if it is no number, or
+/// begins with zeros, which may be a name or octal.
 pub fn plain_number(text: &str) -> Option<String> {
     let (sign, rest) = match text.strip_prefix(['+', '-']) {
         Some(rest) => (if text.starts_with('-') { "-" } else { "" }, rest),
@@ -20,8 +21,10 @@ pub fn plain_number(text: &str) -> Option<String> {
         return None;
     }
     let mut plain = String::from(sign);
-    let leading = whole_digits.trim_start_matches('0');
-    plain += if leading.is_empty() { "0" } else { leading };
+    if whole_digits.len() > 1 && whole_digits.starts_with('0') {
+        return None;
+    }
+    plain += if whole_digits.is_empty() { "0" } else { &whole_digits };
     if !fraction_digits.is_empty() {
         plain += &format!(".{fraction_digits}");
     }
@@ -68,14 +71,13 @@ mod tests {
             ("1E3", "1e3"),
             (".5e-3", "0.5e-3"),
             ("1e+06", "1e06"),
-            ("007", "7"),
             ("0", "0"),
-            ("00.1", "0.1"),
         ] {
             assert_eq!(plain_number(text).as_deref(), Some(plain), "{text}");
         }
         for text in [
-            "", ".", "-", "+.", "e5", "1e", "1k", "_1", "1_", "1__0", "1.2.3", "0x1f", "1,5", "--1", "٣", "nan",
+            "", ".", "-", "+.", "e5", "1e", "1k", "_1", "1_", "1__0", "1.2.3", "0x1f", "1,5", "--1", "٣", "nan", "007",
+            "00.1",
         ] {
             assert_eq!(plain_number(text), None, "{text}");
         }
