@@ -42,6 +42,7 @@ class GpasConfig(PretrainedConfig):
         rope_theta=10000.0,
         initializer_range=0.02,
         use_cache=True,
+        rope_scaling=None,
         gpas=None,
         **kwargs,
     ):
@@ -57,6 +58,9 @@ class GpasConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.gpas = gpas or {"gate": {"act": "silu", "stop_gradient": True}, "wiring": []}
+        if rope_scaling:
+            # transformers 5 asks for the base in the same table.
+            kwargs["rope_scaling"] = {"rope_theta": rope_theta, **rope_scaling}
         super().__init__(**kwargs)
 
 
