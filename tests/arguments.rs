@@ -96,6 +96,13 @@ fn path_rows() -> Vec<(&'static str, &'static str, &'static str, Option<&'static
         ),
         ("train", "out", "train tiny.toml --plain -o {}", None, Works),
         (
+            "train",
+            "from",
+            "train --from {} --set train.steps=5 --plain -o new",
+            Some("run"),
+            Works,
+        ),
+        (
             "compare",
             "recipe",
             "compare {} --schemes pre --seeds 1 -o new",

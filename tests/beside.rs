@@ -96,7 +96,7 @@ fn every_field_that_a_runtime_reads_survives_preparing_training_and_export() {
     let place = Place::prepared();
     place.write(
         "tokenizer_config.json",
-        json!({"pad_token": "z", "padding_side": "left"}).to_string(),
+        json!({"pad_token": "z", "padding_side": "left", "bos_token": "b"}).to_string(),
     );
     place.does("data prepare text.jsonl --tokenizer tokenizer.json --validation 0.2 --eos q -o named");
     let id = |token: &str| read_json(&place, "tokenizer.json")["model"]["vocab"][token].clone();
@@ -134,8 +134,9 @@ fn every_field_that_a_runtime_reads_survives_preparing_training_and_export() {
             &tokenizer["pad_token"],
             &tokenizer["model_max_length"],
             &tokenizer["padding_side"],
+            &tokenizer["bos_token"],
         ),
-        (&json!("q"), &json!("z"), &json!(128), &json!("left"))
+        (&json!("q"), &json!("z"), &json!(128), &json!("left"), &json!("b"))
     );
     // An empty prompt follows the end of a document.
     place.write("empty.jsonl", "\"\"\n");

@@ -23,7 +23,8 @@ const SMALL_MODEL: &str = "--set model.hidden=16 --set model.intermediate=32 --s
 const SHORT_TRAINING: &str = "--set train.steps=2 --set train.warmup=1 --set train.batch=2 --set data.seq_len=16 --set eval.tokens=64 \
                               --set eval.every=2";
 /// What is added to commands that begin like this, so that they take a moment.
-const SMALLER: [(&str, &[&str]); 3] = [
+const SMALLER: [(&str, &[&str]); 4] = [
+    ("gpas train --from", &["--set train.steps=5 --set train.warmup=1"]),
     ("gpas train", &[SMALL_MODEL, SHORT_TRAINING]),
     ("gpas compare", &[SMALL_MODEL, SHORT_TRAINING]),
     ("gpas import", &[SHORT_TRAINING]),
@@ -334,6 +335,12 @@ fn in_backticks<'a>(text: &'a str, beginning: &'a str) -> impl Iterator<Item = &
 /// A mention as a command: what is optional is there, and a stand-in for what the reader has to put in.
 fn completed(mention: &str) -> String {
     let plain = mention
+        .replace("RUN[@STEP|@best]", "RUN@best")
+        .replace("RUN[@STEP]", "RUN@3")
+        .replace("KEY=VALUE", "train.seed=7")
+        .replace("{key}={after}", "train.seed=7")
+        .replace("train.steps={}", "train.steps=5")
+        .replace("RATE", "1e-4")
         .replace(['[', ']', '…'], " ")
         .replace("\\\"", "\"")
         .replace("\\n", " ");

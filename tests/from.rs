@@ -205,6 +205,7 @@ fn the_parent_is_recorded_and_shown() {
         "step": 4,
         "commit": info(&place, "first")["commit"],
         "weights_sha256": manifest["model.safetensors"]["sha256"],
+        "data_sha256": info(&place, "first")["data_sha256"],
         "changes": {"train.lr": [0.01, 0.001], "train.schedule_from": [0, 4]},
     });
     assert_eq!(parent, &expected);
@@ -439,7 +440,7 @@ fn a_run_that_stops_at_steps_that_are_not_finite_names_the_way_back() {
     let last = checkpoints(&place, "bad").pop().unwrap();
     let output = place.run("train --from bad --set train.steps=60 --set train.lr=1e-3 -o useless");
     let said = String::from_utf8(output.stderr).unwrap();
-    let warning = format!("warning: the last 5 steps of bad@{last} made no update; bad@best is from before that\n");
+    let warning = format!("warning: the last 5 steps of bad@{last} made no update; bad@0 is from before that\n");
     assert!(said.contains(&warning), "{said}");
     let said = String::from_utf8(place.run("train --from bad@best --set train.lr=1e-3 -o good").stderr).unwrap();
     assert_eq!(

@@ -48,7 +48,8 @@ const ROWS: &[(&str, By)] = &[
     // gpas-data: sources
     ("a source is a file, a directory, or a quoted glob such as 'text/*.jsonl.gz'", Refused("data prepare missing.jsonl PREPARE")),
     ("--hidden takes files whose names begin with a dot", Refused("data prepare dotted PREPARE")),
-    ("formats: …", Refused("data prepare empty.jsonl PREPARE")),
+    ("formats: …", Refused("data prepare tiny.toml PREPARE")),
+    ("look whether the file was written or fetched whole, or leave it out", Refused("data prepare empty.jsonl PREPARE")),
     ("name other text to train on, or give --validation a fraction", Refused("data prepare text.jsonl --tokenizer tokenizer.json --validation text.jsonl -o OUT")),
     ("fetch the file again, or leave it out", Refused("data prepare cut.jsonl.gz PREPARE")),
     ("without --strict, bad records are counted, reported and skipped", Refused("data prepare some-bad.jsonl --strict PREPARE")),
@@ -59,7 +60,8 @@ const ROWS: &[(&str, By)] = &[
     ("decompress it with its dictionary first: zstd -d -D DICTIONARY FILE", Refused("data prepare dictionary.jsonl.zst PREPARE")),
     ("name the text field with --field; seen: …", Refused("data prepare field.jsonl PREPARE")),
     ("name the field that holds the text with --field; a field in a field is written `outer.inner`", Refused("data prepare number.jsonl PREPARE")),
-    ("text is UTF-8; a line of .jsonl is one JSON object with the text in a field", Refused("data prepare bad.jsonl PREPARE")),
+    ("a record is one JSON object with the text in a field, on a line of its own or in an array", Refused("data prepare bad.jsonl PREPARE")),
+    ("text is UTF-8; convert it first: iconv -f ENCODING -t UTF-8 FILE > NEW", Refused("data prepare latin.txt PREPARE")),
     ("cut the text into documents: a record of .jsonl or .parquet is one", Error(|| Some(RecordFault::TooLong.hint()))),
     ("convert it first: iconv -f … -t UTF-8 FILE > NEW", Refused("data prepare wide.txt PREPARE")),
     ("name it .parquet", Refused("data prepare parquet.json PREPARE")),
@@ -93,7 +95,12 @@ const ROWS: &[(&str, By)] = &[
     ("give `…` in [model], or name a preset (`gpas config presets` lists them)", Refused("train --set model.preset=custom -o OUT")),
     ("a fraction follows the number of steps: `--set train.warmup=0.1`", Refused("train --set train.warmup=5000 -o OUT")),
     ("for example `schemes = [\"pre\", \"pre_gpas\"]`, `seeds = [1, 2, 3]`, `vary = …`", Refused("compare badly.toml -o OUT")),
-    ("it may change when it evaluates, what it keeps, `train.micro_batch`, `train.recompute` and the backend; begin a new run for the rest", Refused("train run --resume --set train.lr=0.5")),
+    ("…; begin a new run for the rest", Refused("train run --resume --scheme pre_gpas")),
+    ("…; `gpas train --from … --set …=… -o NEW` begins a new run with its weights and moments", Refused("train run --resume --set train.lr=0.5")),
+    ("a schedule begins before the run ends; most runs have `train.schedule_from = 0`", Refused("train tiny.toml --set train.schedule_from=3 -o OUT")),
+    ("`--set train.schedule_from=…`", Refused("train --from run --set train.steps=9 --set train.schedule_from=7 -o OUT")),
+    ("`train.steps` is the total, those of the checkpoint included: `--set train.steps=…` trains as long again", Refused("train --from run -o OUT")),
+    ("`train.tokens` is the total, those of the checkpoint included: `--set train.tokens=…` trains as long again", Refused("train --from run --set train.tokens=1 -o OUT")),
     ("give the directory another name, or a link to it that has one", Error(|| RecipeError::NotText(PathBuf::new()).hint())),
     ("heads that fit …: …", Refused("train --set model.heads=3 -o OUT")),
     ("fewer `model.heads`, or another `model.hidden`", Refused("train --set model.hidden=6 --set model.heads=2 -o OUT")),
@@ -104,7 +111,10 @@ const ROWS: &[(&str, By)] = &[
     ("one of: …", Refused("train --set train.optimizer=quux -o OUT")),
     // gpas-train: runs and checkpoints
     ("name another directory with `-o`", Refused("train tiny.toml -o run")),
+    ("name a directory outside of it with `-o`", Refused("train --from run --set train.steps=9 -o run/OUT")),
     ("a run directory is what `gpas train -o DIR` makes", Refused("eval data")),
+    ("a run directory is what `gpas train -o DIR` makes; `RUN@STEP` and `RUN@best` name a checkpoint of one to begin with or to ask", Refused("eval run@bset")),
+    ("it has …", Refused("eval run@7")),
     ("wait for it, or stop it; the lock ends with the process that holds it", Error(|| RunError::Locked(PathBuf::new()).hint())),
     ("a run writes one every `checkpoint.every` steps and at its end", Refused("eval bare")),
     ("nothing was changed; put one back from a copy", Refused("eval hurt")),
@@ -114,7 +124,9 @@ const ROWS: &[(&str, By)] = &[
     ("`--data` names the data where it is now; `gpas eval --data …` evaluates on this all the same", Refused("train run --resume --data cut")),
     ("it computes in …: `--set train.precision=…`", Refused("train tiny.toml --backend ndarray --set train.precision=bf16 -o OUT")),
     ("make room; `gpas train RUN --resume` goes on from the last checkpoint", Error(|| TrainingError::Metrics { path: PathBuf::new(), cause: full() }.hint())),
-    ("a lower `train.lr`, a longer `train.warmup` or `train.clip = 1.0`, in a new run; the checkpoints before it are whole", Word("train tiny.toml --set train.steps=40 --set train.warmup=0 --set train.lr=1e38 --set train.max_bad_steps=5 -o OUT")),
+    ("`gpas train --from … --set train.lr=RATE -o NEW` goes back to before it, with a lower rate; a longer `train.warmup` or `train.clip = 1.0` may help too", Word("train tiny.toml --set train.steps=40 --set train.warmup=0 --set train.lr=1e38 --set train.max_bad_steps=5 -o OUT")),
+    ("a lower `train.lr`, a longer `train.warmup` or `train.clip = 1.0`, in a new run", Error(|| TrainingError::NotFinite { step: 1, count: 1, first: String::new(), back: None }.hint())),
+    ("what decides the parameters is the other run's: its sizes, its vocabulary, `model.tied_head` and the parameters of its scheme", Refused("train --from run --set train.steps=9 --scheme pre_gpas -o OUT")),
     ("one of auto, …", Refused("train tiny.toml --backend cudda -o OUT")),
     ("build with `--features …`", Error(|| Some(BackendError::NotCompiledIn(gpas_train::backend::BackendName::Cuda).hint()))),
     ("`--backend auto` takes what is present", Refused("train tiny.toml --backend flex:1 -o OUT")),
@@ -140,9 +152,9 @@ const ROWS: &[(&str, By)] = &[
     // gpas-exchange
     ("name another directory; nothing is ever replaced", Refused("export run exported")),
     ("a model is a directory as `save_pretrained` of transformers writes it", Refused("import weightless OUT")),
-    ("what is imported: LlamaForCausalLM without biases, with plain rotary positions and silu, and what `gpas export` writes", Refused("import biased OUT")),
+    ("what is imported: LlamaForCausalLM without biases, with silu and heads that rotary positions turn whole, and what `gpas export` writes", Refused("import biased OUT")),
     ("say which with `--scheme post` or `--scheme deeppost`, `_gpas` added if it has gates", Test("exchange.rs", "checkpoints_of_the_authors_are_read")),
-    ("leave `--scheme` out, or take `--scheme …`, which adds gates that start as the identity", Refused("import exported OUT --scheme post")),
+    ("leave `--scheme` out, or take `--scheme …`, which adds gates that start as the identity", Refused("import gated OUT --scheme sandwich")),
     ("leave it out: the model decides", Refused("import exported OUT --set model.layers=9")),
     ("leave it out; `gpas train` moves the gates", Refused("import exported OUT --scheme pre_gpas --set model.gate.init=0.5")),
     ("write the number of the token, a list of numbers where several end a text, or null", Refused("import unnumbered OUT")),
@@ -150,13 +162,20 @@ const ROWS: &[(&str, By)] = &[
     ("without `--fold` it is exported as an architecture of its own, for `trust_remote_code=True`", Refused("export sandwich OUT --fold")),
     ("without `--fold` it is exported as an architecture of its own, which is exact", Error(|| gpas_exchange::ExchangeError::Differs { largest: 1.0, limit: 1e-3, because: String::new() }.hint())),
     ("get the file again from where it came from; nothing was written", Refused("import torn OUT")),
+    ("computed are …", Refused("import longrope OUT")),
+    ("give `…` beside `rope_type`", Refused("train --set model.rope_scaling.rope_type=yarn -o OUT")),
+    ("leave it out, or name the `rope_type` that has it", Refused("train --set model.rope_scaling.beta_fast=3 -o OUT")),
+    ("the model's publisher says which numbers it was trained with", Refused("import unscaled OUT")),
+    ("another `rope_type` scales heads of any size", Test("import.rs", "a_scaling_that_is_not_computed_is_refused_with_its_cause")),
+    ("leave `--scheme` out to take it as `…`, which its tensors fit", Refused("import exported OUT --scheme sandwich")),
+    ("after its warm-up such a model is `pre`, or `pre_gpas` with its gates: name that", Error(|| gpas_exchange::ExchangeError::WarmsUp { path: PathBuf::new(), scheme: "prores".parse().expect("a scheme") }.hint())),
     ("the names decide the scheme unless `--scheme` does; `config.json` decides the sizes", Refused("import lacking OUT")),
     // The program
     ("build with `--features profile`, on Unix", Error(|| gpas::profile::ProfileError::NotCompiledIn.hint())),
     ("note: lines rather than the dashboard: …", Test("terminals.rs", "a_job_in_the_background_trains_and_prints_lines")),
     ("warning: the text gave … of the … ids asked for: no other pair occurs twice", Word("tokenizer train few.jsonl --vocab 9000 -o OUT")),
     ("warning: no text file holds the separator …", Word("data prepare plain.txt --separator @@@ PREPARE")),
-    ("warning: … bad records were skipped", Word("data prepare some-bad.jsonl PREPARE")),
+    ("warning: … … skipped", Word("data prepare some-bad.jsonl PREPARE")),
     ("warning: … spell out special tokens, … in all, the first `…`; they were taken as text, letter by letter; `--special-tokens` takes them as the tokens they are", Word("data prepare spelled.jsonl PREPARE")),
     // Where the report's file cannot be written.
     ("warning: no report: …", Word("train unreported --resume")),
@@ -164,6 +183,10 @@ const ROWS: &[(&str, By)] = &[
     ("warning: anybody who reaches … may use the model; there is no password", Test("hints.rs", "a_server_for_everybody_is_warned_of")),
     ("warning: …: the layers cannot be looked at: …", Word("report orphan")),
     ("note: …", Word("import foreign-end OUT")),
+    ("note: all … steps are done; `gpas train --from … --set train.steps=… -o NEW` trains as long again", Word("train run --resume")),
+    ("note: …@… has made no update, so that the moments begin at zero", Word("train --from run@0 -o OUT")),
+    ("warning: the last … steps of …@… made no update…", Test("from.rs", "a_run_that_stops_at_steps_that_are_not_finite_names_the_way_back")),
+    ("note: the data is other than that of …", Word("train --from run --data cut --set train.steps=9 -o OUT")),
     ("note: the context of … tokens is full; the model has … positions for `--context N`", Word("generate run --prompt fox --max-tokens 100")),
     ("note: the … positions that the model has are full", Word("generate narrow --prompt fox --max-tokens 100")),
     ("note: other trainers had added `…` to the names of the tensors, which was taken off", Test("exchange.rs", "what_other_trainers_add_to_names_is_taken_off_with_a_word")),
@@ -395,6 +418,7 @@ fn set_up() -> Place {
         ("parquet.json", b"PAR1\x15\0"),
         ("zip.jsonl", b"PK\x03\x04\x14\0"),
         ("white.jsonl", b"{\"text\": \" \"}\n"),
+        ("latin.txt", b"caf\xe9 au lait"),
         (
             "plain.txt",
             b"the quick brown fox jumps over lazy dogs and runs away from every small animal near a river",
@@ -463,8 +487,15 @@ fn runs(place: &Place) {
 /// Models for `import`.
 fn models(place: &Place) {
     place.does("export run exported");
+    place.does("export sandwich gated");
     with_config(place, "biased", |config| config["attention_bias"] = true.into());
     with_config(place, "unnumbered", |config| config["eos_token_id"] = "x".into());
+    with_config(place, "longrope", |config| {
+        config["rope_scaling"] = json!({"type": "longrope"})
+    });
+    with_config(place, "unscaled", |config| {
+        config["rope_scaling"] = json!({"type": "linear", "factor": 0})
+    });
     with_config(place, "foreign-end", |config| config["eos_token_id"] = json!(70_000));
     let remove = |directory: &Path, name: &str| fs::remove_file(directory.join(name)).expect("a file");
     copy(place, "exported", "weightless", |directory| {

@@ -92,8 +92,13 @@ impl Place {
     pub fn does(&self, arguments: &str) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "gpas {arguments}: {}\n{errors}", output.status);
-        String::from_utf8(output.stdout).expect("UTF-8")
+        let said = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(
+            output.status.success(),
+            "gpas {arguments}: {}\n{said}{errors}",
+            output.status
+        );
+        said
     }
 
     /// Runs a command that must be refused with exactly this cause and this hint, and leave every file as it was. In both, `…` stands for

@@ -490,6 +490,8 @@ fn fields_of_other_servers_are_ignored_with_a_word_or_refused_by_name() {
             true,
         ),
         ("tools", json!([{"type": "function"}]), false),
+        ("logit_bias", json!({"5": -100}), false),
+        ("frequency_penalty", json!(0.5), false),
         ("tool_choice", json!("auto"), false),
         ("metadata", json!({"a": "b"}), false),
         ("service_tier", json!("auto"), false),
@@ -502,8 +504,6 @@ fn fields_of_other_servers_are_ignored_with_a_word_or_refused_by_name() {
     }
     for (key, value) in [
         ("response_format", json!({"type": "json_object"})),
-        ("logit_bias", json!({"5": -100})),
-        ("frequency_penalty", json!(0.5)),
         ("suffix", json!("x")),
         ("best_of", json!(4)),
         ("messages", json!([{"role": "user", "content": "hi"}])),
@@ -737,6 +737,14 @@ fn special_tokens_of_a_prompt_are_taken_on_request_and_warned_of_otherwise() {
     assert_eq!(tokens(true.into()), 8);
     assert_eq!(tokens(false.into()), tokens(Value::Null));
     assert_eq!(server.post(&json!({"prompt": "a", "special_tokens": 1})).status, 400);
+    let answer = server.complete(&json!({"prompt": prompt, "max_tokens": 1}));
+    let warning = answer["warnings"][0].as_str().expect("a warning");
+    assert!(
+        warning.starts_with("the prompt spells out special tokens, 2 in all, the first `<|im_start|>`; "),
+        "{warning}"
+    );
+    let answer = server.complete(&json!({"prompt": prompt, "max_tokens": 1, "special_tokens": true}));
+    assert!(answer.get("warnings").is_none(), "{answer}");
 
     let (taken, warnings) = generated(&server, prompt, "--max-tokens 1 --special-tokens");
     assert_eq!((&taken["prompt_tokens"], warnings.as_str()), (&json!(8), ""));

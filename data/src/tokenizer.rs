@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::{Decoder, ModelWrapper, PaddingParams};
 
 pub use self::bytes::ByteLengths;
+use self::special::Reserved;
 pub use self::special::{SpelledOut, SpelledTokens};
 use crate::error::DataError;
 use crate::format::is_lfs_pointer;
@@ -47,6 +48,8 @@ struct Shared {
     takes_special: OnceLock<tokenizers::Tokenizer>,
     /// Finds special tokens in texts; made when it is first needed.
     special: OnceLock<Option<AhoCorasick>>,
+    /// What a text may not become part of.
+    reserved: Reserved,
     /// Whether tokens of bytes are put together to characters.
     has_byte_fallback: bool,
     path: PathBuf,
@@ -162,6 +165,7 @@ impl Tokenizer {
             has_byte_fallback: tokenizer.get_decoder().is_some_and(decode::has_byte_fallback),
             takes_special: OnceLock::new(),
             special: OnceLock::new(),
+            reserved: Reserved::of(&tokenizer),
             tokenizer,
             path: path.into(),
             bytes,
@@ -326,9 +330,17 @@ impl Tokenizer {
             }),
         };
         let encoding = tokenizer.encode_fast(text, false);
-        encoding
-            .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|error| self.refused(&error.to_string()))
+        let encoding = encoding.map_err(|error| self.refused(&error.to_string()))?;
+        let mut ids = encoding.get_ids().to_vec();
+        if special == SpelledOut::AsText {
+            self.shared.reserved.replace(&mut ids).map_err(|id| {
+                let token = self.id_to_token(id).unwrap_or_default();
+                self.refused(&format!(
+                    "its model takes the word `{token}` for the special token, and has none for what is unknown"
+                ))
+            })?;
+        }
+        Ok(ids)
     }
 
     /// The special tokens that a text spells out.
@@ -502,6 +514,41 @@ mod tests {
             assert_eq!(tokenizer.start_of_text(true), [end]);
             assert!(tokenizer.start_of_text(false).is_empty());
         }
+    }
+
+    /// Models of whole words have special tokens among their words.
+    #[test]
+    fn no_word_forges_the_end_of_a_document() {
+        let words = |kind: &str, unknown: bool| {
+            let special = |id: u32, content: &str| {
+                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                    "special": true})
+            };
+            let mut model =
+                json!({"type": kind, "vocab": {"<unk>": 0, "</s>": 1, "a": 2, "b": 3}, "unk_token": "<unk>"});
+            match kind {
+                "BPE" => {
+                    (model["merges"], model["ignore_merges"]) = (json!([]), json!(true));
+                    model["unk_token"] = if unknown { json!("<unk>") } else { json!(null) };
+                }
+                "WordPiece" => {
+                    (model["continuing_subword_prefix"], model["max_input_chars_per_word"]) = (json!("##"), json!(100));
+                }
+                _ => {}
+            }
+            load(&json!({"version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+                "decoder": null, "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model,
+                "added_tokens": [special(0, "<unk>"), special(1, "</s>")]}))
+            .unwrap()
+        };
+        for kind in ["WordLevel", "WordPiece", "BPE"] {
+            let tokenizer = words(kind, true);
+            assert_eq!(tokenizer.encode("a </s> b").unwrap(), [2, 0, 3], "{kind}");
+            let taken = tokenizer.encode_with("a </s> b", SpelledOut::AsTokens).unwrap();
+            assert_eq!(taken, [2, 1, 3], "{kind}");
+        }
+        let error = words("BPE", false).encode("a </s> b").unwrap_err().to_string();
+        assert!(error.contains("takes the word `</s>` for the special token"), "{error}");
     }
 
     #[test]

@@ -15,10 +15,9 @@ use crate::lfs::refuse_lfs_pointer;
 /// The file.
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
-/// Fields that do not travel: special tokens, which are decided and kept as ids; the largest length, which
+/// Fields that do not travel: special tokens that are decided and kept as ids (what begins a text is one only where documents begin with it); the largest length, which
 /// is the model's; what `tokenizer.json` says too; and what only holds where the file lay.
-const LEFT: [&str; 11] = [
-    "bos_token",
+const LEFT: [&str; 10] = [
     "eos_token",
     "pad_token",
     "unk_token",

@@ -94,6 +94,18 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// The error where a run directory is not made because its first checkpoint cannot be written: nothing of either stays.
+    #[must_use]
+    pub fn of_the_first(self, run: &Path) -> Self {
+        match self {
+            CheckpointError::Write { cause, .. } => CheckpointError::File {
+                path: run.to_path_buf(),
+                cause,
+            },
+            other => other,
+        }
+    }
+
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -1,6 +1,7 @@
 //! Which checkpoint of a run is meant: `RUN` is its newest, `RUN@STEP` the one after that step, `RUN@best` the best of those that are kept.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -35,8 +36,10 @@ impl ChosenCheckpoint {
             directory: path.to_path_buf(),
             choice: Choice::Newest,
         };
-        let name = path.file_name().and_then(|name| name.to_str());
-        let Some((run, which)) = name.and_then(|name| name.rsplit_once('@')) else {
+        // A name need not be UTF-8; what stands behind the `@` is.
+        let name = path.file_name().unwrap_or_default();
+        let text = name.to_string_lossy();
+        let Some((_, which)) = text.rsplit_once('@') else {
             return whole;
         };
         let choice = match which {
@@ -50,7 +53,7 @@ impl ChosenCheckpoint {
             return whole;
         }
         Self {
-            directory: path.with_file_name(run),
+            directory: path.with_file_name(without_end(name, which.len() + 1)),
             choice,
         }
     }
@@ -68,6 +71,21 @@ impl ChosenCheckpoint {
         };
         Ok((run, found))
     }
+}
+
+/// A name without so many bytes at its end, which are ASCII.
+#[cfg(unix)]
+fn without_end(name: &OsStr, bytes: usize) -> OsString {
+    use std::os::unix::ffi::OsStrExt;
+    let name = name.as_bytes();
+    OsStr::from_bytes(&name[..name.len().saturating_sub(bytes)]).to_os_string()
+}
+
+/// A name without so many bytes at its end, which are ASCII.
+#[cfg(not(unix))]
+fn without_end(name: &OsStr, bytes: usize) -> OsString {
+    let name = name.to_string_lossy();
+    name[..name.len().saturating_sub(bytes)].into()
 }
 
 impl fmt::Display for ChosenCheckpoint {

@@ -258,6 +258,11 @@ impl TrainingRun {
         self.start.lacks_moments()
     }
 
+    /// Whether its data is other than that of the run whose checkpoint it begins with, be it under the same path.
+    pub fn has_other_data(&self) -> bool {
+        self.start.has_other_data()
+    }
+
     /// Steps done before it goes on; none of a new run.
     pub fn resumed_at(&self) -> Option<u64> {
         self.start.resumed_at()

@@ -176,8 +176,10 @@ pub struct Imported {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parent {
     /// Directory of the other run, as it was given.
+    #[serde(serialize_with = "as_text")]
     pub run: PathBuf,
     /// The same, absolute and without links.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Steps done in it.
     pub step: u64,
@@ -185,6 +187,8 @@ pub struct Parent {
     pub commit: String,
     /// SHA-256 of the checkpoint's file of weights, as its manifest has it.
     pub weights_sha256: String,
+    /// SHA-256 of the manifest of the other run's data; empty for an imported one that has seen none.
+    pub data_sha256: String,
     /// Recipe keys that changed: what they were and what they became.
     pub changes: BTreeMap<String, [toml::Value; 2]>,
 }
@@ -246,6 +250,8 @@ pub enum RunError {
     Exists(PathBuf),
     #[error("{0} is not a run directory: it has no recipe.toml")]
     NotARun(PathBuf),
+    #[error("{out} lies in {run}, which is only read")]
+    Inside { out: PathBuf, run: PathBuf },
     #[error("{0} is in use by another process")]
     Locked(PathBuf),
     #[error("{path}: {cause}")]
@@ -265,6 +271,7 @@ impl RunError {
     pub fn hint(&self) -> Option<String> {
         match self {
             RunError::Exists(_) => Some("name another directory with `-o`".into()),
+            RunError::Inside { .. } => Some("name a directory outside of it with `-o`".into()),
             RunError::NotARun(path) if path.to_string_lossy().contains('@') => Some(
                 "a run directory is what `gpas train -o DIR` makes; `RUN@STEP` and `RUN@best` name a checkpoint of one to begin with or to ask"
                     .into(),

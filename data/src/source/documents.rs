@@ -190,8 +190,12 @@ impl CurrentSource {
 
     /// Begins to read a file.
     fn open(&mut self, file: OpenFile) {
-        if file.is_settings {
+        if let Some(fault) = file.settings {
             LeftOut::add(&mut self.left_out, LeftOutReason::Settings, &file.name);
+            // Where there is nothing else, it may be documents whose text has another name.
+            self.bad += 1;
+            self.first_bad
+                .get_or_insert((format!("{}:1: {fault}", file.name), fault));
             return;
         }
         self.documents_before = self.documents;

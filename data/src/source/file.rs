@@ -24,8 +24,8 @@ use crate::format::{Compression, Format, is_lfs_pointer};
 pub(super) struct OpenFile {
     pub(super) name: Arc<str>,
     pub(super) tally: Tally,
-    /// Whether a file that was only found, and not named, is one JSON object of another kind: something's settings.
-    pub(super) is_settings: bool,
+    /// What its record lacks if a file that was only found, and not named, is one JSON object of another kind: something's settings.
+    pub(super) settings: Option<RecordFault>,
     records: Box<dyn Records>,
     ahead: VecDeque<Record>,
 }
@@ -52,7 +52,7 @@ impl OpenFile {
         let mut this = Self {
             name,
             tally,
-            is_settings: false,
+            settings: None,
             records,
             ahead: VecDeque::new(),
         };
@@ -68,16 +68,14 @@ impl OpenFile {
             let Some(record) = self.records.next()? else { break };
             self.ahead.push_back(record);
         }
-        let other = |record: &Record| {
-            let Content::Bad { fault, .. } = &record.content else {
-                return false;
-            };
-            matches!(
-                fault,
-                RecordFault::FieldMissing { .. } | RecordFault::NotAString { .. } | RecordFault::Null
-            )
+        let [record] = self.ahead.make_contiguous() else {
+            return Ok(());
         };
-        self.is_settings = self.ahead.len() == 1 && other(&self.ahead[0]);
+        if let Content::Bad { fault, .. } = &record.content
+            && let RecordFault::FieldMissing { .. } | RecordFault::NotAString { .. } | RecordFault::Null = fault
+        {
+            self.settings = Some(fault.clone());
+        }
         Ok(())
     }
 

@@ -174,8 +174,11 @@ enum Identity {
 
 fn identity(path: &Path) -> Identity {
     #[cfg(unix)]
-    if let Ok(metadata) = path.metadata() {
+    if let Ok(metadata) = path.metadata()
+        && std::os::unix::fs::MetadataExt::ino(&metadata) != 0
+    {
         use std::os::unix::fs::MetadataExt;
+        // File systems without inodes say 0 of every file.
         return Identity::Inode(metadata.dev(), metadata.ino());
     }
     Identity::Path(path.canonicalize().unwrap_or_else(|_| path.into()))

@@ -412,6 +412,26 @@ fn a_file_is_read_once_by_whatever_paths_it_is_named() {
     assert_eq!((records[0].files, records[1].files, records[2].documents), (2, 0, 0));
 }
 
+/// Each looks like settings, and together they are documents whose text has another name.
+#[test]
+fn a_folder_of_documents_in_files_of_their_own_is_told_the_field() {
+    let place = tempfile::tempdir().unwrap();
+    for name in ["a.json", "b.json"] {
+        fs::write(place.path().join(name), "{\"content\": \"words\"}").unwrap();
+    }
+    let error = read(place.path().to_str().unwrap(), ReadOptions::default())
+        .0
+        .unwrap_err();
+    assert!(
+        error.to_string().ends_with("a.json:1: field `text` is missing"),
+        "{error}"
+    );
+    assert_eq!(
+        error.hint().unwrap(),
+        "name the text field with --field; seen: `content`"
+    );
+}
+
 #[test]
 fn what_is_not_text_is_left_out_by_reason() {
     let place = tempfile::tempdir().unwrap();

@@ -95,6 +95,7 @@ fn read_tokenizer_config(directory: &Path, manifest: &Manifest) -> Result<Option
         return Ok(None);
     };
     let path = directory.join(TOKENIZER_CONFIG);
+    refuse_lfs_pointer(&path)?;
     let bytes = fs::read(&path).map_err(DataError::io_of_listed(&path))?;
     if format!("{:x}", Sha256::digest(&bytes)) != *expected {
         let cause = "its bytes are not those that were prepared (sha256)".into();

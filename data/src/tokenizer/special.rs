@@ -1,9 +1,13 @@
 //! Special tokens that a text spells out, such as `<|im_start|>` in a conversation: counted, and taken as tokens on request.
 
+use std::collections::HashSet;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde::{Deserialize, Serialize};
 use tokenizers::ModelWrapper;
 use tokenizers::models::unigram::Unigram;
+
+use super::decode::fallback_byte;
 
 /// What a special token is that a text spells out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +83,49 @@ pub(super) fn hide_from_unigram(tokenizer: &mut tokenizers::Tokenizer, bytes: &[
     let hidden = Unigram::from(pieces.collect(), file.model.unk_id, model.byte_fallback());
     tokenizer.with_model(hidden.map_err(|error| error.to_string())?);
     Ok(())
+}
+
+/// The special tokens that no text may become as text. Models of whole words have a special token as a word of their own where white space
+/// stands around it.
+pub(super) struct Reserved {
+    ids: HashSet<u32>,
+    /// The token for what the vocabulary lacks, which any text may become.
+    unknown: Option<u32>,
+}
+
+impl Reserved {
+    pub(super) fn of(tokenizer: &tokenizers::Tokenizer) -> Self {
+        let unknown = match tokenizer.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref(),
+            ModelWrapper::WordLevel(model) => Some(model.unk_token.as_str()),
+            ModelWrapper::WordPiece(model) => Some(model.unk_token.as_str()),
+            // Its special tokens are out of its reach.
+            ModelWrapper::Unigram(_) => {
+                return Self {
+                    ids: HashSet::new(),
+                    unknown: None,
+                };
+            }
+        };
+        let unknown = unknown.and_then(|token| tokenizer.token_to_id(token));
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added
+            .iter()
+            .filter(|(_, token)| token.special && fallback_byte(&token.content).is_none());
+        let ids = special.map(|(id, _)| *id).filter(|id| Some(*id) != unknown);
+        Self {
+            ids: ids.collect(),
+            unknown,
+        }
+    }
+
+    /// Puts the unknown token in their place; the first of them where there is none.
+    pub(super) fn replace(&self, ids: &mut [u32]) -> Result<(), u32> {
+        for id in ids.iter_mut().filter(|id| self.ids.contains(id)) {
+            *id = self.unknown.ok_or(*id)?;
+        }
+        Ok(())
+    }
 }
 
 /// Finds the special tokens of a vocabulary in texts.

@@ -289,7 +289,7 @@ impl Import {
         if let Err(error) = written {
             // A run without its checkpoint is of no use. Removing it is safe: it has only just been made.
             let _ = std::fs::remove_dir_all(out);
-            return Err(error.into());
+            return Err(error.of_the_first(out).into());
         }
         Ok(run)
     }

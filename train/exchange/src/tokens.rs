@@ -193,17 +193,19 @@ fn read_json(path: &Path) -> Result<Option<Value>, ExchangeError> {
 
 /// `tokenizer_config.json`, with what lay beside the tokenizer where it came from.
 pub(super) fn tokenizer_config(tokenizer: &Tokenizer, special: &SpecialTokens, positions: usize) -> Value {
-    // Special tokens are spelled out where tokens are decoded.
-    let spelled = |id: u32| {
-        let text = tokenizer.decode(&[id]).ok();
-        text.filter(|text| tokenizer.token_to_id(text) == Some(id))
-    };
+    let spelled = |id: u32| tokenizer.id_to_token(id);
     let mut config = Map::from_iter([("clean_up_tokenization_spaces".into(), false.into())]);
     config.extend(
         tokenizer
             .config()
             .map_or_else(Map::new, |config| config.fields().clone()),
     );
+    // A token that the tokenizer lacks would be added to it, and be none of the model's.
+    let is_known = |token: &Value| {
+        let text = token.as_str().or(token["content"].as_str());
+        text.is_some_and(|text| tokenizer.token_to_id(text).is_some())
+    };
+    config.retain(|key, value| key != "bos_token" || is_known(value));
     config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     config.insert("model_max_length".into(), positions.into());
     for (key, id) in [

@@ -201,38 +201,46 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// Draws until the end. A terminal that has gone ends it too; the run goes on.
 fn show(
-    mut terminal: Terminal<CrosstermBackend<Stdout>>,
+    terminal: Terminal<CrosstermBackend<Stdout>>,
     state: &Mutex<State>,
     closing: &AtomicBool,
     stop: &StopRequest,
     jobs: &Jobs,
 ) {
+    if draw_until(terminal, state, closing, stop, jobs).is_err() {
+        // A terminal that fails is given back, and lines go on.
+        lock(state).is_hidden = true;
+        restore();
+    }
+}
+
+/// Draws and listens until the run closes the screen.
+fn draw_until(
+    mut terminal: Terminal<CrosstermBackend<Stdout>>,
+    state: &Mutex<State>,
+    closing: &AtomicBool,
+    stop: &StopRequest,
+    jobs: &Jobs,
+) -> io::Result<()> {
     while !closing.load(Ordering::Relaxed) {
-        match follow(&mut terminal, state, jobs) {
-            Ok(true) => {}
-            Ok(false) => {
-                std::thread::sleep(PERIOD);
-                continue;
-            }
-            Err(_) => return,
+        if !follow(&mut terminal, state, jobs)? {
+            std::thread::sleep(PERIOD);
+            continue;
         }
         {
             let mut state = lock(state);
             state.stopping = stop.requested().is_some();
             let changed = std::mem::take(&mut state.changed);
-            if changed && terminal.draw(|frame| state.draw(frame)).is_err() {
-                return;
+            if changed {
+                terminal.draw(|frame| state.draw(frame))?;
             }
         }
-        match event::poll(PERIOD) {
-            Ok(false) => {}
-            Ok(true) => match event::read() {
-                Ok(event) => lock(state).handle(&event, stop, jobs),
-                Err(_) => return,
-            },
-            Err(_) => return,
+        if event::poll(PERIOD)? {
+            let event = event::read()?;
+            lock(state).handle(&event, stop, jobs);
         }
     }
+    Ok(())
 }
 
 /// Does what the shell asks: stops, and goes on with or without the terminal. Whether there is one to draw on.

@@ -11,7 +11,7 @@
 //! it is killed. The other run is only read.
 
 use std::collections::btree_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gpas_data::{PreparedData, Tokenizer};
 use gpas_model::LlamaConfig;
@@ -20,7 +20,7 @@ use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use crate::backend::Selected;
 use crate::checkpoint::{Checkpoint, CheckpointError, Found, Keep, RunState, Snapshot};
 use crate::recipe::{Recipe, RecipeError};
-use crate::run::{Parent, RunDirectory, RunError, RunInfo, RunLock};
+use crate::run::{Parent, RunDirectory, RunError, RunInfo, RunLock, data_sha256};
 use crate::training::TrainingError;
 
 /// A run that will begin with a checkpoint of another; nothing has been written yet.
@@ -28,6 +28,8 @@ pub(super) struct Inheritance {
     pub out: PathBuf,
     pub parent: Parent,
     pub passed_over: Vec<CheckpointError>,
+    /// Whether the data is other than that of the other run, be it under the same path.
+    pub has_other_data: bool,
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     /// The facts of the other run that are those of its weights.
@@ -62,12 +64,17 @@ impl Inheritance {
             });
         }
         let path = run.path();
+        if lies_in(&out, path) {
+            let run = path.to_path_buf();
+            return Err(RunError::Inside { out, run }.into());
+        }
         let parent = Parent {
             run: path.to_path_buf(),
             path: path.canonicalize().unwrap_or_else(|_| path.to_path_buf()),
             step: begin,
             commit: info.commit.clone(),
             weights_sha256: checkpoint.weights_sha256.clone(),
+            data_sha256: info.data_sha256.clone(),
             changes: checkpoint.state.recipe.changes(recipe),
         };
         let config = recipe.llama(data.tokenizer().vocab_size())?;
@@ -81,6 +88,7 @@ impl Inheritance {
             other => CheckpointError::from(other).into(),
         })?;
         Ok(Self {
+            has_other_data: !parent.data_sha256.is_empty() && parent.data_sha256 != data_sha256(data)?,
             out,
             parent,
             passed_over,
@@ -128,12 +136,23 @@ impl Inheritance {
         let moments = moments_of_the_trained(checkpoint.moments()?, config);
         let snapshot = Snapshot::from_checkpoint(checkpoint.weights(config)?, moments, state);
         let fill = |run: &RunDirectory| -> Result<(), TrainingError> {
-            snapshot.write(&run.checkpoints_path(), Keep::of(recipe))?;
+            let written = snapshot.write(&run.checkpoints_path(), Keep::of(recipe));
+            written.map_err(|error| error.of_the_first(&out))?;
             Ok(())
         };
         let (run, lock) = RunDirectory::create_with(&out, recipe, &info, &tokenizer, fill)?;
         let first = run.checkpoints_path().join(format!("step-{}", checkpoint.state.step));
         Ok((run, lock, Checkpoint::open(&first)?))
+    }
+}
+
+/// Whether a path that need not be there yet lies in a directory, whatever links lead to both.
+fn lies_in(path: &Path, directory: &Path) -> bool {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let existing = absolute.ancestors().find_map(|path| path.canonicalize().ok());
+    match (existing, directory.canonicalize()) {
+        (Some(existing), Ok(directory)) => existing.starts_with(directory),
+        _ => false,
     }
 }
 

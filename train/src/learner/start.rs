@@ -143,6 +143,11 @@ impl Start {
         matches!(self, Start::From(inheritance) if !inheritance.has_moments())
     }
 
+    /// Whether the data is other than that of the run whose checkpoint it begins with.
+    pub fn has_other_data(&self) -> bool {
+        matches!(self, Start::From(inheritance) if inheritance.has_other_data)
+    }
+
     /// Steps done where it goes on; none of a new run.
     pub fn resumed_at(&self) -> Option<u64> {
         match self {

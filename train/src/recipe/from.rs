@@ -22,7 +22,7 @@ pub struct Beginning {
 ///
 /// `train.steps` and `train.tokens` are totals, what was done before `beginning` included. The schedule begins at that step and ends with the
 /// run; its warm-up is as large a part of it as the parent's was of the parent's, unless `train.warmup` is given. With `keep_schedule`, the rate
-/// of a step is what the parent's recipe says of it, as though the run had not been cut.
+/// of a step is what the parent's recipe with the new total says of it, as though the run had never been cut.
 ///
 /// # Errors
 /// If no steps are left to do, or anything is wrong with the options.
@@ -139,6 +139,22 @@ mod tests {
         let beginning = Beginning { step: 200, tokens: 0 };
         let grandchild = resolve_from(&child, beginning, &options(&[]), true).unwrap();
         assert_eq!(schedule(&grandchild), (100, 20, 300));
+    }
+
+    #[test]
+    fn a_scaling_of_rotary_positions_takes_the_place_of_another_whole() {
+        let scaled = Recipe::preset("nano")
+            .with("train.steps", 300)
+            .with("model.rope_scaling.rope_type", "linear")
+            .with("model.rope_scaling.factor", 2.0)
+            .resolve()
+            .unwrap();
+        let beginning = Beginning { step: 300, tokens: 0 };
+        let plain = options(&["model.rope_scaling.rope_type=default", "train.steps=600"]);
+        let plain = resolve_from(&scaled, beginning, &plain, true).unwrap();
+        assert_eq!(plain.model.rope_scaling, parent().model.rope_scaling);
+        let kept = resolve_from(&scaled, beginning, &options(&["train.steps=600"]), true).unwrap();
+        assert_eq!(kept.model.rope_scaling, scaled.model.rope_scaling);
     }
 
     #[test]

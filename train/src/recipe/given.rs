@@ -52,6 +52,10 @@ impl Given {
                 self.entries.remove(size.name);
             }
         }
+        // A kind of scaling has fields of its own, so those of another go with it.
+        if has("model.rope_scaling.rope_type") {
+            self.entries.retain(|key, _| !key.starts_with("model.rope_scaling."));
+        }
         for (key, value) in values {
             let origin = origin.into();
             self.entries.insert(key, Entry { value, origin });

@@ -37,7 +37,8 @@ use gpas_train::training::{End, Outcome, TrainingError};
 
 --resume computes what the run would have computed without the stop, and refuses what would change that. --from begins a new run: any key may
 change that leaves the parameters what they are. Its steps are counted on from those of the checkpoint, so that `train.steps` is the total,
-and its learning rate follows a schedule of its own over the steps that are left, or with --keep-schedule that of the other run's recipe.
+and its learning rate follows a schedule of its own over the steps that are left, or with --keep-schedule
+that of the other run's recipe with its new total of steps: a rate that depends on the total is another from here on.
 
 Ctrl-C and SIGTERM finish the step, write a checkpoint and leave with 130 or 143; `--resume` goes on from there.")]
 pub struct TrainArgs {
@@ -179,6 +180,7 @@ fn inherit(
         step,
         tokens,
         bad_steps,
+        best,
         ..
     } = found.checkpoint.state;
     let recipe = resolve_from(&run.recipe()?, Beginning { step, tokens }, options, keep_schedule)?;
@@ -195,8 +197,13 @@ fn inherit(
     if inheriting.lacks_moments() {
         eprintln!("note: {run}@{step} has made no update, so that the moments begin at zero");
     }
+    if inheriting.has_other_data() {
+        eprintln!("note: the data is other than that of {run}");
+    }
     if bad_steps > 0 {
-        eprintln!("warning: the last {bad_steps} steps of {run}@{step} made no update; {run}@best is from before that");
+        let before = best.filter(|best| best.step <= step.saturating_sub(bad_steps));
+        let before = before.map_or_else(String::new, |best| format!("; {run}@{} is from before that", best.step));
+        eprintln!("warning: the last {bad_steps} steps of {run}@{step} made no update{before}");
     }
     Ok((inheriting, selected))
 }

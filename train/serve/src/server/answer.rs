@@ -1,9 +1,10 @@
 //! From what happens to the texts of a job to the answer that its client gets: all at once, or piece by piece as server-sent events.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::response::Sse;
-use axum::response::sse::Event;
+use axum::response::sse::{Event, KeepAlive};
 use futures_util::stream::{self, Stream, StreamExt};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -12,6 +13,9 @@ use super::completions::{Choice, ChoiceBuilder, Completion};
 use super::refusal::Refusal;
 use super::served::{ServedModel, seconds_since_1970};
 use super::worker::JobEvent;
+
+/// Time between two comments in a stream that has nothing else to say.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// An answer on its way: its job has been handed to the model. The job ends when this is dropped, as it is when the client leaves.
 pub struct Answer {
@@ -85,6 +89,8 @@ impl Answer {
                 .flat_map(stream::iter)
                 .map(|data| Ok(Event::default().data(data))),
         )
+        // Comments, which clients pass over, tell whether one has left before its first token.
+        .keep_alive(KeepAlive::new().interval(SIGN_OF_LIFE))
     }
 
     /// The next piece of any choice; none after the last.

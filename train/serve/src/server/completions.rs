@@ -432,9 +432,6 @@ mod tests {
     fn what_is_not_supported_is_named() {
         for (key, value) in [
             ("suffix", json!("x")),
-            ("presence_penalty", json!(0.5)),
-            ("frequency_penalty", json!(-0.5)),
-            ("logit_bias", json!({"5": 1})),
             ("best_of", json!(3)),
             ("stop", json!(vec!["x"; 17])),
             ("stop", json!("x".repeat(1025))),

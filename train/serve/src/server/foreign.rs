@@ -1,19 +1,18 @@
-//! Fields of a request that other servers know and this one does not. One that would change the answer is refused by its name, unless its
-//! value asks for nothing; every other is ignored, and the answer says so under `warnings`.
+//! Fields of a request that other servers know and this one does not. One without which the answer would be another thing than was asked for
+//! is refused by its name, unless its value asks for nothing; every other is ignored, and the answer says so under `warnings`.
 
 use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
 
-/// Fields that would change the answer, each with the values, as JSON, that ask for nothing. So does null.
-const REFUSED: [(&str, &[&str]); 27] = [
+/// Fields without which an answer would be another thing than was asked for, each with the values, as JSON, that ask for nothing. So does
+/// null.
+const REFUSED: [(&str, &[&str]); 11] = [
     // The end of the text that is to be filled in, which takes a model trained for it.
     ("suffix", &["\"\""]),
-    ("presence_penalty", &["0"]),
-    ("frequency_penalty", &["0"]),
-    ("logit_bias", &["{}", "[]"]),
     // A conversation is a text by the model's chat template, which the server does not apply.
     ("messages", &[]),
+    ("num_return_sequences", &["1"]),
     // The text must have a form.
     ("response_format", &["{\"type\":\"text\"}"]),
     ("json_schema", &["{}"]),
@@ -23,23 +22,26 @@ const REFUSED: [(&str, &[&str]); 27] = [
     ("guided_choice", &[]),
     ("guided_grammar", &[]),
     ("structured_outputs", &["{}"]),
-    // The text ends elsewhere.
+];
+
+/// Fields that shade how tokens are drawn or what is shown, each with the values that ask for nothing, of which nothing is said.
+const SHADING: [(&str, &[&str]); 16] = [
+    ("presence_penalty", &["0"]),
+    ("frequency_penalty", &["0"]),
+    ("logit_bias", &["{}", "[]"]),
     ("ignore_eos", &["false"]),
     ("min_tokens", &["0"]),
     ("stop_token_ids", &["[]"]),
     ("bad_words", &["[]"]),
     ("skip_special_tokens", &["true"]),
-    // Tokens are drawn otherwise.
     ("do_sample", &["true"]),
     ("use_beam_search", &["false"]),
     ("num_beams", &["1"]),
     ("typical_p", &["1"]),
     ("mirostat", &["0"]),
     ("tfs_z", &["1"]),
-    // The prompt is another, or is scored in another form.
     ("truncate_prompt_tokens", &[]),
     ("prompt_logprobs", &[]),
-    ("num_return_sequences", &["1"]),
 ];
 
 /// Fields that are named one by one when they are ignored.
@@ -50,18 +52,21 @@ const LONGEST_NAME: usize = 64;
 /// What of these fields is ignored, in words.
 ///
 /// # Errors
-/// If one of them would change the answer.
+/// If an answer without one of them would be another thing than was asked for.
 pub(super) fn check(fields: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
     let mut ignored = Vec::new();
     for (name, value) in fields {
         if value.is_null() {
             continue;
         }
-        match REFUSED.iter().find(|(refused, _)| refused == name) {
-            None => ignored.push(name),
-            Some((_, neutral)) if neutral.iter().any(|text| is_value(value, text)) => {}
-            Some((refused, _)) => return Err(Refusal::about(refused, format!("`{refused}` is not supported"))),
+        let known = REFUSED.iter().chain(&SHADING).find(|(known, _)| known == name);
+        if known.is_some_and(|(_, neutral)| neutral.iter().any(|text| is_value(value, text))) {
+            continue;
         }
+        if let Some((refused, _)) = REFUSED.iter().find(|(refused, _)| refused == name) {
+            return Err(Refusal::about(refused, format!("`{refused}` is not supported")));
+        }
+        ignored.push(name);
     }
     let said = |name: &&String| {
         let name: String = name.chars().take(LONGEST_NAME).collect();
@@ -92,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_the_answer_is_refused_unless_it_asks_for_nothing() {
+    fn what_asks_for_nothing_is_taken_and_the_rest_is_refused_or_ignored_with_a_word() {
         for (name, neutral) in REFUSED {
             let error = checked(json!({ name: "something" })).unwrap_err();
             assert_eq!(
@@ -105,17 +110,25 @@ mod tests {
             }
             assert_eq!(checked(json!({ name: null })).unwrap(), [""; 0]);
         }
+        for (name, neutral) in SHADING {
+            let warnings = checked(json!({ name: "something" })).unwrap();
+            assert_eq!(warnings, [format!("`{name}` is not known here and was ignored")]);
+            for text in neutral {
+                let value: Value = serde_json::from_str(text).unwrap();
+                assert_eq!(checked(json!({ name: value })).unwrap(), [""; 0], "{name}: {text}");
+            }
+        }
         assert_eq!(
             checked(json!({"presence_penalty": 0.0, "typical_p": 1.0})).unwrap(),
             [""; 0]
         );
-        assert!(checked(json!({"presence_penalty": 0.1})).is_err());
+        assert_eq!(checked(json!({"presence_penalty": 0.1})).unwrap().len(), 1);
     }
 
     #[test]
-    fn the_readme_names_every_field_that_is_refused() {
+    fn the_readme_names_every_field() {
         let readme = include_str!("../../README.md");
-        for (name, _) in REFUSED {
+        for (name, _) in REFUSED.iter().chain(&SHADING) {
             assert!(readme.contains(&format!("`{name}`")), "{name}");
         }
     }

@@ -15,6 +15,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::stream;
+use gpas_data::SpelledOut;
+use gpas_data::tokenizer::SpelledTokens;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
@@ -167,11 +169,15 @@ async fn read_body(limits: Limits, mut body: Body) -> Result<Vec<u8>, Refusal> {
 
 /// A body as a completion and the tokens of its prompts, which the model has.
 fn parse(model: &ServedModel, body: &[u8]) -> Result<(Completion, Vec<Vec<u32>>), Refusal> {
-    let completion = Completion::parse(body, rand::random())?;
+    let mut completion = Completion::parse(body, rand::random())?;
+    let mut spelled = SpelledTokens::default();
     let prompts = completion.prompts.iter().map(|prompt| {
         let ids = match prompt {
             PromptInput::Ids(ids) => ids.clone(),
             PromptInput::Text(text) => {
+                if completion.special_tokens == SpelledOut::AsText {
+                    spelled.add(model.tokenizer.spelled_special_tokens(text));
+                }
                 let ids = encode(&model.tokenizer, text, completion.special_tokens);
                 ids.map_err(|error| Refusal::about("prompt", error.to_string()))?
             }
@@ -180,6 +186,13 @@ fn parse(model: &ServedModel, body: &[u8]) -> Result<(Completion, Vec<Vec<u32>>)
         Ok(ids)
     });
     let prompts: Vec<Vec<u32>> = prompts.collect::<Result<_, Refusal>>()?;
+    if let Some(first) = spelled.first {
+        let count = spelled.count;
+        completion.warnings.push(format!(
+            "the prompt spells out special tokens, {count} in all, the first `{first}`; they were taken as text; with \"special_tokens\": true \
+             they are the tokens they are"
+        ));
+    }
     Ok((completion, prompts))
 }
 
