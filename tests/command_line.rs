@@ -3,6 +3,7 @@
 mod place;
 
 use std::fs;
+use std::process::Stdio;
 
 use gpas_model::Scheme;
 use gpas_train::backend::BackendName;
@@ -344,6 +345,24 @@ fn a_selfcheck_passes_with_figures() {
         assert!(figure("measured") <= figure("allowed"), "{check}");
     }
     assert!(report["speed"]["tokens_per_s"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn a_reader_of_errors_who_has_gone_ends_nothing() {
+    let place = Place::prepared();
+    for (line, code) in [
+        ("train --set x=1", 1),
+        (
+            "train tiny.toml --set train.steps=40 --set train.warmup=0 --set train.lr=1e38 --set train.max_bad_steps=5 -o run",
+            1,
+        ),
+    ] {
+        let mut command = place.command(line);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{line}");
+    }
+    assert!(place.path("run/report.html").is_file());
 }
 
 #[test]

@@ -300,7 +300,7 @@ fn what_does_not_fit_is_refused_by_name() {
     place.refuses(
         &format!("train --from run {more} --data other -o new"),
         "the data in {place}/other was prepared with another tokenizer than the run's",
-        "prepare it with `--tokenizer run/tokenizer.json`",
+        "`--data DIR` names data that was prepared with `--tokenizer run/tokenizer.json`",
     );
     place.refuses(
         "train --from run -o new",

@@ -1,7 +1,7 @@
 //! Every hint, warning and note that the program can print, and what provokes it.
 //!
 //! [`ROWS`] is that list. One test reads the sources and compares the list with every text that stands in a function `hint` (or `…_hint`, or
-//! `suggestion`), and with every `eprintln!` that begins with `warning: ` or `note: `: a hint without a row fails it, and so does a row
+//! `suggestion`), and with every `complain!` that begins with `warning: ` or `note: `: a hint without a row fails it, and so does a row
 //! without a hint. The other tests provoke them. `…` stands for whatever the program puts in.
 
 mod place;
@@ -120,7 +120,7 @@ const ROWS: &[(&str, By)] = &[
     ("nothing was changed; put one back from a copy", Refused("eval hurt")),
     ("make room; the checkpoint before this one is whole, and `gpas train RUN --resume` goes on from it", Error(|| CheckpointError::Write { path: PathBuf::new(), cause: full() }.hint())),
     ("`--set model.vocab=…` is enough; without it, the tokenizer decides", Refused("train tiny.toml --set model.vocab=10 -o OUT")),
-    ("prepare it with `--tokenizer …`", Refused("eval run --data other")),
+    ("`--data DIR` names data that was prepared with `--tokenizer …`", Refused("eval run --data other")),
     ("`--data` names the data where it is now; `gpas eval --data …` evaluates on this all the same", Refused("train run --resume --data cut")),
     ("it computes in …: `--set train.precision=…`", Refused("train tiny.toml --backend ndarray --set train.precision=bf16 -o OUT")),
     ("make room; `gpas train RUN --resume` goes on from the last checkpoint", Error(|| TrainingError::Metrics { path: PathBuf::new(), cause: full() }.hint())),
@@ -287,7 +287,7 @@ impl<'a> Visit<'a> for Finder {
     }
 
     fn visit_macro(&mut self, called: &'a syn::Macro) {
-        if called.path.is_ident("eprintln") {
+        if called.path.is_ident("complain") {
             let mut texts = Vec::new();
             texts_in(called.tokens.clone(), &mut texts);
             let said = texts

@@ -71,7 +71,8 @@ impl Place {
         self.command(arguments).output().expect("the binary starts")
     }
 
-    fn command(&self, arguments: &str) -> Command {
+    /// A command with these arguments, in the directory.
+    pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gpas"));
         command.args(arguments.split_whitespace()).current_dir(self.root());
         command

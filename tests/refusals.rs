@@ -292,7 +292,7 @@ fn a_tokenizer_that_is_not_the_datas_is_refused() {
     place.refuses(
         "eval run --data other",
         "the data in other was prepared with another tokenizer than the run's",
-        "prepare it with `--tokenizer run/tokenizer.json`",
+        "`--data DIR` names data that was prepared with `--tokenizer run/tokenizer.json`",
     );
     place.damaged("tokenizer.json", Some(place.read("other.json").as_bytes()));
     let error =

@@ -124,7 +124,10 @@ impl TrainingError {
                 "`--set model.vocab={}` is enough; without it, the tokenizer decides",
                 u64::from(*largest) + 1
             )),
-            TrainingError::Tokenizer { run, .. } => Some(format!("prepare it with `--tokenizer {}`", run.display())),
+            TrainingError::Tokenizer { run, .. } => Some(format!(
+                "`--data DIR` names data that was prepared with `--tokenizer {}`",
+                run.display()
+            )),
             TrainingError::DataChanged(path) => Some(format!(
                 "`--data` names the data where it is now; `gpas eval --data {}` evaluates on this all the same",
                 path.display()

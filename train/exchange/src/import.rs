@@ -26,7 +26,7 @@ use crate::files::{Described, WeightFiles};
 use crate::tokens::{self, FoundTokens, generation_settings};
 use gpas_train::checkpoint::{Keep, RunState, Snapshot};
 use gpas_train::recipe::{Recipe, RecipeError, RecipeOptions, flatten, resolve};
-use gpas_train::run::{Imported, RunDirectory, RunInfo};
+use gpas_train::run::{Imported, RunDirectory, RunError, RunInfo};
 
 /// A model that has been found to be one of ours; its weights have not been read yet.
 pub struct Import {
@@ -281,7 +281,11 @@ impl Import {
     /// If a file cannot be read, or the directory exists or cannot be written.
     pub fn write(&self, out: &Path, info: &RunInfo, tokenizer: &Tokenizer) -> Result<RunDirectory, ExchangeError> {
         let weights = self.weights()?;
-        let (run, lock) = RunDirectory::create(out, &self.recipe, info, tokenizer)?;
+        let made = RunDirectory::create(out, &self.recipe, info, tokenizer);
+        let (run, lock) = made.map_err(|error| match error {
+            RunError::Exists(path) => ExchangeError::Exists(path),
+            other => other.into(),
+        })?;
         let state = RunState::new(self.recipe.clone());
         let keep = Keep::of(&self.recipe);
         let written = Snapshot::initial(weights, state).write(&run.checkpoints_path(), keep);

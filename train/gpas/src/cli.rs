@@ -75,9 +75,9 @@ pub fn main() -> ExitCode {
         // The reader of our output has closed it, as `head` does; that is no failure.
         Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            complain!("error: {failure}");
             if let Some(hint) = failure.hint() {
-                eprintln!("hint: {hint}");
+                complain!("hint: {hint}");
             }
             ExitCode::FAILURE
         }

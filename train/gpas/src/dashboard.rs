@@ -50,7 +50,7 @@ impl DisplayArgs {
             Ok(()) => self.dashboard.unwrap_or_default(),
             Err(why) => {
                 if asked.is_some() {
-                    eprintln!("note: lines rather than the dashboard: {why}");
+                    complain!("note: lines rather than the dashboard: {why}");
                 }
                 Dashboard::Plain
             }
@@ -114,7 +114,7 @@ impl Observer for Notices {
             let line = format!("step {:>6}  {}", notice.step, notice.message);
             match &mut self.kept {
                 Some(kept) => kept.push(line),
-                None => eprintln!("{line}"),
+                None => complain!("{line}"),
             }
         }
         Ok(())
@@ -124,7 +124,7 @@ impl Observer for Notices {
 impl Drop for Notices {
     fn drop(&mut self) {
         for line in self.kept.take().unwrap_or_default() {
-            eprintln!("{line}");
+            complain!("{line}");
         }
     }
 }

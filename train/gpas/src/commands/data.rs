@@ -198,7 +198,7 @@ pub(crate) fn report_sources(sources: &[&SourceRecord], separator: &Separator) -
         writeln!(io::stdout(), "{:10}  {left}{remark}", "left out")?;
     }
     match (separator, sum(|source| source.separators)) {
-        (Separator::Text(text), 0) => eprintln!("warning: no text file holds the separator {text:?}"),
+        (Separator::Text(text), 0) => complain!("warning: no text file holds the separator {text:?}"),
         (Separator::Text(text), count) => {
             writeln!(
                 io::stdout(),
@@ -223,19 +223,19 @@ pub(crate) fn report_skipped(skipped: &Skipped) {
         return;
     }
     let were = if skipped.bad == 1 { "was" } else { "were" };
-    eprintln!("warning: {} {were} skipped", counted(skipped.bad, "bad record"));
+    complain!("warning: {} {were} skipped", counted(skipped.bad, "bad record"));
     for record in &skipped.first {
-        eprintln!("  {record}");
+        complain!("  {record}");
     }
     if skipped.bad > skipped.first.len() as u64 {
-        eprintln!("  …");
+        complain!("  …");
     }
 }
 
 /// Says on standard error that texts spell out special tokens, which were taken as text.
 pub(crate) fn report_spelled(what: &str, spelled: &SpelledTokens) {
     if let Some(first) = &spelled.first {
-        eprintln!(
+        complain!(
             "warning: {what} spell out special tokens, {} in all, the first `{first}`; they were taken as text, letter by letter; \
              `--special-tokens` takes them as the tokens they are",
             spelled.count

@@ -91,7 +91,7 @@ pub fn run(args: ExportArgs, backend: Option<BackendChoice>) -> Result<()> {
         shard_bytes: args.shard_bytes,
     })??;
     for note in &exported.notes {
-        eprintln!("note: {note}");
+        complain!("note: {note}");
     }
     let mut out = std::io::stdout();
     if args.json {

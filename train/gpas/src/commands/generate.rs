@@ -265,11 +265,11 @@ impl BackendTask for Generation {
         if is_cut {
             let Context { tokens, positions } = self.context;
             if self.context.can_grow() {
-                eprintln!(
+                complain!(
                     "note: the context of {tokens} tokens is full; the model has {positions} positions for `--context N`"
                 );
             } else {
-                eprintln!("note: the {positions} positions that the model has are full");
+                complain!("note: the {positions} positions that the model has are full");
             }
         }
         Ok(())

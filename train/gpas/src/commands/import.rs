@@ -99,14 +99,14 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
     let run = import.write(&args.run, &info, &tokenizer)?;
     if !import.taken_off().is_empty() {
         let added = import.taken_off().join("`, `");
-        eprintln!("note: other trainers had added `{added}` to the names of the tensors, which was taken off");
+        complain!("note: other trainers had added `{added}` to the names of the tensors, which was taken off");
     }
     for note in import.notes().iter().chain(&notes) {
-        eprintln!("note: {note}");
+        complain!("note: {note}");
     }
     if let Some(positions) = import.fewer_positions() {
         let sequence = import.config().max_positions;
-        eprintln!("note: the model has {positions} positions; sequences of {sequence} tokens give the run {sequence}");
+        complain!("note: the model has {positions} positions; sequences of {sequence} tokens give the run {sequence}");
     }
     writeln!(
         std::io::stdout(),

@@ -50,7 +50,7 @@ impl OpenedRun {
         let tokenizer = run.tokenizer()?;
         let config = recipe.llama(tokenizer.vocab_size())?;
         for damage in &found.passed_over {
-            eprintln!("warning: {damage}; passed over");
+            complain!("warning: {damage}; passed over");
         }
         Ok(Self {
             run,

@@ -54,7 +54,7 @@ pub fn run(args: &ReportArgs, backend: Option<BackendChoice>) -> Result<()> {
 pub(super) fn of_run(run: &RunDirectory, backend: Option<BackendChoice>) -> Result<PathBuf> {
     // A failure here is only a warning: the other parts of the report do not depend on the layers.
     if let Err(error) = inspect(run, backend) {
-        eprintln!(
+        complain!(
             "warning: {}: the layers cannot be looked at: {error}",
             run.path().display()
         );

@@ -62,7 +62,7 @@ pub fn run(args: ServeArgs, backend: Option<BackendChoice>) -> Result<()> {
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).map_err(Failure::during(address))?;
     if !args.host.is_loopback() {
-        eprintln!(
+        complain!(
             "warning: anybody who reaches {} may use the model; there is no password",
             args.host
         );

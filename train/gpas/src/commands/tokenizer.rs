@@ -69,9 +69,10 @@ pub fn run(args: TokenizerArgs) -> Result<()> {
     let sources: Vec<_> = trained.sources.iter().collect();
     report_sources(&sources, if was_cut { &separator } else { &asked })?;
     if trained.vocab_size < trained.asked {
-        eprintln!(
+        complain!(
             "warning: the text gave {} of the {} ids asked for: no other pair occurs twice",
-            trained.vocab_size, trained.asked
+            trained.vocab_size,
+            trained.asked
         );
     }
     writeln!(

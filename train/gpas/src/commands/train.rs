@@ -51,7 +51,7 @@ pub struct TrainArgs {
     /// Begin a new run with the weights and moments of another's newest checkpoint, of the one after a step, or of the best one
     #[arg(long, value_name = "RUN[@STEP|@best]", conflicts_with_all = ["recipe", "resume"])]
     from: Option<PathBuf>,
-    /// With --from: the learning rate of a step is what the recipe of the other run says of it, as though the run had not been cut
+    /// With --from: the learning rate of a step is what the other run's recipe, with the changes, says of it; without, a schedule begins anew
     #[arg(long, requires = "from")]
     keep_schedule: bool,
     #[command(flatten)]
@@ -154,7 +154,7 @@ pub(super) fn execute(
     };
     // The run is whole without it.
     if let Err(error) = reported {
-        eprintln!("warning: no report: {error}");
+        complain!("warning: no report: {error}");
     }
     let outcome = outcome?;
     let _ = tell(&outcome, begin);
@@ -195,15 +195,15 @@ fn inherit(
     warn_of_damage(&inheriting);
     let run = run.path().display();
     if inheriting.lacks_moments() {
-        eprintln!("note: {run}@{step} has made no update, so that the moments begin at zero");
+        complain!("note: {run}@{step} has made no update, so that the moments begin at zero");
     }
     if inheriting.has_other_data() {
-        eprintln!("note: the data is other than that of {run}");
+        complain!("note: the data is other than that of {run}");
     }
     if bad_steps > 0 {
         let before = best.filter(|best| best.step <= step.saturating_sub(bad_steps));
         let before = before.map_or_else(String::new, |best| format!("; {run}@{} is from before that", best.step));
-        eprintln!("warning: the last {bad_steps} steps of {run}@{step} made no update{before}");
+        complain!("warning: the last {bad_steps} steps of {run}@{step} made no update{before}");
     }
     Ok((inheriting, selected))
 }
@@ -225,7 +225,7 @@ fn origin(parent: &Parent) -> String {
 fn tell_of_completion(run: &TrainingRun) {
     let (path, steps) = (run.path().display(), run.recipe().train.steps);
     if run.resumed_at() == Some(steps) {
-        eprintln!(
+        complain!(
             "note: all {steps} steps are done; `gpas train --from {path} --set train.steps={} -o NEW` trains as long again",
             steps.saturating_mul(2)
         );
@@ -234,7 +234,7 @@ fn tell_of_completion(run: &TrainingRun) {
 
 fn warn_of_damage(run: &TrainingRun) {
     for damage in run.passed_over() {
-        eprintln!("warning: {damage}; passed over");
+        complain!("warning: {damage}; passed over");
     }
 }
 
