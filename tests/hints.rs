@@ -184,7 +184,7 @@ const ROWS: &[(&str, By)] = &[
     ("warning: …: the layers cannot be looked at: …", Word("report orphan")),
     ("note: …", Word("import foreign-end OUT")),
     ("note: all … steps are done; `gpas train --from … --set train.steps=… -o NEW` trains as long again", Word("train run --resume")),
-    ("note: …@… has made no update, so that the moments begin at zero", Word("train --from run@0 -o OUT")),
+    ("note: …@… has made no update, so that the moments begin at zero", Test("from.rs", "every_command_that_asks_a_run_takes_a_checkpoint_of_it")),
     ("warning: the last … steps of …@… made no update…", Test("from.rs", "a_run_that_stops_at_steps_that_are_not_finite_names_the_way_back")),
     ("note: the data is other than that of …", Word("train --from run --data cut --set train.steps=9 -o OUT")),
     ("note: the context of … tokens is full; the model has … positions for `--context N`", Word("generate run --prompt fox --max-tokens 100")),
