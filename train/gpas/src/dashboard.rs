@@ -1,5 +1,5 @@
 //! What a person sees of a run: a dashboard on a terminal, else one readable line now and then. All are
-//! [`MetricsRenderer`](burn_train::renderer::MetricsRenderer)s, which burn-train's learner feeds.
+//! [`MetricsRenderer`]s, which burn-train's learner feeds.
 
 use std::io;
 
