@@ -44,13 +44,8 @@ mod tests {
         Record::Train(TrainRecord {
             step,
             loss,
-            lr: 0.1,
-            tokens: step,
-            tokens_per_s: 1.0,
-            grad_norm: 1.0,
-            gate_grad_norm: 0.0,
-            gates: None,
             skipped: loss.is_nan(),
+            ..TrainRecord::default()
         })
     }
 
