@@ -39,7 +39,7 @@ const NOT_RUN: [(&str, &str); 8] = [
     ),
     (
         "gpas selfcheck",
-        "it takes as long as all these; tests/command_line.rs runs it",
+        "it takes as long as all these; tests/self_check.rs runs it",
     ),
     ("--backend vulkan", "it needs a card or its software driver"),
     ("curl ", "it needs a server that runs; tests/serving.rs sends the same"),
