@@ -26,7 +26,6 @@
 //! | `keel` | Keel: `N'(2L · x + F(N(x)))` | `x ← N(16.000·G(x) + F(N(x)))` | `x ← N(16.000·G(x) + F(N(x)))` |
 //! | `layerscale` | LayerScale: `x + λ ⊙ F(N(x))`, λ trained per channel, from 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 in deeper models | `x ← G(x + λ⊙F(N(x)))` | `x ← G(x + λ⊙F(N(x)))` |
 //! | `rezero` | ReZero: `x + a · F(x)`, a trained per sub-layer, from 0 | `x ← G(x + a·F(x))` | `x ← G(x + a·F(x))` |
-//! | `double` | A norm before and one after: `N'(x + F(N(x)))` | `x ← N(G(x) + F(N(x)))` | `x ← N(G(x) + F(N(x)))` |
 //!
 //! `l` is the number of the layer from 1, `L` the number of layers, `t` that of the optimizer steps done (see
 //! [`Progress`](crate::Progress)), `T` the configuration's `residual_warmup` (100 in the table), and `post_num` the configuration's too (a
@@ -67,7 +66,7 @@ use serde::{Deserialize, Serialize};
 pub use self::wiring::{BranchScaling, GatePlace, GateSite, NormPlace, NormStart, Wiring};
 
 /// Every scheme that is known by name.
-static ROWS: [SchemeRow; 15] = [
+static ROWS: [SchemeRow; 14] = [
     SchemeRow::new("pre", "Pre-LN: `x + F(N(x))`", &|_| Wiring::PRE),
     SchemeRow::new("post", "Post-LN: `N(x + F(x))`", &|_| Wiring::POST),
     SchemeRow {
@@ -170,12 +169,6 @@ static ROWS: [SchemeRow; 15] = [
             ..Wiring::BARE
         },
     ),
-    SchemeRow::new("double", "A norm before and one after: `N'(x + F(N(x)))`", &|_| {
-        Wiring {
-            post_norm: Some(NormStart::PLAIN),
-            ..Wiring::PRE
-        }
-    }),
 ];
 
 /// All that a scheme is.
