@@ -188,10 +188,7 @@ impl<B: AutodiffBackend> Session<B> {
 
     fn evaluate(&mut self, trainer: &Trainer<B>, stage: &mut Stage<'_, B>) -> Result<(), TrainingError> {
         let (step, recipe) = (self.state.step, &self.state.recipe);
-        let is_due = match step {
-            step if step == self.begin => recipe.eval.at_start,
-            _ => step == recipe.train.steps || step.is_multiple_of(recipe.eval.every),
-        };
+        let is_due = step == self.begin || step == recipe.train.steps || step.is_multiple_of(recipe.eval.every);
         if !is_due || self.state.evaluation.is_some() {
             return Ok(());
         }

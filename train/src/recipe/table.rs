@@ -434,11 +434,6 @@ section! {
             allowed: whole(1..=ANY),
             default("a tenth of `train.steps`, at least 1"): (TrainRecipe::steps(given)? / 10).max(1),
         }
-        /// Whether the model is evaluated before the first step too.
-        at_start: bool [may_change] {
-            allowed: boolean(),
-            default: true,
-        }
         /// Tokens of an evaluation, at most.
         tokens: u64 [may_change] {
             allowed: whole(1..=ANY),
