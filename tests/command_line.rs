@@ -70,7 +70,6 @@ fn metrics_have_one_line_per_step_with_the_documented_keys() {
         "kind",
         "loss",
         "lr",
-        "perplexity",
         "step",
         "tokens",
         "tokens_per_s",

@@ -251,7 +251,7 @@ mod tests {
         let line = serde_json::to_string(&bad).unwrap();
         assert_eq!(
             line,
-            r#"{"kind":"train","step":3,"loss":null,"perplexity":0.0,"lr":0.0,"tokens":3,"tokens_per_s":1.0,"grad_norm":null,"gate_grad_norm":0.0,"skipped":true}"#
+            r#"{"kind":"train","step":3,"loss":null,"lr":0.0,"tokens":3,"tokens_per_s":1.0,"grad_norm":null,"gate_grad_norm":0.0,"skipped":true}"#
         );
         let Record::Train(read) = serde_json::from_str(&line).unwrap() else {
             unreachable!()

@@ -75,7 +75,6 @@ impl StepReport {
         TrainRecord {
             step,
             loss: if skipped { f64::NAN } else { self.loss },
-            perplexity: if skipped { f64::NAN } else { self.loss.exp() },
             lr: self.rate,
             tokens,
             tokens_per_s,

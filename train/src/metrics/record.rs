@@ -15,9 +15,6 @@ pub struct TrainRecord {
     /// Mean over the step's scored tokens, in nats; `null` of a skipped step.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
-    /// `exp(loss)`; `null` of a skipped step, and of one that was recorded before there was this number.
-    #[serde(default = "nan", deserialize_with = "null_is_nan")]
-    pub perplexity: f64,
     /// Learning rate of the update.
     pub lr: f64,
     /// Tokens scored so far.
@@ -53,18 +50,6 @@ impl TrainRecord {
                 is_logarithmic: false,
             }),
             ..Quantity::new("loss", "Loss", |record| Some(record.loss))
-        },
-        Quantity {
-            format: Format::Fixed(3),
-            tag: "train/perplexity",
-            curve: Some(Curve {
-                title: "Training perplexity",
-                method: "exp of the training loss, before each update, against the tokens trained on.",
-                reading: "",
-                axis: "perplexity",
-                is_logarithmic: true,
-            }),
-            ..Quantity::new("perplexity", "Perplexity", |record| Some(record.perplexity))
         },
         Quantity {
             higher_is_better: true,
@@ -121,10 +106,6 @@ impl TrainRecord {
             ..Quantity::new("gates.max", "Gate, largest", |record| Some(record.gates?.max))
         },
     ];
-}
-
-fn nan() -> f64 {
-    f64::NAN
 }
 
 fn is_false(value: &bool) -> bool {
@@ -346,7 +327,6 @@ mod tests {
         let train = TrainRecord {
             step: 1,
             loss: 2.0,
-            perplexity: 2.5,
             lr: 3.0,
             tokens: 4,
             tokens_per_s: 5.0,
@@ -396,6 +376,6 @@ mod tests {
         let has = TrainRecord::QUANTITIES
             .iter()
             .filter(|quantity| (quantity.read)(&record).is_some());
-        assert_eq!(has.count(), 6);
+        assert_eq!(has.count(), 5);
     }
 }
