@@ -86,8 +86,6 @@ backends! {
     Flex "flex" on Processor: burn_flex::Flex, |_| burn_flex::FlexDevice;
     /// The CPU, through ndarray.
     Ndarray "ndarray" on Processor: burn_ndarray::NdArray<f32>, |_| burn_ndarray::NdArrayDevice::Cpu;
-    /// The CPU, through ndarray with integers of 32 bits.
-    Ndarray32 "ndarray32" on Processor: burn_ndarray::NdArray<f32, i32>, |_| burn_ndarray::NdArrayDevice::Cpu;
 }
 
 impl BackendName {

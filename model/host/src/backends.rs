@@ -41,20 +41,16 @@ mod flex {
 
 #[cfg(feature = "ndarray")]
 mod ndarray {
-    use std::marker::PhantomData;
-
-    use burn::tensor::backend::Backend;
     use burn_ndarray::{NdArray, NdArrayTensor};
 
     use crate::matrix::Matrix;
     use crate::storage::HostMemory;
 
-    /// Whatever the integers of the backend are, the floats lie as these.
     #[derive(Debug)]
-    struct NdArrayMemory<B>(PhantomData<B>);
+    struct NdArrayMemory;
 
-    impl<B: Backend<FloatTensorPrimitive = NdArrayTensor>> HostMemory for NdArrayMemory<B> {
-        type Backend = B;
+    impl HostMemory for NdArrayMemory {
+        type Backend = NdArray<f32>;
 
         fn floats(tensor: &NdArrayTensor) -> Option<&[f32]> {
             match tensor {
@@ -83,6 +79,5 @@ mod ndarray {
         }
     }
 
-    crate::backend!(NdArrayMemory<NdArray<f32>>);
-    crate::backend!(NdArrayMemory<NdArray<f32, i32>>);
+    crate::backend!(NdArrayMemory);
 }
