@@ -14,6 +14,7 @@ mod record;
 mod records;
 mod separated;
 mod separator;
+mod tab_separated;
 mod tally;
 mod text;
 
