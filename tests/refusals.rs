@@ -113,7 +113,7 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
 #[test]
 fn a_bad_source_is_refused_by_file_and_line() {
     let place = Place::prepared();
-    let formats = "formats: .jsonl, .ndjson, .json, .txt and .tsv, each also as .gz or .zst, and .parquet";
+    let formats = "formats: .jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet";
     let shape = "a record is one JSON object with the text in a field, on a line of its own or in an array";
     let encoding = "text is UTF-8; convert it first: iconv -f ENCODING -t UTF-8 FILE > NEW";
     let whole = "look whether the file was written or fetched whole, or leave it out";

@@ -10,8 +10,6 @@ pub(crate) enum Format {
     /// A record on each line.
     JsonLines,
     Parquet,
-    /// Tab-separated values: a line of names, then a record on each line.
-    TabSeparated,
     Text,
 }
 
@@ -28,7 +26,6 @@ const FORMATS: &[(&str, Format)] = &[
     ("ndjson", Format::JsonLines),
     ("json", Format::Json),
     ("txt", Format::Text),
-    ("tsv", Format::TabSeparated),
     ("parquet", Format::Parquet),
 ];
 
@@ -82,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_formats_are_listed_as_the_table_has_them() {
-        let expected = ".jsonl, .ndjson, .json, .txt and .tsv, each also as .gz or .zst, and .parquet";
+        let expected = ".jsonl, .ndjson, .json and .txt, each also as .gz or .zst, and .parquet";
         assert_eq!(listed(), expected);
     }
 

@@ -14,7 +14,6 @@ mod record;
 mod records;
 mod separated;
 mod separator;
-mod tab_separated;
 mod tally;
 mod text;
 

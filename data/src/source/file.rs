@@ -15,7 +15,6 @@ use super::parquet::Parquet;
 use super::record::{Content, Record, RecordFault};
 use super::records::Records;
 use super::separated::Separated;
-use super::tab_separated::TabSeparated;
 use super::tally::{Counted, Tally};
 use super::text::{Text, survey};
 use crate::error::DataError;
@@ -44,7 +43,6 @@ impl OpenFile {
         let opener = Opener { file, tally: &tally };
         let records = match opener.file.format {
             Format::Json | Format::JsonLines => opener.json(&options.field)?,
-            Format::TabSeparated => opener.tab_separated(&options.field)?,
             Format::Text => opener.text(&options.separator.spellings())?,
             Format::Parquet => opener.parquet(&options.field)?,
         };
@@ -155,13 +153,6 @@ impl Opener<'_> {
     fn json(&self, field: &str) -> Result<Box<dyn Records>, DataError> {
         Ok(match self.content(self.counted()?)? {
             Ok(content) => Box::new(Lines::new(content, field, self.file.name.clone())),
-            Err(bad) => Box::new(Some(bad)),
-        })
-    }
-
-    fn tab_separated(&self, field: &str) -> Result<Box<dyn Records>, DataError> {
-        Ok(match self.content(self.counted()?)? {
-            Ok(content) => Box::new(TabSeparated::new(content, field, self.file.name.clone())),
             Err(bad) => Box::new(Some(bad)),
         })
     }
