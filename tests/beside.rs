@@ -32,6 +32,20 @@ fn exported() -> Place {
     place
 }
 
+/// Fails unless a `config.json` has every constant of the model of [`exported`].
+fn assert_constants(config: &Value) {
+    for (key, value) in [
+        ("max_position_embeddings", json!(128)),
+        ("rms_norm_eps", json!(3e-5)),
+        ("rope_theta", json!(500_000.0)),
+        ("tie_word_embeddings", json!(true)),
+        ("head_dim", json!(8)),
+        ("num_key_value_heads", json!(1)),
+    ] {
+        assert_eq!(config[key], value, "{key}");
+    }
+}
+
 /// What a run's model adds to a prompt, and why it stops.
 fn generated(place: &Place, run: &str) -> Value {
     let output = place.does(&format!("generate {run} --prompt fox --max-tokens 5 --json"));
@@ -68,16 +82,7 @@ fn every_field_that_a_runtime_reads_survives_import_and_export() {
         read_json(&place, "again/tokenizer_config.json"),
         read_json(&place, "out/tokenizer_config.json")
     );
-    for (key, value) in [
-        ("max_position_embeddings", json!(128)),
-        ("rms_norm_eps", json!(3e-5)),
-        ("rope_theta", json!(500_000.0)),
-        ("tie_word_embeddings", json!(true)),
-        ("head_dim", json!(8)),
-        ("num_key_value_heads", json!(1)),
-    ] {
-        assert_eq!(read_json(&place, "again/config.json")[key], value, "{key}");
-    }
+    assert_constants(&read_json(&place, "again/config.json"));
 
     // Trained further on documents that end otherwise, a text may end in that way too.
     place.does(
@@ -118,15 +123,10 @@ fn every_field_that_a_runtime_reads_survives_preparing_training_and_export() {
         ("eos_token_id", end),
         ("pad_token_id", pad),
         ("bos_token_id", json!(null)),
-        ("max_position_embeddings", json!(128)),
-        ("rms_norm_eps", json!(3e-5)),
-        ("rope_theta", json!(500_000.0)),
-        ("tie_word_embeddings", json!(true)),
-        ("head_dim", json!(8)),
-        ("num_key_value_heads", json!(1)),
     ] {
         assert_eq!(config[key], value, "{key}");
     }
+    assert_constants(&config);
     let tokenizer = read_json(&place, "out/tokenizer_config.json");
     assert_eq!(
         (

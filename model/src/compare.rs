@@ -1,5 +1,5 @@
 //! How far apart numbers are that should agree. A difference that is not a number counts as larger than any, so that `difference <= bound`
-//! fails for it: `fold(0.0, f32::max)` would pass over it without a word, because `max` returns the other number.
+//! fails for it. `f32::max` alone would pass over it without a word, because it returns the other number.
 
 use std::ops::Sub;
 

@@ -114,6 +114,14 @@ impl Schedule {
 mod tests {
     use super::*;
 
+    const EVERY_KIND: [ScheduleKind; 5] = [
+        ScheduleKind::Cosine,
+        ScheduleKind::Linear,
+        ScheduleKind::CosineRestarts,
+        ScheduleKind::Wsd,
+        ScheduleKind::Constant,
+    ];
+
     fn schedule(kind: ScheduleKind) -> Schedule {
         Schedule {
             kind,
@@ -204,13 +212,7 @@ mod tests {
     /// A schedule that begins at step 300 has at step 300 + n what one that begins at 0 has at n.
     #[test]
     fn a_schedule_begins_where_it_is_told_to() {
-        for kind in [
-            ScheduleKind::Cosine,
-            ScheduleKind::Linear,
-            ScheduleKind::CosineRestarts,
-            ScheduleKind::Wsd,
-            ScheduleKind::Constant,
-        ] {
+        for kind in EVERY_KIND {
             let fresh = schedule(kind);
             let later = Schedule {
                 begin: 300,
@@ -226,13 +228,7 @@ mod tests {
 
     #[test]
     fn without_warm_up_the_first_step_has_the_peak() {
-        for kind in [
-            ScheduleKind::Cosine,
-            ScheduleKind::Linear,
-            ScheduleKind::CosineRestarts,
-            ScheduleKind::Wsd,
-            ScheduleKind::Constant,
-        ] {
+        for kind in EVERY_KIND {
             let schedule = Schedule {
                 warmup: 0,
                 ..schedule(kind)

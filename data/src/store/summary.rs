@@ -19,8 +19,8 @@ pub struct DataSummary {
     pub lengths: Vec<(u64, u64)>,
     /// The first documents of the training split, decoded.
     pub samples: Vec<String>,
-    /// Of each sample the ids, where the text alone would mislead: where special tokens stand inside the document or the text spells them
-    /// out, which looks the same, or where a character is incomplete.
+    /// The ids of each sample whose text alone would mislead. A special token looks the same as a text that spells it out, and an
+    /// incomplete character has no text of its own.
     pub sample_ids: Vec<Option<Vec<u32>>>,
 }
 

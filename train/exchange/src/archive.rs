@@ -136,7 +136,8 @@ impl Archive {
     }
 }
 
-/// Offset and size of the directory, from the record at the end of the file or, where that has no room for them, the one before it.
+/// The offset and the size of the directory. The record at the end of the file holds them; if they do not fit there, a larger record before
+/// it does.
 fn directory_place(file: &mut File, length: u64) -> Result<(u64, u64), ArchiveError> {
     let take = length.min((END + LOCATOR_64) as u64);
     let mut tail = vec![0; take as usize];

@@ -237,7 +237,7 @@ mod tests {
         Tokenizer::from_bytes(json.to_string().into_bytes(), Path::new("words.json")).unwrap()
     }
 
-    /// Of a model of four ids.
+    /// What is found beside a model of four ids that has these files.
     fn found(config: Value, generation: Option<Value>, names: SpecialNames) -> Result<FoundTokens, ExchangeError> {
         let place = tempfile::tempdir().unwrap();
         fs::write(place.path().join("config.json"), config.to_string()).unwrap();
