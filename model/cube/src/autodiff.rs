@@ -1,0 +1,144 @@
+//! Kernels as a node of autodiff's graph: one that computes an operation, and one that computes its gradients.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+
+use crate::kernel::AnyKernel;
+use crate::table::run;
+
+/// An operation with its backward pass.
+#[derive(Clone, Debug)]
+pub(crate) struct Differentiable {
+    /// Its first output is the operation's; the others are for the backward pass.
+    pub(crate) forward: AnyKernel,
+    /// Takes what is kept and then the gradient of the output; returns gradients.
+    pub(crate) backward: AnyKernel,
+    /// What is kept for the backward pass, in the order in which that takes it.
+    pub(crate) kept: &'static [Kept],
+    /// What each input gets back.
+    pub(crate) gradients: &'static [Gradient],
+}
+
+/// A tensor that is kept for the backward pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kept {
+    Input(usize),
+    Output(usize),
+}
+
+/// What an input gets back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Gradient {
+    None,
+    /// The gradient of the output, unchanged.
+    Upstream,
+    /// An output of the backward kernel.
+    Found(usize),
+    /// An output of the backward kernel, which takes for its last input what has come back to this input already, if something has, and
+    /// adds it.
+    Added(usize),
+}
+
+/// Runs an operation under autodiff.
+pub(crate) fn run_tracked<B: Backend>(
+    operation: Differentiable,
+    inputs: Vec<FloatTensor<Autodiff<B>>>,
+) -> FloatTensor<Autodiff<B>> {
+    match inputs.len() {
+        1 => run_tracked_of::<B, 1>(operation, inputs),
+        2 => run_tracked_of::<B, 2>(operation, inputs),
+        3 => run_tracked_of::<B, 3>(operation, inputs),
+        4 => run_tracked_of::<B, 4>(operation, inputs),
+        5 => run_tracked_of::<B, 5>(operation, inputs),
+        count => unreachable!("no operation has {count} inputs"),
+    }
+}
+
+fn run_tracked_of<B: Backend, const N: usize>(
+    operation: Differentiable,
+    inputs: Vec<FloatTensor<Autodiff<B>>>,
+) -> FloatTensor<Autodiff<B>> {
+    let Ok(inputs): Result<[_; N], _> = inputs.try_into() else {
+        unreachable!("the caller has counted the inputs");
+    };
+    let nodes = inputs.each_ref().map(|input| input.node.clone());
+    // The graph forgets a node that nobody counts, and another thread may make it look at any time: the inputs count until the output is
+    // part of it.
+    let _counts = inputs.each_ref().map(|input| input.rc.clone());
+    let inputs = inputs.map(|input| input.primitive);
+    let outputs =
+        run::<B>(operation.forward.clone(), inputs.to_vec()).expect("a tracked backend's inner one has the kernels");
+    let kept = operation.kept.iter().map(|kept| match kept {
+        Kept::Input(index) => inputs[*index].clone(),
+        Kept::Output(index) => outputs[*index].clone(),
+    });
+    let saved = Saved::<B>(kept.collect());
+    let output = outputs.into_iter().next().expect("an operation has an output");
+    match Step(operation)
+        .prepare::<NoCheckpointing>(nodes)
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => prepared.finish(saved, output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    }
+}
+
+/// The backward step of an operation.
+#[derive(Debug)]
+struct Step(Differentiable);
+
+/// What the backward step takes but for the gradient of the output.
+#[derive(Debug)]
+struct Saved<B: Backend>(Vec<FloatTensor<B>>);
+
+impl<B: Backend> Clone for Saved<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B: Backend, const N: usize> Backward<B, N> for Step {
+    type State = Saved<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let Step(operation) = self;
+        let upstream = grads.consume::<B>(&ops.node);
+        let Saved(mut kept) = ops.state;
+        kept.push(upstream.clone());
+        let parents = ops.parents.iter().zip(operation.gradients);
+        let wanted = parents.filter_map(|(parent, gradient)| Some((parent.as_ref()?, gradient)));
+        let mut wants_more = false;
+        for (parent, gradient) in wanted {
+            wants_more |= matches!(gradient, Gradient::Found(_) | Gradient::Added(_));
+            if let Gradient::Added(_) = gradient {
+                // Any tensor of that node stands for its gradient.
+                let mut place = Autodiff::<B>::from_inner(upstream.clone());
+                place.node = parent.clone();
+                kept.extend(grads.remove::<B>(&place));
+            }
+        }
+        let found = if wants_more {
+            run::<B>(operation.backward, kept).expect("the forward pass ran here")
+        } else {
+            Vec::new()
+        };
+        for (parent, gradient) in ops.parents.into_iter().zip(operation.gradients) {
+            let Some(parent) = parent else {
+                continue;
+            };
+            match gradient {
+                Gradient::None => (),
+                Gradient::Upstream => grads.register::<B>(parent.id, upstream.clone()),
+                Gradient::Found(index) | Gradient::Added(index) => {
+                    grads.register::<B>(parent.id, found[*index].clone())
+                }
+            }
+        }
+    }
+}

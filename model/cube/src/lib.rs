@@ -1,0 +1,28 @@
+//! The hot operations of a LLaMA-style model with GPAS as kernels, for [Burn](burn) backends that run on CubeCL: CUDA, Vulkan, Metal.
+//!
+//! A module says in tensor operations what it computes, which any backend runs and autodiff differentiates. On a card those are many
+//! launches, each of which reads and writes the whole tensor once more. Here is the same mathematics with one walk over memory for each
+//! direction where that is possible. The kernels are generic over the runtime and over the number format of the tensors; what they add up
+//! they add up in f32, in an order that depends on the shapes alone, so that the same numbers come out on every run.
+//!
+//! Each function takes tensors of any `B: Backend` and returns none where it does not run on them, so nothing of this shows in the bounds of
+//! a module: it asks first, and else computes as it says. The backends are those of the features.
+
+mod autodiff;
+mod backends;
+mod gate;
+mod graph;
+mod kernel;
+mod linear;
+mod norm;
+mod product;
+mod reduce;
+mod swiglu;
+mod table;
+mod tensor;
+
+pub use gate::gated_sum;
+pub use linear::linear;
+pub use norm::norm;
+pub use swiglu::swiglu;
+pub use table::runs;
