@@ -5,7 +5,9 @@ use std::fmt::Debug;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::embedding::{Embed, EmbedBackward};
 use crate::gate::{GatedSum, GatedSumBackward};
+use crate::head::{HeadLoss, TokenLosses};
 use crate::linear::{Linear, LinearBackward};
 use crate::norm::{Norm, NormBackward};
 use crate::swiglu::{SwiGlu, SwiGluBackward};
@@ -61,12 +63,16 @@ macro_rules! kernels {
 }
 
 kernels![
+    Embed,
+    EmbedBackward,
     GatedSum,
     GatedSumBackward,
+    HeadLoss,
     Linear,
     LinearBackward,
     Norm,
     NormBackward,
     SwiGlu,
     SwiGluBackward,
+    TokenLosses,
 ];

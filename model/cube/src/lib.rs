@@ -10,8 +10,10 @@
 
 mod autodiff;
 mod backends;
+mod embedding;
 mod gate;
 mod graph;
+mod head;
 mod kernel;
 mod linear;
 mod norm;
@@ -21,7 +23,9 @@ mod swiglu;
 mod table;
 mod tensor;
 
+pub use embedding::embed;
 pub use gate::gated_sum;
+pub use head::{HeadGradients, loss_with_gradients, token_losses};
 pub use linear::linear;
 pub use norm::norm;
 pub use swiglu::swiglu;
