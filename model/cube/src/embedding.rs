@@ -364,9 +364,10 @@ mod tests {
 
     #[track_caller]
     fn assert_close<const D: usize>(found: Tensor<Vulkan, D>, expected: Tensor<Vulkan, D>) {
+        let scale = values(expected.clone().abs().max())[0];
         found
             .into_data()
-            .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::rel_abs(1e-4, 1e-5));
+            .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-5 * scale));
     }
 
     fn ids(shape: [usize; 2], id: impl Fn(usize) -> usize) -> Tensor<Tracked, 2, Int> {

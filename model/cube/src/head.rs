@@ -48,8 +48,8 @@ pub struct HeadGradients<B: Backend> {
 
 /// Loss and gradients at once. The losses are divided by `scored`, a row whose target is `ignored` has none, and the gradient of the head is
 /// added to `sum`. The products are in the number format `products`, to which the hidden states and the head are rounded, and so are the
-/// logits and their gradients; the loss, the softmax and all sums are in f32. A target that is neither an id nor `ignored` makes the loss and
-/// the gradients NaN.
+/// logits and their gradients; the loss, the softmax and all sums are in f32. A target that is neither an id nor `ignored` makes NaN of the loss,
+/// of the gradient of its row and of that of the head.
 ///
 /// # Shapes
 /// - hidden: `[tokens, hidden]`
@@ -206,14 +206,14 @@ impl Kernel for HeadLoss {
         let [hidden, weight, targets]: [_; 3] = inputs.try_into().expect("three tensors");
         let [targets] = in_order(vec![targets]);
         let format = weight.dtype;
-        // The gradient of the head lies in memory as the head does: an embedding that serves as head is read by columns.
-        let is_by_columns = weight.meta.strides()[0] == 1;
+        // The gradient of the head lies in memory as the head does.
+        let is_by_columns = is_by_columns(&weight);
         let mut sum = before.map(|before| {
-            let before = cast(before, DType::F32);
-            owned(if is_by_columns { transposed(before) } else { before })
+            let before = if is_by_columns { transposed(before) } else { before };
+            owned(cast(before, DType::F32))
         });
         let hidden = cast(hidden, self.cut.products);
-        let weight = cast(weight, self.cut.products);
+        let weight = rounded(weight, self.cut.products);
         let losses = empty(&targets, Form::new([form(&hidden).rows()], DType::F32));
         for rows in self.cut.chunks(form(&hidden).rows()) {
             let chunk = slice(hidden.clone(), &[rows.clone(), 0..form(&hidden).width()]);
@@ -264,13 +264,27 @@ impl Kernel for TokenLosses {
         let [hidden, weight, targets]: [_; 3] = inputs.try_into().expect("three tensors");
         let [targets] = in_order(vec![targets]);
         let hidden = cast(hidden, self.cut.products);
-        let weight = cast(weight, self.cut.products);
+        let weight = rounded(weight, self.cut.products);
         for rows in self.cut.chunks(form(&hidden).rows()) {
             let chunk = slice(hidden.clone(), &[rows.clone(), 0..form(&hidden).width()]);
             let logits = logits_of(chunk, weight.clone());
             cross_entropy_of(&logits, &targets, &losses, rows.start, self.cut.ignored, None);
         }
         vec![losses]
+    }
+}
+
+/// Whether a matrix lies in memory column by column, as an embedding does that serves as head.
+fn is_by_columns<R: CubeRuntime>(matrix: &CubeTensor<R>) -> bool {
+    matrix.meta.strides()[0] == 1
+}
+
+/// A matrix in a number format, in the order in which it lies in memory.
+fn rounded<R: CubeRuntime>(matrix: CubeTensor<R>, format: DType) -> CubeTensor<R> {
+    if is_by_columns(&matrix) {
+        transposed(cast(transposed(matrix), format))
+    } else {
+        cast(matrix, format)
     }
 }
 
