@@ -5,9 +5,11 @@ use std::fmt::Debug;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::adam::Adam;
 use crate::gate::{GatedSum, GatedSumBackward};
 use crate::linear::{Linear, LinearBackward};
 use crate::norm::{Norm, NormBackward};
+use crate::norms::Sums;
 use crate::swiglu::{SwiGlu, SwiGluBackward};
 use crate::tensor::Form;
 
@@ -61,12 +63,14 @@ macro_rules! kernels {
 }
 
 kernels![
+    Adam,
     GatedSum,
     GatedSumBackward,
     Linear,
     LinearBackward,
     Norm,
     NormBackward,
+    Sums,
     SwiGlu,
     SwiGluBackward,
 ];

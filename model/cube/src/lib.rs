@@ -8,21 +8,26 @@
 //! Each function takes tensors of any `B: Backend` and returns none where it does not run on them, so nothing of this shows in the bounds of
 //! a module: it asks first, and else computes as it says. The backends are those of the features.
 
+mod adam;
 mod autodiff;
 mod backends;
 mod gate;
 mod graph;
+mod group;
 mod kernel;
 mod linear;
 mod norm;
+mod norms;
 mod product;
 mod reduce;
 mod swiglu;
 mod table;
 mod tensor;
 
+pub use adam::{AdamStep, adam};
 pub use gate::gated_sum;
 pub use linear::linear;
 pub use norm::norm;
+pub use norms::sums_and_squares;
 pub use swiglu::swiglu;
 pub use table::runs;
