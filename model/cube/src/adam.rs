@@ -9,9 +9,9 @@
 //! and w, m and v are written in their own places where nobody else holds them. In tensor operations it is some 10 launches for each
 //! parameter, fused where the rows of a matrix lie without gaps.
 
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::TensorMetadata;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -95,7 +95,10 @@ impl Kernel for Adam {
             });
             update_together(&members.collect::<Vec<_>>());
         }
-        places.into_iter().flat_map(|[weight, first, second, _]| [weight, first, second]).collect()
+        places
+            .into_iter()
+            .flat_map(|[weight, first, second, _]| [weight, first, second])
+            .collect()
     }
 }
 
@@ -120,7 +123,17 @@ impl AdamStep {
         let [beta1, beta2] = self.betas;
         let [rest1, rest2] = self.rest;
         let (step_size, epsilon) = (self.step_size, self.epsilon);
-        StepLaunch::new(self.factor, self.decay, self.keep, beta1, beta2, rest1, rest2, step_size, epsilon)
+        StepLaunch::new(
+            self.factor,
+            self.decay,
+            self.keep,
+            beta1,
+            beta2,
+            rest1,
+            rest2,
+            step_size,
+            epsilon,
+        )
     }
 }
 

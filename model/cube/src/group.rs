@@ -39,7 +39,11 @@ impl<const T: usize> Rows<T> {
         let fits = |vector: &usize| {
             width.is_multiple_of(*vector) && strides.iter().all(|stride| stride.is_multiple_of(*vector))
         };
-        let vector = tensors[0].client.io_optimized_vector_sizes(widest).find(fits).unwrap_or(1);
+        let vector = tensors[0]
+            .client
+            .io_optimized_vector_sizes(widest)
+            .find(fits)
+            .unwrap_or(1);
         Self {
             vector,
             count: count / vector,

@@ -75,12 +75,7 @@ impl Kernel for Sums {
 }
 
 /// Sums tensors to the rows of `parts` from the row `begin` on.
-fn sum_in_parts<R: CubeRuntime>(
-    tensors: &[CubeTensor<R>],
-    begin: usize,
-    parts: &CubeTensor<R>,
-    are_squared: bool,
-) {
+fn sum_in_parts<R: CubeRuntime>(tensors: &[CubeTensor<R>], begin: usize, parts: &CubeTensor<R>, are_squared: bool) {
     let layouts = tensors.iter().map(|tensor| (Rows::of([tensor]), [tensor.dtype]));
     let layouts: Vec<_> = layouts.collect();
     for group in groups(&parts.client, &layouts, 1) {
@@ -92,7 +87,10 @@ fn sum_in_parts<R: CubeRuntime>(
             cubes(all),
             CubeDim::new_1d(UNITS as u32),
             rows(&group[0]).vector,
-            group.iter().map(|index| tensors[*index].clone().into_tensor_arg()).collect(),
+            group
+                .iter()
+                .map(|index| tensors[*index].clone().into_tensor_arg())
+                .collect(),
             parts.clone().into_tensor_arg(),
             firsts.into_iter().collect(),
             group.iter().map(of_each).collect(),
@@ -170,12 +168,7 @@ fn sum_to_parts<F: Float, N: Size>(
 
 /// The parts of a tensor are the work of one cube.
 #[cube(launch)]
-fn add_parts(
-    parts: &Tensor<f32>,
-    sums: &mut Tensor<f32>,
-    count: usize,
-    #[comptime] units: usize,
-) {
+fn add_parts(parts: &Tensor<f32>, sums: &mut Tensor<f32>, count: usize, #[comptime] units: usize) {
     let mut shared = SharedMemory::<f32>::new(units);
     let row = CUBE_POS;
     let unit = UNIT_POS as usize;

@@ -47,7 +47,10 @@ fn matrices() -> Vec<Tensor<B, 2>> {
 fn sums_of_squares_of_many_tensors() {
     let tensors = matrices();
     let single: Vec<Tensor<B, 1>> = (0..31).map(|_| random([1])).collect();
-    let found = sums_and_squares::<B>(single.iter().map(erased).collect(), tensors.iter().map(erased).collect());
+    let found = sums_and_squares::<B>(
+        single.iter().map(erased).collect(),
+        tensors.iter().map(erased).collect(),
+    );
     let found = numbers(found.unwrap());
     assert_eq!(found.len(), single.len() + tensors.len());
     let expected: Vec<f32> = single.into_iter().flat_map(numbers).collect();
@@ -55,7 +58,10 @@ fn sums_of_squares_of_many_tensors() {
     for (found, tensor) in found[31..].iter().zip(tensors) {
         let shape = tensor.dims();
         let expected: f64 = numbers(tensor).into_iter().map(|x| f64::from(x).powi(2)).sum();
-        assert!((f64::from(*found) / expected - 1.0).abs() < 1e-5, "{shape:?}: {found} against {expected}");
+        assert!(
+            (f64::from(*found) / expected - 1.0).abs() < 1e-5,
+            "{shape:?}: {found} against {expected}"
+        );
     }
 }
 
@@ -73,7 +79,13 @@ fn what_is_not_finite_shows_in_its_own_sum_alone() {
         values[39_999] = value;
         Tensor::<B, 1>::from_floats(&values[..], &device())
     };
-    let tensors = [with(1.0), with(f32::NAN), with(f32::NEG_INFINITY), with(3e19), with(2.0)];
+    let tensors = [
+        with(1.0),
+        with(f32::NAN),
+        with(f32::NEG_INFINITY),
+        with(3e19),
+        with(2.0),
+    ];
     let loss = Tensor::<B, 1>::from_floats([f32::NAN], &device());
     let found = sums_and_squares::<B>(vec![erased(&loss)], tensors.iter().map(erased).collect());
     let found = numbers(found.unwrap());
@@ -129,7 +141,10 @@ fn adam_of_many_parameters() {
             let (first, second) = (vector(m), vector(v));
             // Numbers that were copied to the host and back are nobody else's.
             let own = |tensor: Tensor<B, 1>| Tensor::<B, 1>::from_data(tensor.into_data(), &device());
-            wanted.push(expected(step, [flat(&matrix), first.clone(), second.clone(), flat(&g)].map(own)));
+            wanted.push(expected(
+                step,
+                [flat(&matrix), first.clone(), second.clone(), flat(&g)].map(own),
+            ));
             let [m, v] = [first, second].map(|moment| moment.into_primitive().tensor());
             parameters.push((step, [matrix.into_primitive().tensor(), m, v, erased(&g)]));
         }
@@ -146,7 +161,11 @@ fn adam_of_many_parameters() {
             }
         }
     }
-    assert_eq!(numbers(flat(&start[7])), kept, "whoever holds a weight besides finds it as it was");
+    assert_eq!(
+        numbers(flat(&start[7])),
+        kept,
+        "whoever holds a weight besides finds it as it was"
+    );
 }
 
 #[test]
@@ -154,10 +173,22 @@ fn what_is_not_finite_reaches_its_own_weight_alone() {
     let gradient = Tensor::<B, 1>::from_floats([1.0, f32::NAN, 1.0, f32::INFINITY, 1.0], &device());
     let own = [random([5]), random([5]), random([5]).abs(), gradient].map(|tensor| tensor.into_primitive().tensor());
     let [[w, m, v]] = adam::<B>(vec![(step(1.0, 0.0, 1.0), own)]).unwrap().try_into().unwrap();
-    for (moment, is_finite) in [(m, [true, false, true, false, true]), (v, [true, false, true, false, true])] {
-        assert_eq!(numbers(vector(moment)).iter().map(|x| x.is_finite()).collect::<Vec<_>>(), is_finite);
+    for (moment, is_finite) in [
+        (m, [true, false, true, false, true]),
+        (v, [true, false, true, false, true]),
+    ] {
+        assert_eq!(
+            numbers(vector(moment))
+                .iter()
+                .map(|x| x.is_finite())
+                .collect::<Vec<_>>(),
+            is_finite
+        );
     }
-    assert_eq!(numbers(vector(w)).iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false, true, false]);
+    assert_eq!(
+        numbers(vector(w)).iter().map(|x| x.is_nan()).collect::<Vec<_>>(),
+        [false, true, false, true, false]
+    );
 }
 
 #[test]
