@@ -7,12 +7,14 @@
 //!
 //! - Feature `host`: [gpas-host](https://docs.rs/gpas-host), for backends whose tensors lie in the memory of this process. Flex is one; with
 //!   the feature `ndarray` NdArray is another, and any crate can add its own.
+//! - Feature `cube`: [gpas-cube](https://docs.rs/gpas-cube), for backends that run on CubeCL, which are those of its own features: CUDA,
+//!   Vulkan, Metal.
 //!
 //! Each operation is tested against the tensor operations that it stands for, in the module that has them.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 #[cfg(feature = "host")]
 pub use gpas_host::AdamStep;
 #[cfg(feature = "host")]
@@ -31,86 +33,80 @@ pub(crate) fn is_in_memory<B: Backend>() -> bool {
     false
 }
 
-/// Declares functions that ask the accelerators one after the other, each by a function of the same name, and return what the first one does
+/// Declares functions that ask the accelerators of these features, each by a function of the same name, and return what the first one does
 /// that takes the tensors. The function of that name in gpas-host says which shapes they have.
 macro_rules! ask {
     ($(
         $(#[$attribute:meta])*
-        $visibility:vis fn $name:ident[$($generics:tt)*]($($argument:ident: $type:ty),* $(,)?) -> Option<$output:ty>;
+        [$($accelerator:ident)*] $visibility:vis fn $name:ident[$($generics:tt)*]($($argument:ident: $type:ty),* $(,)?) -> Option<$output:ty>;
     )*) => {$(
         $(#[$attribute])*
         $visibility fn $name<$($generics)*>($($argument: $type),*) -> Option<$output> {
-            #[cfg(feature = "host")]
-            if let Some(found) = gpas_host::$name($($argument),*) {
-                return Some(found);
-            }
-            #[cfg(not(feature = "host"))]
-            let _ = ($($argument,)*);
+            ask_each!([$($accelerator)*] $name($($argument),*));
             None
         }
     )*};
 }
 
-ask! {
-    /// RMSNorm over the last dimension, as [`RmsNorm`](crate::RmsNorm) computes it.
-    pub(crate) fn norm[B: Backend, const D: usize](
-        x: &Tensor<B, D>,
-        weight: &Tensor<B, 1>,
-        epsilon: f64,
-        factor: f64,
-    ) -> Option<Tensor<B, D>>;
+macro_rules! ask_each {
+    ([host] $name:ident($($argument:ident),*)) => {
+        #[cfg(feature = "host")]
+        if let Some(found) = gpas_host::$name($($argument),*) {
+            return Some(found);
+        }
+        #[cfg(not(feature = "host"))]
+        let _ = ($($argument,)*);
+    };
+    ([host cube] $name:ident($($argument:ident),*)) => {
+        #[cfg(feature = "host")]
+        if let Some(found) = gpas_host::$name($($argument),*) {
+            return Some(found);
+        }
+        #[cfg(feature = "cube")]
+        if let Some(found) = gpas_cube::$name($($argument),*) {
+            return Some(found);
+        }
+        #[cfg(not(any(feature = "host", feature = "cube")))]
+        let _ = ($($argument,)*);
+    };
+}
 
+ask! {
     /// A branch times its scale.
-    pub(crate) fn scale[B: Backend, const D: usize](
+    [host] pub(crate) fn scale[B: Backend, const D: usize](
         branch: &Tensor<B, D>,
         scale: &Tensor<B, 1>,
     ) -> Option<Tensor<B, D>>;
 
     /// `x + branch`.
-    pub(crate) fn sum[B: Backend, const D: usize](x: &Tensor<B, D>, branch: &Tensor<B, D>) -> Option<Tensor<B, D>>;
+    [host] pub(crate) fn sum[B: Backend, const D: usize](x: &Tensor<B, D>, branch: &Tensor<B, D>) -> Option<Tensor<B, D>>;
 
     /// GPAS of a stream with its gate `[1]`. `act` gives act(α) and act'(α).
-    pub(crate) fn gate[B: Backend, const D: usize](
+    [host] pub(crate) fn gate[B: Backend, const D: usize](
         x: &Tensor<B, D>,
         gate: &Tensor<B, 1>,
         act: impl Fn(f64) -> [f64; 2] + Copy + Send + 'static,
         stop_gradient: bool,
     ) -> Option<Tensor<B, D>>;
 
-    /// GPAS, whose scaling is hidden from the gradient, of `x + branch`.
-    pub(crate) fn gated_sum[B: Backend, const D: usize](
-        x: &Tensor<B, D>,
-        branch: &Tensor<B, D>,
-        gate: &Tensor<B, 1>,
-        act: impl Fn(f64) -> [f64; 2] + Copy + Send + 'static,
-    ) -> Option<Tensor<B, D>>;
-
-    /// `[x · W₁ | x · W₂ | …]` of one to three weights; `x` holds `seq` rows of each sequence. If that is one, as in generation, a row's
-    /// result does not depend on the other rows.
-    pub(crate) fn linear[B: Backend, const N: usize](
-        x: &Tensor<B, 2>,
-        weights: &[Tensor<B, 2>; N],
-        seq: usize,
-    ) -> Option<Tensor<B, 2>>;
-
     /// `a·b`, as an optimizer step multiplies matrices.
     ///
     /// # Shapes
     /// - a: `[rows, inner]`
     /// - b: `[inner, columns]`
-    pub fn product[B: Backend](a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
+    [host] pub fn product[B: Backend](a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// `x·W` of few rows, each of which is summed by itself.
-    pub(crate) fn few_rows[B: Backend](x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
+    [host] pub(crate) fn few_rows[B: Backend](x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// `silu(a) ⊙ b` of the halves of each row.
-    pub(crate) fn swiglu[B: Backend](both: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
+    [host cube] pub(crate) fn swiglu[B: Backend](both: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// The rows of a table that ids name.
-    pub(crate) fn embed[B: Backend](table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>>;
+    [host] pub(crate) fn embed[B: Backend](table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>>;
 
     /// Causal attention within sequences of one length; the queries, keys and values of a token stand side by side.
-    pub(crate) fn causal_attention[B: Backend](
+    [host] pub(crate) fn causal_attention[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
         heads: usize,
@@ -118,21 +114,21 @@ ask! {
     ) -> Option<Tensor<B, 2>>;
 
     /// The cache, for [`keep`] and [`cached_attention`], of a sequence that has no token yet and whose tokens are projected as this one.
-    pub(crate) fn cache[B: Backend](
+    [host] pub(crate) fn cache[B: Backend](
         projected: &Tensor<B, 2>,
         heads: usize,
         kv_heads: usize,
     ) -> Option<HostCache>;
 
     /// Keeps keys and values of the first tokens of a sequence.
-    pub(crate) fn keep[B: Backend](
+    [host] pub(crate) fn keep[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
         cache: &mut HostCache,
     ) -> Option<()>;
 
     /// Attention of `count` new tokens of each sequence to the sequence's tokens, themselves included.
-    pub(crate) fn cached_attention[B: Backend](
+    [host] pub(crate) fn cached_attention[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
         count: usize,
@@ -140,7 +136,7 @@ ask! {
     ) -> Option<Tensor<B, 2>>;
 
     /// Loss of every row outside of autodiff, 0 where the target is `ignored`.
-    pub(crate) fn token_losses[B: Backend](
+    [host] pub(crate) fn token_losses[B: Backend](
         hidden: &Tensor<B, 2>,
         weight: &Tensor<B, 2>,
         targets: &Tensor<B, 1, Int>,
@@ -148,7 +144,72 @@ ask! {
     ) -> Option<Tensor<B, 1>>;
 
     /// The sum of all squares, in f64.
-    pub fn sum_of_squares[B: Backend, const D: usize](tensor: &Tensor<B, D>) -> Option<f64>;
+    [host] pub fn sum_of_squares[B: Backend, const D: usize](tensor: &Tensor<B, D>) -> Option<f64>;
+}
+
+/// RMSNorm over the last dimension, as [`RmsNorm`](crate::RmsNorm) computes it, in the number format `output`.
+pub(crate) fn norm<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 1>,
+    epsilon: f64,
+    factor: f64,
+    output: DType,
+) -> Option<Tensor<B, D>> {
+    #[cfg(feature = "host")]
+    if let Some(y) = gpas_host::norm(x, weight, epsilon, factor) {
+        return Some(y.cast(output));
+    }
+    #[cfg(feature = "cube")]
+    if let Some(y) = gpas_cube::norm(x, weight, epsilon, factor, output) {
+        return Some(y);
+    }
+    #[cfg(not(any(feature = "host", feature = "cube")))]
+    let _ = (x, weight, epsilon, factor, output);
+    None
+}
+
+/// GPAS, whose scaling is hidden from the gradient, of `x + branch`; the number format of the output is that of x. `act` gives act(α) and
+/// act'(α) of a number, `amount` act(α) as autodiff knows it.
+pub(crate) fn gated_sum<B: Backend, const D: usize>(
+    x: &Tensor<B, D>,
+    branch: &Tensor<B, D>,
+    gate: &Tensor<B, 1>,
+    act: impl Fn(f64) -> [f64; 2] + Copy + Send + 'static,
+    amount: impl FnOnce() -> Tensor<B, 1>,
+) -> Option<Tensor<B, D>> {
+    #[cfg(feature = "host")]
+    if let Some(y) = gpas_host::gated_sum(x, branch, gate, act) {
+        return Some(y);
+    }
+    #[cfg(feature = "cube")]
+    if gpas_cube::runs::<B>()
+        && let Some(y) = gpas_cube::gated_sum(x, branch, &amount())
+    {
+        return Some(y);
+    }
+    #[cfg(not(feature = "cube"))]
+    let _ = amount;
+    let _ = (x, branch, gate, act);
+    None
+}
+
+/// `[x · W₁ | x · W₂ | …]` of one to three weights in the number format of x, which holds `seq` rows of each sequence. If that is one, as in
+/// generation, a row's result does not depend on the other rows on a processor.
+pub(crate) fn linear<B: Backend, const N: usize>(
+    x: &Tensor<B, 2>,
+    weights: &[Tensor<B, 2>; N],
+    seq: usize,
+) -> Option<Tensor<B, 2>> {
+    #[cfg(feature = "host")]
+    if let Some(y) = gpas_host::linear(x, weights, seq) {
+        return Some(y);
+    }
+    #[cfg(feature = "cube")]
+    if let Some(y) = gpas_cube::linear(x, weights) {
+        return Some(y);
+    }
+    let _ = (x, weights, seq);
+    None
 }
 
 /// Whether parameters of a backend are best updated all at once, by [`adam`].

@@ -6,7 +6,9 @@
 //! they add up in f32, in an order that depends on the shapes alone, so that the same numbers come out on every run.
 //!
 //! Each function takes tensors of any `B: Backend` and returns none where it does not run on them, so nothing of this shows in the bounds of
-//! a module: it asks first, and else computes as it says. The backends are those of the features.
+//! a module: it asks first, and else computes as it says. The backends are those of the features; without any, the crate is empty.
+
+#![cfg(feature = "kernels")]
 
 mod adam;
 mod autodiff;
