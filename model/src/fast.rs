@@ -13,6 +13,7 @@
 //! Each operation is tested against the tensor operations that it stands for, in the module that has them.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor};
 #[cfg(feature = "host")]
 pub use gpas_host::AdamStep;
@@ -209,6 +210,66 @@ pub(crate) fn linear<B: Backend, const N: usize>(
     }
     let _ = (x, weights, seq);
     None
+}
+
+/// Whether parameters of a backend are best updated all at once, by [`adam`].
+pub fn updates_together<B: Backend>() -> bool {
+    #[cfg(feature = "cube")]
+    return gpas_cube::runs::<B>();
+    #[cfg(not(feature = "cube"))]
+    false
+}
+
+/// The sum of all numbers of each of `sums`, then the sum of all squares of each of `squares`, in f32, `[sums + squares]`.
+pub fn sums_and_squares<B: Backend>(sums: Vec<FloatTensor<B>>, squares: Vec<FloatTensor<B>>) -> Option<Tensor<B, 1>> {
+    #[cfg(feature = "cube")]
+    return gpas_cube::sums_and_squares::<B>(sums, squares);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = (sums, squares);
+        None
+    }
+}
+
+/// Adam's update of many parameters: of each its step with weight, m, v and gradient, and then the next weight, m and v of each.
+///
+/// What is given is written over, unless somebody else holds it.
+#[cfg(feature = "host")]
+pub fn adam<B: Backend>(parameters: Vec<(AdamStep, [FloatTensor<B>; 4])>) -> Option<Vec<[FloatTensor<B>; 3]>> {
+    #[cfg(feature = "cube")]
+    return gpas_cube::adam::<B>(
+        parameters
+            .into_iter()
+            .map(|(step, own)| (cube_step(step), own))
+            .collect(),
+    );
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = parameters;
+        None
+    }
+}
+
+#[cfg(all(feature = "host", feature = "cube"))]
+fn cube_step(step: AdamStep) -> gpas_cube::AdamStep {
+    let AdamStep {
+        factor,
+        decay,
+        keep,
+        betas,
+        rest,
+        step_size,
+        epsilon,
+    } = step;
+    gpas_cube::AdamStep {
+        factor,
+        decay,
+        keep,
+        betas,
+        rest,
+        step_size,
+        epsilon,
+    }
 }
 
 /// The loss, the gradient of the hidden states and that of the head.
