@@ -9,7 +9,7 @@
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 use gpas_batch::IGNORE_INDEX;
 
-use crate::fast;
+use crate::fast::{self, Scoring};
 use crate::precision::Precision;
 
 /// Numbers in one chunk of logits on a processor: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
@@ -77,13 +77,15 @@ pub fn loss_with_gradients<B: Backend>(
     precision: Precision,
 ) -> LossGradients<B> {
     check_targets(&hidden, &weight, &targets);
-    let sum = if precision.products() == DType::F32 {
-        match fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), scored, seq, sum) {
-            Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
-            Err(sum) => sum,
-        }
-    } else {
-        sum
+    let scoring = Scoring {
+        ignored: i64::from(IGNORE_INDEX),
+        scored,
+        seq,
+        products: precision.products(),
+    };
+    let sum = match fast::loss_with_gradients(&hidden, &weight, &targets, scoring, sum) {
+        Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
+        Err(sum) => sum,
     };
     let rows = chunk_rows_on(&hidden, &weight);
     let found = loss_with_gradients_in_chunks(hidden, weight, targets, scored, precision, rows);
@@ -153,9 +155,7 @@ pub fn token_losses<B: Backend>(
 ) -> Tensor<B, 1> {
     check_targets(&hidden, &weight, &targets);
     let products = precision.products();
-    if products == DType::F32
-        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX))
-    {
+    if let Some(found) = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), products) {
         return found;
     }
     let rows = chunk_rows_on(&hidden, &weight);
@@ -454,6 +454,15 @@ mod fused {
     use burn_flex::{Flex, FlexDevice};
     use gpas_host::check::assert_close;
 
+    fn scoring(seq: usize) -> Scoring {
+        Scoring {
+            ignored: i64::from(IGNORE_INDEX),
+            scored: 900,
+            seq,
+            products: DType::F32,
+        }
+    }
+
     /// Over more than one chunk of rows and block of the vocabulary, with a head of its own and one that is the embedding's transpose.
     #[test]
     fn fused_and_plain_agree() {
@@ -468,14 +477,13 @@ mod fused {
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
             for seq in [50, 550, 1100] {
-                let fused =
-                    fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), 900, seq, None);
+                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, scoring(seq), None);
                 let (loss, of_hidden, of_weight) = fused.unwrap();
                 assert_close(loss, plain.loss.clone(), "loss");
                 assert_close(of_hidden, plain.hidden.clone(), "hidden");
                 assert_close(of_weight, plain.weight.clone(), "weight");
             }
-            let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX)).unwrap();
+            let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), DType::F32).unwrap();
             assert_close(
                 fused,
                 token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),

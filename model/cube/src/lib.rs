@@ -10,25 +10,30 @@
 
 #![cfg(feature = "kernels")]
 
+mod adam;
 mod autodiff;
 mod backends;
 mod embedding;
 mod gate;
 mod graph;
+mod group;
 mod head;
 mod kernel;
 mod linear;
 mod norm;
+mod norms;
 mod product;
 mod reduce;
 mod swiglu;
 mod table;
 mod tensor;
 
+pub use adam::{AdamStep, adam};
 pub use embedding::embed;
 pub use gate::gated_sum;
 pub use head::{HeadGradients, loss_with_gradients, token_losses};
 pub use linear::linear;
 pub use norm::norm;
+pub use norms::sums_and_squares;
 pub use swiglu::swiglu;
 pub use table::runs;

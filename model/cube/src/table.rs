@@ -78,8 +78,12 @@ pub fn runs<B: Backend>() -> bool {
 
 /// A tensor as a kernel takes it, its rank forgotten; none where no kernel does.
 pub(crate) fn input<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<FloatTensor<B>> {
-    let is_known = matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16);
-    (is_known && runs::<B>()).then(|| tensor.clone().into_primitive().tensor())
+    (is_number(tensor.dtype()) && runs::<B>()).then(|| tensor.clone().into_primitive().tensor())
+}
+
+/// Whether kernels compute with a number format.
+pub(crate) fn is_number(format: DType) -> bool {
+    matches!(format, DType::F32 | DType::BF16 | DType::F16)
 }
 
 /// Whether the kernels run on the tensors of a backend, and without autodiff.
