@@ -229,7 +229,7 @@ fn sort_tokens<I: Int>(
     let mut counts = SharedMemory::<u32>::new(comptime!(own * units));
     let mut shared = SharedMemory::<u32>::new(units);
     let unit = UNIT_POS as usize;
-    let first = CUBE_POS as usize * own;
+    let first = CUBE_POS * own;
     let turns = tokens.div_ceil(units);
 
     for index in 0..own {
@@ -306,7 +306,7 @@ fn add_tokens<F: Float, U: Float, N: Size>(
     #[define(F, U)] _formats: [StorageType; 2],
 ) {
     let mut sums = SharedMemory::<Vector<f32, N>>::new(comptime!(lanes * groups));
-    let id = CUBE_POS as usize;
+    let id = CUBE_POS;
     if id < vocab {
         let unit = UNIT_POS as usize;
         let group = unit / lanes;
@@ -340,7 +340,8 @@ fn add_tokens<F: Float, U: Float, N: Size>(
     }
 }
 
-#[cfg(all(test, feature = "vulkan"))]
+#[cfg(test)]
+#[cfg(feature = "vulkan")]
 mod tests {
     use burn::backend::Autodiff;
     use burn::tensor::{Distribution, Int, Tensor, Tolerance};

@@ -410,7 +410,7 @@ fn cross_entropy<F: Float, I: Int, N: Size>(
     #[define(F, I)] _formats: [StorageType; 2],
 ) {
     let mut shared = SharedMemory::<f32>::new(units);
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row < rows {
         let unit = UNIT_POS as usize;
         let lanes = logits.vector_size().comptime();
@@ -498,7 +498,8 @@ mod sizes {
     }
 }
 
-#[cfg(all(test, feature = "vulkan"))]
+#[cfg(test)]
+#[cfg(feature = "vulkan")]
 mod tests {
     use burn::backend::Autodiff;
     use burn::tensor::activation::log_softmax;
