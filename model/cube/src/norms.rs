@@ -187,3 +187,28 @@ fn add_parts(parts: &Tensor<f32>, sums: &mut Tensor<f32>, count: usize, #[compti
         }
     }
 }
+
+#[cfg(all(test, feature = "vulkan"))]
+mod tests {
+    use super::*;
+    use crate::group::tests::{numbers, random, with_gaps};
+
+    #[test]
+    fn gaps_between_rows_are_not_summed() {
+        let tensors = [
+            with_gaps(300, 48, 64),
+            with_gaps(50, 37, 64),
+            with_gaps(7, 24, 30),
+            random(9),
+        ];
+        let sums = Sums { plain: 1 }.run(tensors.to_vec()).swap_remove(0);
+        for (index, (found, tensor)) in numbers(&sums).into_iter().zip(&tensors).enumerate() {
+            let power = if index == 0 { 1 } else { 2 };
+            let expected: f64 = numbers(tensor).iter().map(|x| f64::from(*x).powi(power)).sum();
+            assert!(
+                (f64::from(found) - expected).abs() < 1e-5 * expected.abs().max(100.0),
+                "{found} against {expected}"
+            );
+        }
+    }
+}
