@@ -103,7 +103,7 @@ ask! {
     [host cube] pub(crate) fn swiglu[B: Backend](both: &Tensor<B, 2>) -> Option<Tensor<B, 2>>;
 
     /// The rows of a table that ids name.
-    [host] pub(crate) fn embed[B: Backend](table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>>;
+    [host cube] pub(crate) fn embed[B: Backend](table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>>;
 
     /// Causal attention within sequences of one length; the queries, keys and values of a token stand side by side.
     [host] pub(crate) fn causal_attention[B: Backend](
@@ -134,14 +134,6 @@ ask! {
         count: usize,
         sequences: &mut [(&mut HostCache, usize)],
     ) -> Option<Tensor<B, 2>>;
-
-    /// Loss of every row outside of autodiff, 0 where the target is `ignored`.
-    [host] pub(crate) fn token_losses[B: Backend](
-        hidden: &Tensor<B, 2>,
-        weight: &Tensor<B, 2>,
-        targets: &Tensor<B, 1, Int>,
-        ignored: i64,
-    ) -> Option<Tensor<B, 1>>;
 
     /// The sum of all squares, in f64.
     [host] pub fn sum_of_squares[B: Backend, const D: usize](tensor: &Tensor<B, D>) -> Option<f64>;
@@ -272,8 +264,43 @@ fn cube_step(step: AdamStep) -> gpas_cube::AdamStep {
     }
 }
 
+/// Loss of every row outside of autodiff, 0 where the target is `ignored`, with products in the number format `products`.
+pub(crate) fn token_losses<B: Backend>(
+    hidden: &Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    targets: &Tensor<B, 1, Int>,
+    ignored: i64,
+    products: DType,
+) -> Option<Tensor<B, 1>> {
+    #[cfg(feature = "host")]
+    if products == DType::F32
+        && let Some(losses) = gpas_host::token_losses(hidden, weight, targets, ignored)
+    {
+        return Some(losses);
+    }
+    #[cfg(feature = "cube")]
+    if let Some(losses) = gpas_cube::token_losses(hidden, weight, targets, ignored, products) {
+        return Some(losses);
+    }
+    let _ = (hidden, weight, targets, ignored, products);
+    None
+}
+
 /// The loss, the gradient of the hidden states and that of the head.
 pub(crate) type HeadGradients<B> = (Tensor<B, 1>, Tensor<B, 2>, Tensor<B, 2>);
+
+/// What is scored of some hidden states, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scoring {
+    /// The target of a row that is not scored.
+    pub(crate) ignored: i64,
+    /// What the sum of the losses is divided by.
+    pub(crate) scored: usize,
+    /// Rows of a sequence.
+    pub(crate) seq: usize,
+    /// Number format of the products.
+    pub(crate) products: DType,
+}
 
 /// Loss and gradients of the head at once, outside of autodiff, as `gpas_host::loss_with_gradients` computes them.
 ///
@@ -283,18 +310,30 @@ pub(crate) fn loss_with_gradients<B: Backend>(
     hidden: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
-    ignored: i64,
-    scored: usize,
-    seq: usize,
+    scoring: Scoring,
     sum: Option<Tensor<B, 2>>,
 ) -> Result<HeadGradients<B>, Option<Tensor<B, 2>>> {
+    let Scoring {
+        ignored,
+        scored,
+        seq,
+        products,
+    } = scoring;
     #[cfg(feature = "host")]
-    let sum = match gpas_host::loss_with_gradients(hidden, weight, targets, ignored, scored, seq, sum) {
+    let sum = if products == DType::F32 {
+        match gpas_host::loss_with_gradients(hidden, weight, targets, ignored, scored, seq, sum) {
+            Ok(found) => return Ok((found.loss, found.hidden, found.weight)),
+            Err(sum) => sum,
+        }
+    } else {
+        sum
+    };
+    #[cfg(feature = "cube")]
+    let sum = match gpas_cube::loss_with_gradients(hidden, weight, targets, ignored, scored, products, sum) {
         Ok(found) => return Ok((found.loss, found.hidden, found.weight)),
         Err(sum) => sum,
     };
-    #[cfg(not(feature = "host"))]
-    let _ = (hidden, weight, targets, ignored, scored, seq);
+    let _ = (hidden, weight, targets, ignored, scored, seq, products);
     Err(sum)
 }
 

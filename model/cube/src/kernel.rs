@@ -6,7 +6,9 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::adam::Adam;
+use crate::embedding::{Embed, EmbedBackward};
 use crate::gate::{GatedSum, GatedSumBackward};
+use crate::head::{HeadLoss, TokenLosses};
 use crate::linear::{Linear, LinearBackward};
 use crate::norm::{Norm, NormBackward};
 use crate::norms::Sums;
@@ -63,9 +65,12 @@ macro_rules! kernels {
 }
 
 kernels![
+    Embed,
+    EmbedBackward,
     Adam,
     GatedSum,
     GatedSumBackward,
+    HeadLoss,
     Linear,
     LinearBackward,
     Norm,
@@ -73,4 +78,5 @@ kernels![
     Sums,
     SwiGlu,
     SwiGluBackward,
+    TokenLosses,
 ];

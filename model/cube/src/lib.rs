@@ -13,9 +13,11 @@
 mod adam;
 mod autodiff;
 mod backends;
+mod embedding;
 mod gate;
 mod graph;
 mod group;
+mod head;
 mod kernel;
 mod linear;
 mod norm;
@@ -27,7 +29,9 @@ mod table;
 mod tensor;
 
 pub use adam::{AdamStep, adam};
+pub use embedding::embed;
 pub use gate::gated_sum;
+pub use head::{HeadGradients, loss_with_gradients, token_losses};
 pub use linear::linear;
 pub use norm::norm;
 pub use norms::sums_and_squares;
