@@ -5,9 +5,9 @@
 //! w ← keep·w − step_size·m / (√v + ε)
 //! ```
 //!
-//! One launch for each [group](crate::group) of up to 6 parameters, 22 for 123 of them, with one walk over memory: w, m, v and g are read,
-//! and w, m and v are written in their own places where nobody else holds them. In tensor operations it is some 10 launches for each
-//! parameter, fused where the rows of a matrix lie without gaps.
+//! One launch for each [group](crate::group) of up to 6 parameters, 21 for the 123 of 130m, with one walk over memory: w, m, v and g are read,
+//! and w, m and v are written in their own places where nobody else holds them, 28 bytes for each number in f32. In tensor operations it is
+//! some 10 launches for each parameter, and copies of matrices whose rows have gaps.
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
@@ -47,8 +47,11 @@ pub struct AdamStep {
 pub fn adam<B: Backend>(parameters: Vec<(AdamStep, [FloatTensor<B>; 4])>) -> Option<Vec<[FloatTensor<B>; 3]>> {
     let (steps, inputs): (Vec<_>, Vec<_>) = parameters.into_iter().unzip();
     let inputs: Vec<_> = inputs.into_iter().flatten().collect();
-    if inputs.is_empty() || !runs::<B>() || !inputs.iter().all(|input| is_number(input.dtype())) {
+    if !runs::<B>() || !inputs.iter().all(|input| is_number(input.dtype())) {
         return None;
+    }
+    if inputs.is_empty() {
+        return Some(Vec::new());
     }
     let mut outputs = run::<B>(Adam { steps }.into(), inputs)?.into_iter();
     let next = || Some([outputs.next()?, outputs.next()?, outputs.next()?]);

@@ -1,8 +1,8 @@
 //! Sums of squares of many tensors, which are what clipping asks for, beside single numbers such as the loss, for one transfer to the host.
 //!
-//! Each tensor is read once. Two launches of few cubes beside one for each [group](crate::group) of some 26 tensors: for 123 parameters and 25
-//! single numbers that is 8. In tensor operations it is three for each parameter, one for each single number, and as many again to put
-//! them together.
+//! Each tensor is read once. One launch for each [group](crate::group) of up to 26 tensors, and one that adds up the parts: for the 123 parameters
+//! and 13 single numbers of 130m that is 8. In tensor operations it is three for each parameter and one for each of all these numbers to
+//! put them together.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;

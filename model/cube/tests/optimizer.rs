@@ -188,5 +188,5 @@ fn what_is_not_finite_reaches_its_own_weight_alone() {
 #[test]
 fn without_a_tensor_there_is_nothing_to_run() {
     assert!(sums_and_squares::<B>(Vec::new(), Vec::new()).is_none());
-    assert!(adam::<B>(Vec::new()).is_none());
+    assert!(adam::<B>(Vec::new()).is_some_and(|updated| updated.is_empty()));
 }
