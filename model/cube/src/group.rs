@@ -62,8 +62,8 @@ pub(crate) fn in_rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     }
 }
 
-/// The groups of things that are launched together: those of one vector size and the same number formats, in order, in groups of nearly
-/// one size, so that few kernels are compiled. `shared` tensors of a launch belong to the whole group.
+/// The groups of things that are launched together: those of one vector size and the same number formats, in order, in groups of one size but
+/// for the last, so that few kernels are compiled. `shared` tensors of a launch belong to the whole group.
 pub(crate) fn groups<R: CubeRuntime, const T: usize>(
     client: &ComputeClient<R>,
     things: &[(Rows<T>, [DType; T])],
@@ -102,4 +102,91 @@ pub(crate) fn first_cubes(counts: impl IntoIterator<Item = usize>) -> (Vec<usize
 #[cube]
 pub(crate) fn place_in_rows(index: usize, width: usize, stride: usize) -> usize {
     index / width * stride + index % width
+}
+
+/// Rows with gaps come from a device that pitches matrices, which no software driver does: here they are made.
+#[cfg(all(test, feature = "vulkan"))]
+pub(crate) mod tests {
+    use burn::tensor::{Distribution, TensorPrimitive};
+    use burn_cubecl::CubeBackend;
+    use burn_wgpu::{WgpuDevice, WgpuRuntime};
+
+    use super::*;
+
+    type Unfused = CubeBackend<WgpuRuntime, f32, i32, u32>;
+
+    /// `count` numbers, flat.
+    pub(crate) fn random(count: usize) -> CubeTensor<WgpuRuntime> {
+        let flat =
+            burn::Tensor::<Unfused, 1>::random([count], Distribution::Normal(0.0, 1.0), &WgpuDevice::DefaultDevice);
+        flat.into_primitive().tensor()
+    }
+
+    /// The first `width` numbers of each row of a matrix of NaN whose rows have `stride` numbers.
+    pub(crate) fn with_gaps(rows: usize, width: usize, stride: usize) -> CubeTensor<WgpuRuntime> {
+        let device = WgpuDevice::DefaultDevice;
+        let gaps = burn::Tensor::<Unfused, 2>::full([rows, stride], f32::NAN, &device);
+        let numbers = burn::Tensor::random([rows, width], Distribution::Normal(0.0, 1.0), &device);
+        let whole = gaps.slice_assign([0..rows, 0..width], numbers);
+        let mut tensor = whole.into_primitive().tensor();
+        tensor.meta.shape_mut()[1] = width;
+        assert_eq!(tensor.meta.strides()[..], [stride, 1]);
+        tensor
+    }
+
+    /// The numbers of a tensor on the host.
+    pub(crate) fn numbers(tensor: &CubeTensor<WgpuRuntime>) -> Vec<f32> {
+        let primitive = || TensorPrimitive::Float(tensor.clone());
+        let data = match tensor.meta.num_dims() {
+            1 => burn::Tensor::<Unfused, 1>::from_primitive(primitive()).into_data(),
+            _ => burn::Tensor::<Unfused, 2>::from_primitive(primitive()).into_data(),
+        };
+        data.convert::<f32>().to_vec().expect("they are f32")
+    }
+
+    #[test]
+    fn loads_are_as_wide_as_rows_and_their_strides_allow() {
+        let flat = random(37 * 48);
+        for (width, stride, vector) in [(48, 64, 4), (48, 50, 2), (46, 64, 2), (37, 64, 1), (48, 49, 1)] {
+            let rows = Rows::of([&with_gaps(37, width, stride)]);
+            assert_eq!(rows.vector, vector, "{width} of {stride}");
+            assert_eq!(rows.strides, [stride / vector]);
+        }
+        let rows = Rows::of([&with_gaps(37, 48, 64), &flat]);
+        assert_eq!(
+            rows,
+            Rows {
+                vector: 4,
+                count: 37 * 12,
+                width: 12,
+                strides: [16, 12]
+            }
+        );
+        let rows = Rows::of([&flat, &flat]);
+        assert_eq!(
+            rows,
+            Rows {
+                vector: 4,
+                count: 37 * 12,
+                width: 37 * 12,
+                strides: [37 * 12, 37 * 12]
+            }
+        );
+    }
+
+    #[test]
+    fn like_things_go_together_in_groups_of_what_a_device_binds() {
+        let rows = |vector| Rows {
+            vector,
+            count: 8,
+            width: 8,
+            strides: [8; 4],
+        };
+        let mut things = vec![(rows(4), [DType::F32; 4]); 14];
+        things[2] = (rows(1), [DType::F32; 4]);
+        things[3] = (rows(4), [DType::BF16; 4]);
+        let client = random(1).client;
+        let expected = [vec![0, 1, 4, 5, 6, 7], vec![8, 9, 10, 11, 12, 13], vec![2], vec![3]];
+        assert_eq!(groups(&client, &things, 0), expected);
+    }
 }

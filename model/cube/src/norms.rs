@@ -1,8 +1,8 @@
 //! Sums of squares of many tensors, which are what clipping asks for, beside single numbers such as the loss, for one transfer to the host.
 //!
-//! Each tensor is read once. Two launches of few cubes beside one for each [group](crate::group) of some 26 tensors: for 123 parameters and 25
-//! single numbers that is 8. In tensor operations it is three for each parameter, one for each single number, and as many again to put
-//! them together.
+//! Each tensor is read once. One launch for each [group](crate::group) of up to 26 tensors, and one that adds up the parts: for the 123 parameters
+//! and 13 single numbers of 130m that is 8. In tensor operations it is three for each parameter and one for each of all these numbers to
+//! put them together.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -184,6 +184,31 @@ fn add_parts(parts: &Tensor<f32>, sums: &mut Tensor<f32>, count: usize, #[compti
         let all = sum_of_units(sum, &mut shared, units);
         if unit == 0 {
             sums[row] = all;
+        }
+    }
+}
+
+#[cfg(all(test, feature = "vulkan"))]
+mod tests {
+    use super::*;
+    use crate::group::tests::{numbers, random, with_gaps};
+
+    #[test]
+    fn gaps_between_rows_are_not_summed() {
+        let tensors = [
+            with_gaps(300, 48, 64),
+            with_gaps(50, 37, 64),
+            with_gaps(7, 24, 30),
+            random(9),
+        ];
+        let sums = Sums { plain: 1 }.run(tensors.to_vec()).swap_remove(0);
+        for (index, (found, tensor)) in numbers(&sums).into_iter().zip(&tensors).enumerate() {
+            let power = if index == 0 { 1 } else { 2 };
+            let expected: f64 = numbers(tensor).iter().map(|x| f64::from(*x).powi(power)).sum();
+            assert!(
+                (f64::from(found) - expected).abs() < 1e-5 * expected.abs().max(100.0),
+                "{found} against {expected}"
+            );
         }
     }
 }

@@ -15,11 +15,6 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device())
 }
 
-/// A matrix whose rows are the beginnings of longer ones.
-fn pitched(rows: usize, width: usize, stride: usize) -> Tensor<B, 2> {
-    random([rows, stride]).narrow(1, 0, width)
-}
-
 fn erased<const D: usize>(tensor: &Tensor<B, D>) -> FloatTensor<B> {
     tensor.clone().into_primitive().tensor()
 }
@@ -32,15 +27,14 @@ fn vector(tensor: FloatTensor<B>) -> Tensor<B, 1> {
     Tensor::from_primitive(TensorPrimitive::Float(tensor))
 }
 
-/// More tensors than one launch takes, of sizes that no vector divides and of ones that are cut among many cubes.
+/// More tensors than one launch takes, of sizes that no vector divides, of ones that are cut among many cubes, and one turned.
 fn matrices() -> Vec<Tensor<B, 2>> {
     let sizes = [1, 3, 255, 4097, 768, 64, 8, 30_000, 2_200_001];
     let flat = sizes.iter().map(|size| random([1, *size]));
-    let gapless = (0..30).map(|index| random([index + 1, 24]));
-    let gaps = [(50, 37, 64), (50, 36, 64), (7, 24, 30), (1, 5, 9)];
-    let gaps = gaps.map(|(rows, width, stride)| pitched(rows, width, stride));
+    let small = (0..30).map(|index| random([index + 1, 24]));
+    let odd = [[50, 37], [50, 36], [7, 24], [1, 5]].map(random);
     let turned = random([40, 12]).transpose();
-    flat.chain(gapless).chain(gaps).chain([turned]).collect()
+    flat.chain(small).chain(odd).chain([turned]).collect()
 }
 
 #[test]
@@ -194,5 +188,5 @@ fn what_is_not_finite_reaches_its_own_weight_alone() {
 #[test]
 fn without_a_tensor_there_is_nothing_to_run() {
     assert!(sums_and_squares::<B>(Vec::new(), Vec::new()).is_none());
-    assert!(adam::<B>(Vec::new()).is_none());
+    assert!(adam::<B>(Vec::new()).is_some_and(|updated| updated.is_empty()));
 }
