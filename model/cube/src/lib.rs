@@ -10,12 +10,15 @@
 
 mod autodiff;
 mod backends;
+#[cfg(feature = "cublas")]
+mod cublas;
 mod gate;
 mod graph;
 mod kernel;
 mod linear;
 mod norm;
 mod product;
+mod products;
 mod reduce;
 mod swiglu;
 mod table;
@@ -24,5 +27,7 @@ mod tensor;
 pub use gate::gated_sum;
 pub use linear::linear;
 pub use norm::norm;
+pub use product::{product, product_into, products};
+pub use products::{Products, Why};
 pub use swiglu::swiglu;
 pub use table::runs;
