@@ -6,11 +6,12 @@
 //! result is filled with NaN and the error logged, since whoever asked has gone on already. The workspace is a tensor of CubeCL's, and so part
 //! of what it says of its memory. An event for each side of a product costs the card's queue a few microseconds.
 //!
-//! **What has not run.** This was written against the sources of cudarc 0.19.10, CubeCL 0.10 and NVIDIA's reference, and compiles; no line of
-//! it that touches a card has run yet. Tested without a card are the question that the library is asked (`layout`, by a product that follows
-//! BLAS's rules), the choice whether to ask it (`machine`) and what a choice depends on (`library`). `tests/products.rs` has the rest, for a
-//! machine with a card: values of all formats and layouts against CubeCL's kernels, sums, order against kernels before and after, memory that
-//! is used again, and times.
+//! **What has not run on a card.** None of this has. It was written against the sources of cudarc 0.19.10 and CubeCL 0.10 and NVIDIA's
+//! reference. Without a card, these are tested: the question that the library is asked (`layout`, by a product that follows BLAS's rules),
+//! the choice whether to ask it (`machine`), what its answer depends on (`library`), and, in `tests/pretended.rs`, every call of driver and
+//! library with CubeCL's own server on a pretended card, which computes only what streams and events demand. Only a card can say whether the
+//! library takes these formats and layouts and how exact and how fast it is, what the two events cost, and whether the driver's waits for a
+//! context are as its reference says: `tests/products.rs` asks all of that on a machine with one.
 
 mod layout;
 mod library;
@@ -56,7 +57,7 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, outp
         return None;
     }
     let result = empty(a, form);
-    let is_as_asked = result.meta.strides().iter().eq(&strides) && result.handle.offset_start.is_none();
+    let is_as_asked = result.meta.strides().iter().eq(&strides) && start_of(&result) == 0;
     let done = is_as_asked && card.multiply(question, [a, b, &result].map(on_cuda));
     done.then_some(result)
 }
@@ -74,8 +75,7 @@ pub(crate) fn product_into<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>,
             shape: sum.meta.shape(),
             strides: sum.meta.strides(),
         };
-        let start = sum.handle.offset_start.unwrap_or(0);
-        let question = question(on_cuda(a)?, on_cuda(b)?, sum.dtype, view, start, true)?;
+        let question = question(on_cuda(a)?, on_cuda(b)?, sum.dtype, view, start_of(sum), true)?;
         Some(is_beside && card.multiply(question, [a, b, sum].map(on_cuda)))
     };
     added().unwrap_or(false)
@@ -122,6 +122,11 @@ fn strides_without_gaps(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
+/// Where a tensor begins in its memory, in bytes.
+fn start_of<R: CubeRuntime>(tensor: &CubeTensor<R>) -> u64 {
+    tensor.handle.offset_start.unwrap_or(0)
+}
+
 fn view(tensor: &Tensor) -> View<'_> {
     View {
         shape: tensor.meta.shape(),
@@ -136,7 +141,7 @@ fn question(a: &Tensor, b: &Tensor, format: DType, d: View, d_start: u64, adds: 
     }
     let columns = by_columns(view(a), view(b), d)?;
     // The library's A is the second factor. All memory of CubeCL's begins at a multiple of more bytes than the library asks for.
-    let [a_start, b_start] = [a, b].map(|factor| factor.handle.offset_start.unwrap_or(0));
+    let [a_start, b_start] = [a, b].map(start_of);
     let (factors, result) = (Format::of(a.dtype)?, Format::of(format)?);
     Question::new(factors, result, adds, columns, [b_start, a_start, d_start])
 }

@@ -14,6 +14,9 @@ use crate::products::Products;
 
 /// `a·b`, batch by batch, summed in f32; `a` and `b` have one number format, and the result has the format `output`.
 ///
+/// Transposed, padded and cut out factors are read in place. NVIDIA's library leaves no gaps between the rows of its results; CubeCL's kernels
+/// may, where a row's length asks for it.
+///
 /// # Shapes
 /// - a: `[…, rows, inner]`
 /// - b: `[…, inner, columns]`

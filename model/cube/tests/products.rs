@@ -51,7 +51,7 @@ fn tensor<const D: usize>(primitive: Primitive) -> Tensor<Plain, D> {
 }
 
 fn numbers<const D: usize>(tensor: Tensor<Plain, D>) -> Vec<f64> {
-    tensor.into_data().convert::<f64>().to_vec().unwrap()
+    tensor.into_data().convert::<f64>().to_vec().expect("numbers")
 }
 
 /// The product on the processor.
