@@ -48,37 +48,30 @@ pub(crate) fn product<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, outp
     let form = Form::new(product_shape(a.meta.shape(), b.meta.shape())?, output);
     let strides = strides_without_gaps(&form.shape);
     let card = Card::of(a)?;
+    let [on_a, on_b] = [on_cuda(a)?, on_cuda(b)?];
     let view = View {
         shape: &form.shape,
         strides: &strides,
     };
-    let question = question(on_cuda(a)?, on_cuda(b)?, output, view, 0, false)?;
+    let question = question(on_a, on_b, output, view, 0, false)?;
     if card.answers.of(&question) == Some(false) {
         return None;
     }
     let result = empty(a, form);
     let is_as_asked = result.meta.strides().iter().eq(&strides) && start_of(&result) == 0;
-    let done = is_as_asked && card.multiply(question, [a, b, &result].map(on_cuda));
+    let done = is_as_asked && card.multiply(question, [on_a, on_b, on_cuda(&result)?]);
     done.then_some(result)
 }
 
-/// `sum += a·b`, if the library does it: it says whether it has.
-pub(crate) fn product_into<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, sum: &CubeTensor<R>) -> bool {
-    // Another tensor may still show what is in the memory of the sum.
-    if !sum.can_mut() {
-        return false;
-    }
-    let added = || {
+/// Writes `a·b` into `d`, or adds it to the f32 sum that is there, if the library does it: it says whether it has.
+pub(crate) fn product_in<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>, d: &CubeTensor<R>, adds: bool) -> bool {
+    let written = || {
         let card = Card::of(a)?;
-        let is_beside = on_cuda(sum)?.device == on_cuda(a)?.device;
-        let view = View {
-            shape: sum.meta.shape(),
-            strides: sum.meta.strides(),
-        };
-        let question = question(on_cuda(a)?, on_cuda(b)?, sum.dtype, view, start_of(sum), true)?;
-        Some(is_beside && card.multiply(question, [a, b, sum].map(on_cuda)))
+        let [a, b, d] = [on_cuda(a)?, on_cuda(b)?, on_cuda(d)?];
+        let question = question(a, b, d.dtype, view(d), start_of(d), adds)?;
+        Some(a.device == d.device && card.multiply(question, [a, b, d]))
     };
-    added().unwrap_or(false)
+    written().unwrap_or(false)
 }
 
 /// What the library does on a device, or why it does nothing.
@@ -189,10 +182,7 @@ impl Card {
     }
 
     /// Says whether the library has done it, or will, before whatever the card is given after.
-    fn multiply(&self, question: Question, tensors: [Option<&Tensor>; 3]) -> bool {
-        let [Some(a), Some(b), Some(d)] = tensors else {
-            return false;
-        };
+    fn multiply(&self, question: Question, [a, b, d]: [&Tensor; 3]) -> bool {
         let product = Product {
             question,
             // The library's A is the second factor.
@@ -321,7 +311,7 @@ impl Service {
         let addresses = Addresses { a, b, d, workspace };
         // SAFETY: this is the thread that gives the card its work, and CubeCL has made the card's context current to find the addresses. They
         // are those of tensors whose shapes, strides and formats the question was made of, and `product` holds the tensors' memory. The result
-        // is a new tensor, or a sum whose memory no other tensor has.
+        // is a tensor of its own.
         unsafe { open.library.multiply(&question, addresses) }
     }
 

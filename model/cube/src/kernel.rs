@@ -5,9 +5,13 @@ use std::fmt::Debug;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::adam::Adam;
+use crate::embedding::{Embed, EmbedBackward};
 use crate::gate::{GatedSum, GatedSumBackward};
+use crate::head::{HeadLoss, TokenLosses};
 use crate::linear::{Linear, LinearBackward};
 use crate::norm::{Norm, NormBackward};
+use crate::norms::Sums;
 use crate::swiglu::{SwiGlu, SwiGluBackward};
 use crate::tensor::Form;
 
@@ -61,12 +65,18 @@ macro_rules! kernels {
 }
 
 kernels![
+    Embed,
+    EmbedBackward,
+    Adam,
     GatedSum,
     GatedSumBackward,
+    HeadLoss,
     Linear,
     LinearBackward,
     Norm,
     NormBackward,
+    Sums,
     SwiGlu,
     SwiGluBackward,
+    TokenLosses,
 ];

@@ -1,16 +1,19 @@
 //! Matrix products of a device: the one place from which kernels ask for them.
+//!
+//! NVIDIA's library computes them where it can (`cublas`), and CubeCL's kernels elsewhere.
 
 use std::any::Any;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
-use burn_cubecl::ops::numeric::add;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
 #[cfg(feature = "cublas")]
 use crate::cublas;
 use crate::products::Products;
+use crate::tensor::{Form, cubes, empty, form, vector_size};
 
 /// `a·b`, batch by batch, summed in f32; `a` and `b` have one number format, and the result has the format `output`.
 ///
@@ -29,27 +32,67 @@ pub fn product<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, output: DType
     if let Some(output) = cublas::product(&a, &b, output) {
         return output;
     }
-    let shapes = [&a, &b].map(|factor| factor.meta.shape().clone());
-    matmul(a, b, None, MatmulStrategy::default(), output)
-        .unwrap_or_else(|error| panic!("a product of {shapes:?} was refused: {error:?}"))
+    multiply(a, b, None, output)
 }
 
-/// `sum + a·b`, in the memory of the sum where nothing else has it.
+/// [`product`] of two matrices, written into a tensor that is there already.
+pub(crate) fn product_in<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, output: CubeTensor<R>) {
+    #[cfg(feature = "cublas")]
+    if cublas::product_in(&a, &b, &output, false) {
+        return;
+    }
+    let format = output.dtype;
+    multiply(a, b, Some(output), format);
+}
+
+/// Adds the product `a·b` of two matrices to `sum`, in f32 and in its place, whoever else has that memory.
 ///
 /// # Shapes
-/// - a: `[…, rows, inner]`
-/// - b: `[…, inner, columns]`
-/// - sum, output: `[…, rows, columns]`
+/// - a: `[rows, inner]`
+/// - b: `[inner, columns]`
+/// - sum: `[rows, columns]`, row by row without gaps
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn product_into<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, sum: CubeTensor<R>) -> CubeTensor<R> {
+pub fn product_into<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, sum: &CubeTensor<R>) {
     #[cfg(feature = "cublas")]
-    if cublas::product_into(&a, &b, &sum) {
-        return sum;
+    if cublas::product_in(&a, &b, sum, true) {
+        return;
     }
-    let product = product(a, b, sum.dtype);
-    add(sum, product)
+    let part = empty(sum, Form::new(sum.meta.shape().clone(), DType::F32));
+    multiply(a, b, Some(part.clone()), DType::F32);
+    let numbers = form(sum).shape.num_elements();
+    let vector = vector_size(&[sum, &part], numbers);
+    let count = numbers / vector;
+    const UNITS: usize = 256;
+    add_to::launch::<R>(
+        &sum.client.clone(),
+        cubes(count.div_ceil(UNITS)),
+        CubeDim::new_1d(UNITS as u32),
+        vector,
+        sum.clone().into_tensor_arg(),
+        part.into_tensor_arg(),
+        count,
+    );
+}
+
+#[cube(launch)]
+fn add_to<N: Size>(sum: &mut Tensor<Vector<f32, N>>, part: &Tensor<Vector<f32, N>>, count: usize) {
+    let place = ABSOLUTE_POS;
+    if place < count {
+        sum[place] += part[place];
+    }
+}
+
+fn multiply<R: CubeRuntime>(
+    a: CubeTensor<R>,
+    b: CubeTensor<R>,
+    output: Option<CubeTensor<R>>,
+    format: DType,
+) -> CubeTensor<R> {
+    let shapes = [&a, &b].map(|factor| factor.meta.shape().clone());
+    matmul(a, b, output, MatmulStrategy::default(), format)
+        .unwrap_or_else(|error| panic!("a product of {shapes:?} was refused: {error:?}"))
 }
 
 /// Who computes the products of a device, by the device of its Burn backend.

@@ -168,27 +168,15 @@ fn sums() {
             random([500, 104], factors, &device),
         );
         let part = expected(&a.clone().transpose(), &b);
-        let mut sum = primitive(Tensor::<Plain, 2>::ones([72, 104], &device));
+        let sum = primitive(Tensor::<Plain, 2>::ones([72, 104], &device));
         let before = counts(&device);
         for _ in 0..3 {
-            sum = product_into(primitive(a.clone().transpose()), primitive(b.clone()), sum);
+            product_into(primitive(a.clone().transpose()), primitive(b.clone()), &sum);
         }
         assert!(counts(&device)[0] >= before[0] + 3, "sums are not the library's");
         let expected: Vec<f64> = part.iter().map(|part| 1.0 + 3.0 * part).collect();
         let difference = difference(&numbers(tensor::<2>(sum)), &expected);
         assert!(difference < 1e-5, "{factors:?}: {difference}");
-    }
-}
-
-#[test]
-fn a_sum_that_another_tensor_shows_stays() {
-    let Some(device) = card() else { return };
-    let sum = primitive(Tensor::<Plain, 2>::ones([16, 16], &device));
-    let (shown, more) = (sum.clone(), sum.clone());
-    let factor = || primitive(random([16, 16], DType::F32, &device));
-    drop(product_into(factor(), factor(), sum));
-    for kept in [shown, more] {
-        assert!(numbers(tensor::<2>(kept)).iter().all(|value| *value == 1.0));
     }
 }
 
