@@ -13,6 +13,8 @@
 mod adam;
 mod autodiff;
 mod backends;
+#[cfg(feature = "cublas")]
+mod cublas;
 mod embedding;
 mod gate;
 mod graph;
@@ -23,6 +25,7 @@ mod linear;
 mod norm;
 mod norms;
 mod product;
+mod products;
 mod reduce;
 mod swiglu;
 mod table;
@@ -35,5 +38,7 @@ pub use head::{HeadGradients, loss_with_gradients, token_losses};
 pub use linear::linear;
 pub use norm::norm;
 pub use norms::sums_and_squares;
+pub use product::{product, product_into, products};
+pub use products::{Products, Why};
 pub use swiglu::swiglu;
 pub use table::runs;
