@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::attention::{CausalAttention, CausalAttentionBackward};
 use crate::gate::{GatedSum, GatedSumBackward};
 use crate::linear::{Linear, LinearBackward};
 use crate::norm::{Norm, NormBackward};
@@ -61,6 +62,8 @@ macro_rules! kernels {
 }
 
 kernels![
+    CausalAttention,
+    CausalAttentionBackward,
     GatedSum,
     GatedSumBackward,
     Linear,

@@ -8,6 +8,7 @@
 //! Each function takes tensors of any `B: Backend` and returns none where it does not run on them, so nothing of this shows in the bounds of
 //! a module: it asks first, and else computes as it says. The backends are those of the features.
 
+mod attention;
 mod autodiff;
 mod backends;
 mod gate;
@@ -17,10 +18,14 @@ mod linear;
 mod norm;
 mod product;
 mod reduce;
+mod rotary;
+mod rows;
+mod softmax;
 mod swiglu;
 mod table;
 mod tensor;
 
+pub use attention::causal_attention;
 pub use gate::gated_sum;
 pub use linear::linear;
 pub use norm::norm;
