@@ -212,8 +212,8 @@ impl<B: Backend> Attention<B> {
         rotary: &Rotary<B>,
         sequences: &mut [Place<'_, B>],
     ) -> Option<Tensor<B, 2>> {
-        // Under autodiff what is kept stays in tensors.
-        if B::ad_enabled(&x.device()) {
+        // On a device, and under autodiff, what is kept stays in tensors.
+        if !fast::is_in_memory::<B>() || B::ad_enabled(&x.device()) {
             return None;
         }
         let projected = fused_projections(x, [&self.query, &self.key, &self.value], count)?;

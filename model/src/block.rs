@@ -7,7 +7,7 @@
 //! ```
 
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::attention::{Attention, AttentionConfig, CausalMask};
 use crate::branch::BranchScale;
@@ -94,15 +94,20 @@ impl<B: Backend> Residual<B> {
             Some(gate) if self.gate_place == place => gate.forward(z),
             _ => z,
         };
-        let normed = |norm: &Option<RmsNorm<B>>, z: Tensor<B, 3>| match norm {
-            Some(norm) => norm.forward(z),
-            None => z,
+        let normed = |norm: &Option<RmsNorm<B>>, z: Tensor<B, 3>, format: DType| match norm {
+            Some(norm) => norm.forward_in(z, format),
+            None => z.cast(format),
         };
         let x = gated(GatePlace::Before, x);
-        let seen = gated(GatePlace::AfterNorm, normed(&self.pre_norm, x.clone()));
         // The sub-layer computes in the format of its input; what it adds to the stream has the stream's.
-        let returned = sub_layer(seen.cast(self.precision.products())).cast(x.dtype());
-        let branch = self.scaled(normed(&self.branch_norm, returned), progress);
+        let (stream, products) = (x.dtype(), self.precision.products());
+        let seen = match self.gate_place {
+            GatePlace::AfterNorm => {
+                gated(GatePlace::AfterNorm, normed(&self.pre_norm, x.clone(), stream)).cast(products)
+            }
+            _ => normed(&self.pre_norm, x.clone(), products),
+        };
+        let branch = self.scaled(normed(&self.branch_norm, sub_layer(seen), stream), progress);
         let branch = gated(GatePlace::AfterModule, branch);
         let residual = gated(GatePlace::Residual, x);
         let residual = if self.residual_scale == 1.0 {
@@ -112,7 +117,8 @@ impl<B: Backend> Residual<B> {
         };
         match (&self.post_norm, gate) {
             (None, Some(gate)) if self.gate_place == GatePlace::Stream => gate.forward_sum(residual, branch),
-            (post_norm, _) => gated(GatePlace::Stream, normed(post_norm, sum(residual, branch))),
+            (Some(norm), _) => gated(GatePlace::Stream, norm.forward(sum(residual, branch))),
+            (None, _) => gated(GatePlace::Stream, sum(residual, branch)),
         }
     }
 

@@ -186,17 +186,22 @@ impl<B: Backend> Gpas<B> {
         1.0 - self.act.value(gate)
     }
 
-    /// GPAS of a sum, for which one walk over memory is enough where both are there.
+    /// GPAS of a sum, for which one walk over memory is enough where both are there. The number format is that of x.
     ///
     /// # Shapes
     /// - inputs and output: any, the same
     pub(crate) fn forward_sum<const D: usize>(&self, x: Tensor<B, D>, branch: Tensor<B, D>) -> Tensor<B, D> {
         let fused = if self.stop_gradient {
-            fast::gated_sum(&x, &branch, &self.gate.val(), self.act.value_and_derivative())
+            let gate = self.gate.val();
+            let amount = || self.act.forward(gate.clone());
+            fast::gated_sum(&x, &branch, &gate, self.act.value_and_derivative(), amount)
         } else {
             None
         };
-        fused.unwrap_or_else(|| self.forward(x + branch))
+        fused.unwrap_or_else(|| {
+            let format = x.dtype();
+            self.forward(x + branch.cast(format))
+        })
     }
 
     fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {

@@ -195,7 +195,7 @@ impl<B: Backend> Llama<B> {
         mut before_layer: impl FnMut(&Tensor<B, 3>),
     ) -> Tensor<B, 3> {
         let seq = x.dims()[1];
-        let (mask, rotary) = (CausalMask::new(seq, x.device()), self.rotary.of_length(seq));
+        let (mask, rotary) = (CausalMask::new(seq, x.device()), self.rotary.for_sequences_of(seq));
         for layer in self.layers.iter().skip(first) {
             before_layer(&x);
             x = layer.forward(x, self.progress, &rotary, &mask);

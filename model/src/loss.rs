@@ -9,15 +9,37 @@
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 use gpas_batch::IGNORE_INDEX;
 
-use crate::fast;
+use crate::fast::{self, Scoring};
 use crate::precision::Precision;
 
-/// Numbers in one chunk of logits: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
+/// Numbers in one chunk of logits on a processor: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
 const CHUNK_NUMBERS: usize = 1 << 23;
+/// Numbers in one chunk of logits on a device: 256 MiB in f32. No cache holds them anyway, a product of few rows leaves most of a device idle,
+/// and every chunk reads and writes the whole gradient of the head.
+const DEVICE_CHUNK_NUMBERS: usize = 1 << 26;
+/// Rows of a chunk on a device are a multiple of this, so that a product has whole tiles.
+const DEVICE_TILE: usize = 128;
 
-/// Rows of one chunk.
+/// Rows of one chunk on a processor.
 pub(crate) fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_NUMBERS / vocab).max(16)
+}
+
+/// Rows of one chunk on a device: the same in each chunk but the last, in as few chunks as there can be.
+fn device_chunk_rows(tokens: usize, vocab: usize) -> usize {
+    let most = (DEVICE_CHUNK_NUMBERS / vocab / DEVICE_TILE).max(1) * DEVICE_TILE;
+    let chunks = tokens.div_ceil(most).max(1);
+    tokens.div_ceil(chunks).next_multiple_of(DEVICE_TILE)
+}
+
+/// Rows of one chunk where a backend computes.
+fn chunk_rows_on<B: Backend>(hidden: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> usize {
+    let (tokens, vocab) = (hidden.dims()[0], weight.dims()[1]);
+    if fast::is_in_memory::<B>() {
+        chunk_rows(vocab)
+    } else {
+        device_chunk_rows(tokens, vocab)
+    }
 }
 
 /// The loss and what it sends back to the hidden states and to the head.
@@ -55,15 +77,17 @@ pub fn loss_with_gradients<B: Backend>(
     precision: Precision,
 ) -> LossGradients<B> {
     check_targets(&hidden, &weight, &targets);
-    let sum = if precision.products() == DType::F32 {
-        match fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), scored, seq, sum) {
-            Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
-            Err(sum) => sum,
-        }
-    } else {
-        sum
+    let scoring = Scoring {
+        ignored: i64::from(IGNORE_INDEX),
+        scored,
+        seq,
+        products: precision.products(),
     };
-    let rows = chunk_rows(weight.dims()[1]);
+    let sum = match fast::loss_with_gradients(&hidden, &weight, &targets, scoring, sum) {
+        Ok((loss, hidden, weight)) => return LossGradients { loss, hidden, weight },
+        Err(sum) => sum,
+    };
+    let rows = chunk_rows_on(&hidden, &weight);
     let found = loss_with_gradients_in_chunks(hidden, weight, targets, scored, precision, rows);
     LossGradients {
         weight: match sum {
@@ -131,12 +155,10 @@ pub fn token_losses<B: Backend>(
 ) -> Tensor<B, 1> {
     check_targets(&hidden, &weight, &targets);
     let products = precision.products();
-    if products == DType::F32
-        && let Some(found) = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX))
-    {
+    if let Some(found) = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), products) {
         return found;
     }
-    let rows = chunk_rows(weight.dims()[1]);
+    let rows = chunk_rows_on(&hidden, &weight);
     token_losses_in_chunks(hidden.cast(products), weight.cast(products), targets, rows)
 }
 
@@ -313,9 +335,41 @@ mod tests {
 
     /// As many rows as fit the numbers of a chunk, and at least 16.
     #[test]
-    fn a_chunk_has_the_rows_that_fit() {
+    fn a_chunk_of_a_processor_has_the_rows_that_fit() {
         assert_eq!(chunk_rows(32_000), 262);
         assert_eq!(chunk_rows(1 << 23), 16);
+    }
+
+    /// Equal chunks of whole tiles within the numbers of a chunk, and at least one tile.
+    #[test]
+    fn chunks_of_a_device_are_equal_and_of_whole_tiles() {
+        assert_eq!(device_chunk_rows(16_384, 32_000), 2048);
+        // Three chunks of at most 2048 rows: 1792, 1792 and 1616.
+        assert_eq!(device_chunk_rows(5200, 32_000), 1792);
+        assert_eq!(device_chunk_rows(100, 32_000), 128);
+        assert_eq!(device_chunk_rows(1000, 1 << 27), 128);
+        for tokens in (1..20_000).step_by(333) {
+            let rows = device_chunk_rows(tokens, 50_257);
+            assert_eq!(rows % 128, 0);
+            assert!(rows * 50_257 <= DEVICE_CHUNK_NUMBERS, "{tokens}: {rows}");
+        }
+    }
+
+    /// The chunks of a device, which is a backend whose tensors are not in the memory of this process, cost no accuracy.
+    #[test]
+    fn the_chunks_of_a_processor_and_of_a_device_agree() {
+        let (tokens, width, vocab) = (700, 5, 32_000);
+        let random = |shape: [usize; 2]| Tensor::<Flex, 2>::random(shape, Distribution::Normal(0.0, 0.5), &FlexDevice);
+        let (hidden, weight) = (random([tokens, width]), random([width, vocab]));
+        let ids: Vec<i32> = (0..tokens as i32).map(|row| row * 7 % vocab as i32).collect();
+        let targets = Tensor::<Flex, 1, Int>::from_ints(ids.as_slice(), &FlexDevice);
+        let [processor, device] = [chunk_rows(vocab), device_chunk_rows(tokens, vocab)].map(|rows| {
+            let (hidden, weight, targets) = (hidden.clone(), weight.clone(), targets.clone());
+            loss_with_gradients_in_chunks(hidden, weight, targets, tokens, Precision::F32, rows)
+        });
+        assert_close(device.loss, processor.loss, "loss");
+        assert_close(device.hidden, processor.hidden, "hidden");
+        assert_close(device.weight, processor.weight, "weight");
     }
 
     #[test]
@@ -400,6 +454,15 @@ mod fused {
     use burn_flex::{Flex, FlexDevice};
     use gpas_host::check::assert_close;
 
+    fn scoring(seq: usize) -> Scoring {
+        Scoring {
+            ignored: i64::from(IGNORE_INDEX),
+            scored: 900,
+            seq,
+            products: DType::F32,
+        }
+    }
+
     /// Over more than one chunk of rows and block of the vocabulary, with a head of its own and one that is the embedding's transpose.
     #[test]
     fn fused_and_plain_agree() {
@@ -414,14 +477,13 @@ mod fused {
             let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
             let plain = loss_with_gradients_in_chunks(h, w, t, 900, Precision::F32, 300);
             for seq in [50, 550, 1100] {
-                let fused =
-                    fast::loss_with_gradients(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), 900, seq, None);
+                let fused = fast::loss_with_gradients(&hidden, &weight, &targets, scoring(seq), None);
                 let (loss, of_hidden, of_weight) = fused.unwrap();
                 assert_close(loss, plain.loss.clone(), "loss");
                 assert_close(of_hidden, plain.hidden.clone(), "hidden");
                 assert_close(of_weight, plain.weight.clone(), "weight");
             }
-            let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX)).unwrap();
+            let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), DType::F32).unwrap();
             assert_close(
                 fused,
                 token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),

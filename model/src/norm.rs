@@ -47,11 +47,17 @@ impl<B: Backend> RmsNorm<B> {
     /// # Shapes
     /// - input and output: `[…, hidden]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        fast::norm(&x, &self.weight.val(), self.epsilon, self.factor).unwrap_or_else(|| self.in_tensor_operations(x))
+        let format = x.dtype();
+        self.forward_in(x, format)
     }
 
-    fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        let dtype = x.dtype();
+    /// [`forward`](Self::forward) with the output in a number format.
+    pub(crate) fn forward_in<const D: usize>(&self, x: Tensor<B, D>, format: DType) -> Tensor<B, D> {
+        fast::norm(&x, &self.weight.val(), self.epsilon, self.factor, format)
+            .unwrap_or_else(|| self.in_tensor_operations(x, format))
+    }
+
+    fn in_tensor_operations<const D: usize>(&self, x: Tensor<B, D>, format: DType) -> Tensor<B, D> {
         let wide = x.cast(DType::F32);
         let mean_square = wide.clone().square().mean_dim(D - 1);
         let normed = wide * mean_square.add_scalar(self.epsilon).sqrt().recip();
@@ -61,7 +67,7 @@ impl<B: Backend> RmsNorm<B> {
         } else {
             weight * self.factor
         };
-        (normed * weight.unsqueeze()).cast(dtype)
+        (normed * weight.unsqueeze()).cast(format)
     }
 }
 
@@ -126,7 +132,10 @@ mod fused {
         let mut norm = RmsNormConfig::new(70).init::<Tracked>(start, &FlexDevice);
         norm.weight = Param::from_tensor(random([70]));
         let x = random([3, 30, 70]);
-        let [fused, plain] = gradients(norm.forward(x.clone()), norm.in_tensor_operations(x.clone()));
+        let [fused, plain] = gradients(
+            norm.forward(x.clone()),
+            norm.in_tensor_operations(x.clone(), DType::F32),
+        );
         assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
         let weight = norm.weight.val();
         assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "weight");

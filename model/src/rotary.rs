@@ -114,6 +114,13 @@ impl<B: Backend> Rotary<B> {
             .tables(length, &self.cos.device(), |_position| frequencies.clone())
     }
 
+    /// [`of_length`](Self::of_length), cut to `length` positions: once for all layers, since a device may copy what it cuts.
+    pub(crate) fn for_sequences_of(&self, length: usize) -> Self {
+        let rotary = self.of_length(length);
+        let [cos, sin] = rotary.tables(length);
+        Self { cos, sin, ..rotary }
+    }
+
     /// The tables for `seq` positions, cosines and sines, each `[seq, head_dim]`.
     ///
     /// # Panics
@@ -124,6 +131,9 @@ impl<B: Backend> Rotary<B> {
 
     /// The tables for `seq` positions from `first` on.
     fn tables_from(&self, first: usize, seq: usize) -> [Tensor<B, 2>; 2] {
+        if first == 0 && seq == self.positions() {
+            return self.all_tables();
+        }
         [&self.cos, &self.sin].map(|table| table.clone().narrow(0, first, seq))
     }
 

@@ -77,7 +77,7 @@ impl<B: AutodiffBackend> StepSums<B> {
     fn add_recomputing(&mut self, ids: Tensor<B, 2, Int>, targets: Tensor<B::InnerBackend, 2, Int>) {
         let model = self.model.clone();
         let seq = ids.dims()[1];
-        let (mask, rotary) = (CausalMask::new(seq, ids.device()), model.rotary().of_length(seq));
+        let (mask, rotary) = (CausalMask::new(seq, ids.device()), model.rotary().for_sequences_of(seq));
         let mut inputs = model.valid().residual_streams(ids.clone().inner());
         let leaf = |x: Tensor<B::InnerBackend, 3>| Tensor::<B, 3>::from_inner(x).require_grad();
         let of_leaf = |x: &Tensor<B, 3>, found: &mut B::Gradients| {

@@ -17,8 +17,9 @@ use std::collections::HashMap;
 use burn::module::{AutodiffModule, ModuleMapper, Param, ParamId};
 use burn::optim::{GradientsParams, LearningRate};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, ElementConversion, Tensor, TensorData};
-use gpas_model::fast::{AdamStep, sum_of_squares};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use gpas_model::fast::{self, AdamStep, sum_of_squares};
 use gpas_model::params::{Parameter, ParameterKind, ParameterValue, SharedParameter, kinds_by_id};
 use gpas_model::weights::{HostTensor, NamedTensors, WeightsError};
 use serde::{Deserialize, Serialize};
@@ -65,33 +66,85 @@ impl OptimizerConfig {
     };
 }
 
-/// The squared gradient norm of every parameter, in module order.
-///
-/// Each is summed row by row and then in order, and their sum is taken in module order, so that a norm is the same in every run: gradients
-/// are kept in a hash map, and a sum over a large tensor may be cut among threads in any way.
+/// What a step reads from the device before its update, in one transfer.
 #[derive(Clone, Debug)]
-pub struct SquaredNorms<B: Backend> {
-    /// What each parameter is that has a gradient.
-    pub kinds: Vec<ParameterKind>,
-    /// Its squared norm before clipping, `[1]` in f32, still on the device.
-    pub sums: Vec<Tensor<B, 1>>,
+pub(crate) struct Readings {
+    /// Single numbers that were asked for.
+    pub numbers: Vec<f64>,
+    /// The squared gradient norm before clipping of every parameter that has a gradient, in module order.
+    pub squares: Vec<(ParameterKind, f64)>,
 }
 
-impl<B: Backend> SquaredNorms<B> {
-    /// The squared norms of the gradients of some parameters.
-    pub fn of<A>(parameters: &[Parameter<'_, A>], gradients: &GradientsParams) -> Self
+impl Readings {
+    /// Some numbers, `[1]` each, and the squared norms of the gradients of some parameters.
+    ///
+    /// A norm is the same in every run: each gradient is summed in an order that depends on its shape alone, where a sum over a large tensor
+    /// may be cut among threads in any way; and the norms are added up in module order, where gradients are kept in a hash map.
+    pub(crate) fn of<B: AutodiffBackend>(
+        numbers: Vec<Tensor<B::InnerBackend, 1>>,
+        parameters: &[Parameter<'_, B>],
+        gradients: &GradientsParams,
+    ) -> Self {
+        let found = parameters
+            .iter()
+            .filter_map(|parameter| Some((parameter.kind, Gradient::of(parameter, gradients)?)));
+        let (kinds, found): (Vec<_>, Vec<_>) = found.unzip();
+        let count = numbers.len();
+        let values: Vec<f64> = match on_device(numbers, found) {
+            Some(values) => values.into_data().iter::<f64>().collect(),
+            None => Vec::new(),
+        };
+        let (numbers, squares) = values.split_at(count);
+        Self {
+            numbers: numbers.to_vec(),
+            squares: kinds.into_iter().zip(squares.iter().copied()).collect(),
+        }
+    }
+}
+
+/// Some numbers and then the squared norms of some gradients; none if there is neither.
+fn on_device<B: Backend>(numbers: Vec<Tensor<B, 1>>, gradients: Vec<Gradient<B>>) -> Option<Tensor<B, 1>> {
+    if fast::updates_together::<B>() {
+        let numbers = numbers.into_iter().map(|number| number.into_primitive().tensor());
+        let gradients = gradients.into_iter().map(Gradient::into_primitive);
+        return fast::sums_and_squares::<B>(numbers.collect(), gradients.collect());
+    }
+    let numbers = numbers.into_iter().map(|number| number.cast(DType::F32));
+    let scalars: Vec<_> = numbers
+        .chain(gradients.into_iter().map(Gradient::squared_norm))
+        .collect();
+    (!scalars.is_empty()).then(|| Tensor::cat(scalars, 0))
+}
+
+/// The gradient of a parameter.
+enum Gradient<B: Backend> {
+    Vector(Tensor<B, 1>),
+    Matrix(Tensor<B, 2>),
+}
+
+impl<B: Backend> Gradient<B> {
+    fn of<A>(parameter: &Parameter<'_, A>, gradients: &GradientsParams) -> Option<Self>
     where
         A: AutodiffBackend<InnerBackend = B>,
     {
-        let squared = |parameter: &Parameter<'_, A>| match parameter.value {
-            ParameterValue::Vector(param) => gradients.get::<B, 1>(param.id).map(squared_norm),
-            ParameterValue::Matrix(param) => gradients.get::<B, 2>(param.id).map(squared_norm),
-        };
-        let found = parameters
-            .iter()
-            .filter_map(|parameter| Some((parameter.kind, squared(parameter)?)));
-        let (kinds, sums) = found.unzip();
-        Self { kinds, sums }
+        match parameter.value {
+            ParameterValue::Vector(param) => gradients.get(param.id).map(Self::Vector),
+            ParameterValue::Matrix(param) => gradients.get(param.id).map(Self::Matrix),
+        }
+    }
+
+    fn squared_norm(self) -> Tensor<B, 1> {
+        match self {
+            Self::Vector(gradient) => squared_norm(gradient),
+            Self::Matrix(gradient) => squared_norm(gradient),
+        }
+    }
+
+    fn into_primitive(self) -> FloatTensor<B> {
+        match self {
+            Self::Vector(gradient) => gradient.into_primitive().tensor(),
+            Self::Matrix(gradient) => gradient.into_primitive().tensor(),
+        }
     }
 }
 
@@ -114,17 +167,14 @@ pub struct GradientNorms {
 impl GradientNorms {
     /// The norms of the gradients of some parameters, read from the device.
     pub fn of<B: AutodiffBackend>(parameters: &[Parameter<'_, B>], gradients: &GradientsParams) -> Self {
-        let SquaredNorms { kinds, sums } = SquaredNorms::of(parameters, gradients);
-        let squares = sums.into_iter().map(|sum| sum.into_scalar().elem());
-        let squares: Vec<f64> = squares.collect();
-        Self::from_squares(kinds.into_iter().zip(squares))
+        Self::from_squares(&Readings::of(Vec::new(), parameters, gradients).squares)
     }
 
     /// From the squared norm of each parameter.
-    pub fn from_squares(squares: impl Iterator<Item = (ParameterKind, f64)> + Clone) -> Self {
-        let gates = squares.clone().filter(|(kind, _)| kind.is_gate());
+    pub fn from_squares(squares: &[(ParameterKind, f64)]) -> Self {
+        let gates = squares.iter().filter(|(kind, _)| kind.is_gate());
         Self {
-            global: squares.map(|(_, square)| square).sum::<f64>().sqrt(),
+            global: squares.iter().map(|(_, square)| square).sum::<f64>().sqrt(),
             gates: gates.map(|(_, square)| square).sum::<f64>().sqrt(),
         }
     }
@@ -145,7 +195,7 @@ pub struct ClippedAdam<B: AutodiffBackend> {
     config: OptimizerConfig,
     updates: u64,
     kinds: HashMap<ParamId, ParameterKind>,
-    moments: HashMap<ParamId, Moments<B::InnerBackend>>,
+    moments: MomentsById<B::InnerBackend>,
 }
 
 impl<B: AutodiffBackend> ClippedAdam<B> {
@@ -178,48 +228,23 @@ impl<B: AutodiffBackend> ClippedAdam<B> {
         gradients: GradientsParams,
         norms: &GradientNorms,
     ) -> M {
-        struct Updater<'a, B: AutodiffBackend> {
-            rule: AdamRule,
-            factor: f64,
-            gate_factor: f64,
-            kinds: &'a HashMap<ParamId, ParameterKind>,
-            gradients: GradientsParams,
-            moments: &'a mut HashMap<ParamId, Moments<B::InnerBackend>>,
-        }
-        impl<B: AutodiffBackend> ModuleMapper<B> for Updater<'_, B> {
-            fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-                let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) else {
-                    return param;
-                };
-                let (id, weight, mapper) = param.consume();
-                let kind = self.kinds.get(&id).expect("the optimizer is that of this model");
-                let (shape, trained) = (weight.dims(), weight.is_require_grad());
-                let length: usize = shape.iter().product();
-                let factor = if kind.is_gate() { self.gate_factor } else { self.factor };
-                let weight = weight.inner().reshape([length]);
-                let moments = self.moments.remove(&id).unwrap_or_else(|| Moments {
-                    first: weight.zeros_like(),
-                    second: weight.zeros_like(),
-                });
-                let (weight, moments) =
-                    self.rule
-                        .step(kind.is_matrix(), weight, gradient.reshape([length]), factor, moments);
-                self.moments.insert(id, moments);
-                let weight = Tensor::from_inner(weight.reshape(shape)).set_require_grad(trained);
-                Param::from_mapped_value(id, weight, mapper)
-            }
-        }
         self.updates += 1;
         let factor = limiting_factor(norms.global, self.config.clip);
-        let gate_factor = factor * limiting_factor(norms.gates * factor, self.config.clip_gate);
-        model.map(&mut Updater::<B> {
+        let update = Update {
             rule: AdamRule::new(&self.config, rate, self.updates),
             factor,
-            gate_factor,
+            gate_factor: factor * limiting_factor(norms.gates * factor, self.config.clip_gate),
             kinds: &self.kinds,
-            gradients,
-            moments: &mut self.moments,
-        })
+        };
+        let moments = &mut self.moments;
+        match fast::updates_together::<B::InnerBackend>() {
+            true => update.together(model, gradients, moments),
+            false => model.map(&mut OneByOne::<B> {
+                update,
+                gradients,
+                moments,
+            }),
+        }
     }
 
     /// The moments on the host, named by the path of their parameter: `PATH.first`, `PATH.second`, each flat.
@@ -283,6 +308,140 @@ impl<B: AutodiffBackend> ClippedAdam<B> {
     }
 }
 
+/// Adam's moments by parameter.
+type MomentsById<B> = HashMap<ParamId, Moments<B>>;
+
+/// One update of a model.
+struct Update<'a> {
+    rule: AdamRule,
+    factor: f64,
+    gate_factor: f64,
+    kinds: &'a HashMap<ParamId, ParameterKind>,
+}
+
+impl Update<'_> {
+    /// What the parameter of that id is, and by which factor its gradient is clipped.
+    fn of(&self, id: ParamId) -> (ParameterKind, f64) {
+        let kind = *self.kinds.get(&id).expect("the optimizer is that of this model");
+        (kind, if kind.is_gate() { self.gate_factor } else { self.factor })
+    }
+
+    /// Updates all parameters at once: the weights are taken out of the model, so that they can be written over, and put back.
+    fn together<B: AutodiffBackend, M: AutodiffModule<B>>(
+        &self,
+        model: M,
+        gradients: GradientsParams,
+        moments: &mut MomentsById<B::InnerBackend>,
+    ) -> M {
+        let mut taking = Taking::<B> {
+            gradients,
+            moments,
+            ids: Vec::new(),
+            tensors: Vec::new(),
+        };
+        let model = model.map(&mut taking);
+        let Taking { ids, tensors, .. } = taking;
+        let steps = ids.iter().map(|id| {
+            let (kind, factor) = self.of(*id);
+            self.rule.fused(kind.is_matrix(), factor)
+        });
+        let updated = fast::adam::<B::InnerBackend>(steps.zip(tensors).collect());
+        let updated = updated.expect("the parameters of a model are f32 or bf16");
+        let mut weights = HashMap::new();
+        for (id, [weight, first, second]) in ids.into_iter().zip(updated) {
+            weights.insert(id, weight);
+            let [first, second] = [first, second].map(of_primitive);
+            moments.insert(id, Moments { first, second });
+        }
+        model.map(&mut Putting::<B> { weights })
+    }
+}
+
+fn of_primitive<B: Backend, const D: usize>(tensor: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+}
+
+/// Updates each parameter where it is.
+struct OneByOne<'a, B: AutodiffBackend> {
+    update: Update<'a>,
+    gradients: GradientsParams,
+    moments: &'a mut MomentsById<B::InnerBackend>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for OneByOne<'_, B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) else {
+            return param;
+        };
+        let (id, weight, mapper) = param.consume();
+        let (kind, factor) = self.update.of(id);
+        let (shape, trained) = (weight.dims(), weight.is_require_grad());
+        let length: usize = shape.iter().product();
+        let weight = weight.inner().reshape([length]);
+        let moments = self.moments.remove(&id).unwrap_or_else(|| Moments {
+            first: weight.zeros_like(),
+            second: weight.zeros_like(),
+        });
+        let (weight, moments) =
+            self.update
+                .rule
+                .step(kind.is_matrix(), weight, gradient.reshape([length]), factor, moments);
+        self.moments.insert(id, moments);
+        let weight = Tensor::from_inner(weight.reshape(shape)).set_require_grad(trained);
+        Param::from_mapped_value(id, weight, mapper)
+    }
+}
+
+/// Takes every weight that has a gradient out of a model, and leaves one number in its place.
+struct Taking<'a, B: AutodiffBackend> {
+    gradients: GradientsParams,
+    moments: &'a mut MomentsById<B::InnerBackend>,
+    ids: Vec<ParamId>,
+    /// Weight, m, v and gradient of each.
+    tensors: Vec<[FloatTensor<B::InnerBackend>; 4]>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for Taking<'_, B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(gradient) = self.gradients.remove::<B::InnerBackend, D>(param.id) else {
+            return param;
+        };
+        let (id, weight, mapper) = param.consume();
+        let (trained, device) = (weight.is_require_grad(), weight.device());
+        let weight = weight.inner();
+        let moments = self.moments.remove(&id).unwrap_or_else(|| {
+            let zeros = || Tensor::zeros([weight.shape().num_elements()], (&device, weight.dtype()));
+            Moments {
+                first: zeros(),
+                second: zeros(),
+            }
+        });
+        let moments = [moments.first, moments.second].map(|moment| moment.into_primitive().tensor());
+        let [first, second] = moments;
+        let [weight, gradient] = [weight, gradient].map(|tensor| tensor.into_primitive().tensor());
+        self.ids.push(id);
+        self.tensors.push([weight, first, second, gradient]);
+        let place = Tensor::from_inner(Tensor::empty([1; D], &device)).set_require_grad(trained);
+        Param::from_mapped_value(id, place, mapper)
+    }
+}
+
+/// Puts weights into the places from which [`Taking`] took them.
+struct Putting<B: AutodiffBackend> {
+    weights: HashMap<ParamId, FloatTensor<B::InnerBackend>>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for Putting<B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(weight) = self.weights.remove(&param.id) else {
+            return param;
+        };
+        let (id, place, mapper) = param.consume();
+        let weight = Tensor::from_inner(of_primitive(weight)).set_require_grad(place.is_require_grad());
+        Param::from_mapped_value(id, weight, mapper)
+    }
+}
+
 /// Moments that are taken up one after the other, and what is wrong with them.
 struct MomentReader {
     tensors: NamedTensors,
@@ -340,8 +499,8 @@ impl AdamRule {
         }
     }
 
-    /// The same rule for tensors in the memory of this process.
-    fn on_host(&self, is_matrix: bool, factor: f64) -> AdamStep {
+    /// The same rule as kernels take it.
+    fn fused(&self, is_matrix: bool, factor: f64) -> AdamStep {
         let OptimizerConfig {
             kind,
             betas,
@@ -373,8 +532,7 @@ impl AdamRule {
         factor: f64,
         Moments { first, second }: Moments<B>,
     ) -> (Tensor<B, 1>, Moments<B>) {
-        let fused = self.on_host(is_matrix, factor);
-        match fused.apply([weight, first, second], &gradient) {
+        match self.fused(is_matrix, factor).apply([weight, first, second], &gradient) {
             Ok([weight, first, second]) => (weight, Moments { first, second }),
             Err([weight, first, second]) => {
                 self.in_tensor_operations(is_matrix, weight, gradient, factor, Moments { first, second })

@@ -2,18 +2,20 @@
 //!
 //! A step whose loss or gradient is not finite makes no update. Whether it is must be known before the weights change, so each step reads
 //! from the device once, between the backward pass and the update: one small tensor that holds its loss, the squared gradient norm of
-//! every parameter and the gates. Nothing else of a step waits for the device.
+//! every parameter and the gates. Nothing else of a step waits for the device. On a card that wait costs little where it is: as soon as the
+//! few launches of the update are on their way, the card is busy with them while this process keeps its records and prepares the next
+//! step. Read after the update, the same numbers would leave the card idle for just that time.
 
 use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use gpas_model::params::{Parameter, ParameterKind, SharedParameter};
 use gpas_model::weights::{NamedTensors, WeightsError};
 use gpas_model::{Llama, Progress, StepGradients, StepSums, TokenBatch};
 
 use crate::metrics::{GateRange, TrainRecord};
-use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, SquaredNorms};
+use crate::optimizer::{ClippedAdam, GradientNorms, OptimizerConfig, Readings};
 
 /// A model in training with its optimizer and its place in the schedule.
 pub struct Trainer<B: AutodiffBackend> {
@@ -51,20 +53,16 @@ impl StepReport {
         gradients: &GradientsParams,
         rate: f64,
     ) -> Self {
-        let SquaredNorms { kinds, sums } = SquaredNorms::of(&model.parameters(), gradients);
         let gates = model.layers.iter().flat_map(|layer| &layer.gates);
-        let gates = gates.map(|gate| gate.gate.val().inner().cast(DType::F32));
-        let scalars: Vec<_> = [loss].into_iter().chain(sums).chain(gates).collect();
-        let values: Vec<f64> = Tensor::cat(scalars, 0).into_data().iter::<f64>().collect();
-        let (loss, rest) = (values[0], &values[1..]);
-        let (squares, gates) = rest.split_at(kinds.len());
-        let squares = kinds.into_iter().zip(squares.iter().copied());
+        let gates = gates.map(|gate| gate.gate.val().inner());
+        let numbers = [loss].into_iter().chain(gates).collect();
+        let Readings { numbers, squares } = Readings::of(numbers, &model.parameters(), gradients);
         Self {
-            loss,
+            loss: numbers[0],
             rate,
-            norms: GradientNorms::from_squares(squares.clone()),
-            parameter_norms: squares.map(|(kind, square)| (kind, square.sqrt())).collect(),
-            gates: gates.to_vec(),
+            norms: GradientNorms::from_squares(&squares),
+            parameter_norms: squares.iter().map(|(kind, square)| (*kind, square.sqrt())).collect(),
+            gates: numbers[1..].to_vec(),
             skipped: None,
         }
     }

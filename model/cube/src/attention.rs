@@ -57,7 +57,11 @@ pub fn causal_attention<B: Backend>(
         kv_heads,
         head_dim,
     };
-    assert_eq!(projected.dims(), sizes.together(), "sequences, and the heads of a token");
+    assert_eq!(
+        projected.dims(),
+        sizes.together(),
+        "sequences, and the heads of a token"
+    );
     assert_eq!(sin.dims(), [seq, head_dim], "the table of sines, and that of cosines");
     let keeps_weights = keeps_weights(sizes);
     let operation = Differentiable {
@@ -149,7 +153,10 @@ impl Kernel for CausalAttentionBackward {
             seq, heads, head_dim, ..
         } = self.sizes;
         let [upstream] = in_order(inputs.split_off(inputs.len() - 1));
-        let weights = self.keeps_weights.then(|| inputs.split_off(5)).and_then(|mut kept| kept.pop());
+        let weights = self
+            .keeps_weights
+            .then(|| inputs.split_off(5))
+            .and_then(|mut kept| kept.pop());
         let [q, k, v] = in_order(inputs.split_off(2));
         let tables = in_order(inputs);
         let format = q.dtype;

@@ -4,8 +4,8 @@
 //! One launch forward; backward one that reads x, z and ∂L/∂y once, and a small one. The terms of the gate's gradient nearly cancel: they
 //! are summed row by row, and the rows in order.
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -22,10 +22,10 @@ use crate::tensor::{Form, cubes, empty, form, in_order, units_for, vector_size};
 /// - x, branch and output: the same
 /// - amount: `[1]`, act(α), which autodiff knows as a function of α
 pub fn gated_sum<B: Backend, const D: usize>(
-    x: &Tensor<B, D>,
-    branch: &Tensor<B, D>,
-    amount: &Tensor<B, 1>,
-) -> Option<Tensor<B, D>> {
+    x: &burn::Tensor<B, D>,
+    branch: &burn::Tensor<B, D>,
+    amount: &burn::Tensor<B, 1>,
+) -> Option<burn::Tensor<B, D>> {
     let is_one_format = x.dtype() == branch.dtype();
     let operation = Differentiable {
         forward: GatedSum.into(),

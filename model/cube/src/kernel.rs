@@ -5,10 +5,14 @@ use std::fmt::Debug;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::adam::Adam;
 use crate::attention::{CausalAttention, CausalAttentionBackward};
+use crate::embedding::{Embed, EmbedBackward};
 use crate::gate::{GatedSum, GatedSumBackward};
+use crate::head::{HeadLoss, TokenLosses};
 use crate::linear::{Linear, LinearBackward};
 use crate::norm::{Norm, NormBackward};
+use crate::norms::Sums;
 use crate::swiglu::{SwiGlu, SwiGluBackward};
 use crate::tensor::Form;
 
@@ -64,12 +68,18 @@ macro_rules! kernels {
 kernels![
     CausalAttention,
     CausalAttentionBackward,
+    Embed,
+    EmbedBackward,
+    Adam,
     GatedSum,
     GatedSumBackward,
+    HeadLoss,
     Linear,
     LinearBackward,
     Norm,
     NormBackward,
+    Sums,
     SwiGlu,
     SwiGluBackward,
+    TokenLosses,
 ];

@@ -6,16 +6,23 @@
 //! they add up in f32, in an order that depends on the shapes alone, so that the same numbers come out on every run.
 //!
 //! Each function takes tensors of any `B: Backend` and returns none where it does not run on them, so nothing of this shows in the bounds of
-//! a module: it asks first, and else computes as it says. The backends are those of the features.
+//! a module: it asks first, and else computes as it says. The backends are those of the features; without any, the crate is empty.
 
+#![cfg(feature = "kernels")]
+
+mod adam;
 mod attention;
 mod autodiff;
 mod backends;
+mod embedding;
 mod gate;
 mod graph;
+mod group;
+mod head;
 mod kernel;
 mod linear;
 mod norm;
+mod norms;
 mod product;
 mod reduce;
 mod rotary;
@@ -25,9 +32,13 @@ mod swiglu;
 mod table;
 mod tensor;
 
+pub use adam::{AdamStep, adam};
 pub use attention::causal_attention;
+pub use embedding::embed;
 pub use gate::gated_sum;
+pub use head::{HeadGradients, loss_with_gradients, token_losses};
 pub use linear::linear;
 pub use norm::norm;
+pub use norms::sums_and_squares;
 pub use swiglu::swiglu;
 pub use table::runs;

@@ -4,8 +4,8 @@
 //! x, in one launch, so that all of them are one product in each direction: nothing is left to add up for x. The gradients of the weights
 //! are summed in f32 and have the format of the weights, and each is added to what has come back to its weight already.
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -22,7 +22,10 @@ use crate::tensor::{Form, cubes, empty, form, in_order, vector_size};
 /// - x: `[tokens, inputs]`
 /// - weights: `[inputs, outputsᵢ]`
 /// - output: `[tokens, outputs₁ + outputs₂ + …]`
-pub fn linear<B: Backend, const N: usize>(x: &Tensor<B, 2>, weights: &[Tensor<B, 2>; N]) -> Option<Tensor<B, 2>> {
+pub fn linear<B: Backend, const N: usize>(
+    x: &burn::Tensor<B, 2>,
+    weights: &[burn::Tensor<B, 2>; N],
+) -> Option<burn::Tensor<B, 2>> {
     let mut inputs = vec![input(x)?];
     for weight in weights {
         inputs.push(input(weight)?);

@@ -6,8 +6,8 @@
 //! writes ∂L/∂x, to which it adds what has come back to x along the residual. In tensor operations these are 4 launches forward and 10
 //! backward, counted on Vulkan.
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -24,12 +24,12 @@ use crate::tensor::{Form, cubes, empty, form, in_order, units_for, vector_size};
 /// - x and output: `[…, hidden]`
 /// - weight: `[hidden]`
 pub fn norm<B: Backend, const D: usize>(
-    x: &Tensor<B, D>,
-    weight: &Tensor<B, 1>,
+    x: &burn::Tensor<B, D>,
+    weight: &burn::Tensor<B, 1>,
     epsilon: f64,
     factor: f64,
     output: DType,
-) -> Option<Tensor<B, D>> {
+) -> Option<burn::Tensor<B, D>> {
     let (epsilon, factor) = (epsilon as f32, factor as f32);
     let operation = Differentiable {
         forward: Norm {

@@ -75,7 +75,7 @@ pub(crate) fn sum_parts<R: CubeRuntime>(parts: &CubeTensor<R>, row: &CubeTensor<
         factor,
         count,
         width,
-        [row.dtype.into()],
+        row.dtype.into(),
     );
 }
 
@@ -87,7 +87,7 @@ fn add_parts<O: Float>(
     factor: f32,
     count: usize,
     width: usize,
-    #[define(O)] _formats: [StorageType; 1],
+    #[define(O)] _format: StorageType,
 ) {
     let column = ABSOLUTE_POS;
     if column < width {
@@ -111,7 +111,7 @@ pub(crate) fn sum_all<R: CubeRuntime>(numbers: &CubeTensor<R>, sum: &CubeTensor<
         factor,
         form(numbers).shape.num_elements(),
         UNITS,
-        [sum.dtype.into()],
+        sum.dtype.into(),
     );
 }
 
@@ -123,7 +123,7 @@ fn add_all<O: Float>(
     factor: f32,
     count: usize,
     #[comptime] units: usize,
-    #[define(O)] _formats: [StorageType; 1],
+    #[define(O)] _format: StorageType,
 ) {
     let mut shared = SharedMemory::<f32>::new(units);
     let unit = UNIT_POS as usize;

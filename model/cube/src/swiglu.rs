@@ -3,7 +3,6 @@
 //! With σ = sigmoid(a): `∂L/∂a = ∂L/∂y · b · σ·(1 + a·(1 − σ))` and `∂L/∂b = ∂L/∂y · a·σ`. One launch in each direction, and nothing is kept
 //! but the input.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -19,7 +18,7 @@ use crate::tensor::{Form, cubes, empty, form, in_order, vector_size};
 /// # Shapes
 /// - both: `[tokens, 2 · width]`
 /// - output: `[tokens, width]`
-pub fn swiglu<B: Backend>(both: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+pub fn swiglu<B: Backend>(both: &burn::Tensor<B, 2>) -> Option<burn::Tensor<B, 2>> {
     let operation = Differentiable {
         forward: SwiGlu.into(),
         backward: SwiGluBackward.into(),
@@ -58,7 +57,7 @@ impl Kernel for SwiGlu {
             y.clone().into_tensor_arg(),
             count,
             width,
-            [both.dtype.into()],
+            both.dtype.into(),
         );
         vec![y]
     }
@@ -76,7 +75,7 @@ fn gate_up<F: Float, N: Size>(
     y: &mut Tensor<Vector<F, N>>,
     count: usize,
     #[comptime] width: usize,
-    #[define(F)] _formats: [StorageType; 1],
+    #[define(F)] _format: StorageType,
 ) {
     let place = ABSOLUTE_POS;
     if place < count {
@@ -116,7 +115,7 @@ impl Kernel for SwiGluBackward {
             of_both.clone().into_tensor_arg(),
             count,
             width,
-            [both.dtype.into()],
+            both.dtype.into(),
         );
         vec![of_both]
     }
@@ -129,7 +128,7 @@ fn gate_up_backward<F: Float, N: Size>(
     of_both: &mut Tensor<Vector<F, N>>,
     count: usize,
     #[comptime] width: usize,
-    #[define(F)] _formats: [StorageType; 1],
+    #[define(F)] _format: StorageType,
 ) {
     let place = ABSOLUTE_POS;
     if place < count {

@@ -5,7 +5,7 @@ use std::any::{Any, TypeId};
 use std::marker::PhantomData;
 
 use burn::backend::Autodiff;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -38,6 +38,7 @@ struct Plain<B: Backend> {
 /// What runs on the tensors of a backend under autodiff.
 struct Tracked<B: Backend> {
     run: fn(Differentiable, Vec<FloatTensor<B>>) -> FloatTensor<B>,
+    of_integers: fn(IntTensor<B>) -> FloatTensor<B>,
 }
 
 impl Row {
@@ -57,6 +58,7 @@ impl Row {
                 TypeId::of::<Autodiff<Fusion<CubeBackend<R, F, I, M>>>>(),
                 &Tracked::<Autodiff<Fusion<CubeBackend<R, F, I, M>>>> {
                     run: run_tracked::<Fusion<CubeBackend<R, F, I, M>>>,
+                    of_integers: Autodiff::<Fusion<CubeBackend<R, F, I, M>>>::from_inner,
                 },
             ),
         }
@@ -76,14 +78,30 @@ pub fn runs<B: Backend>() -> bool {
 
 /// A tensor as a kernel takes it, its rank forgotten; none where no kernel does.
 pub(crate) fn input<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<FloatTensor<B>> {
-    let is_known = matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16);
-    (is_known && runs::<B>()).then(|| tensor.clone().into_primitive().tensor())
+    (is_number(tensor.dtype()) && runs::<B>()).then(|| tensor.clone().into_primitive().tensor())
 }
 
-/// A tensor of integers as a kernel takes it.
+/// Whether kernels compute with a number format.
+pub(crate) fn is_number(format: DType) -> bool {
+    matches!(format, DType::F32 | DType::BF16 | DType::F16)
+}
+
+/// Whether the kernels run on the tensors of a backend, and without autodiff.
+pub(crate) fn runs_untracked<B: Backend>() -> bool {
+    entry::<B>().is_some_and(<Entry>::is::<Plain<B>>)
+}
+
+/// A tensor of integers as a kernel takes it, its rank forgotten; none where no kernel does.
 pub(crate) fn integers<B: Backend, const D: usize>(tensor: &Tensor<B, D, Int>) -> Option<FloatTensor<B>> {
-    let plain: &Plain<B> = entry::<B>()?.downcast_ref()?;
-    Some((plain.of_integers)(tensor.clone().into_primitive()))
+    if !matches!(tensor.dtype(), DType::I32 | DType::I64) {
+        return None;
+    }
+    let entry = entry::<B>()?;
+    let of_integers = match entry.downcast_ref::<Plain<B>>() {
+        Some(plain) => plain.of_integers,
+        None => entry.downcast_ref::<Tracked<B>>()?.of_integers,
+    };
+    Some(of_integers(tensor.clone().into_primitive()))
 }
 
 /// A tensor of rank `D`.

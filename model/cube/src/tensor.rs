@@ -6,6 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::CubeCount;
+use cubecl::std::tensor::copy_into;
 
 /// Shape and number format of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +51,18 @@ pub(crate) fn in_order<R: CubeRuntime, const N: usize>(tensors: Vec<CubeTensor<R
         Ok(tensors) => tensors,
         Err(tensors) => panic!("a kernel of {N} tensors was given {}", tensors.len()),
     }
+}
+
+/// The numbers of a tensor row by row without gaps, where they may be overwritten: in their place if nobody else has it, else copied.
+pub(crate) fn owned<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    let [tensor] = in_order(vec![tensor]);
+    if tensor.can_mut() {
+        return tensor;
+    }
+    let copy = empty(&tensor, form(&tensor));
+    let (client, format) = (tensor.client.clone(), tensor.dtype.into());
+    copy_into(&client, tensor.binding(), copy.clone().binding(), format);
+    copy
 }
 
 /// How many numbers one load takes: the most that divide a row and whose widest format fits the device's loads.

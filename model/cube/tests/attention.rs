@@ -66,8 +66,8 @@ impl Shape {
 
     /// In tensor operations, on f32.
     ///
-    /// The products are sums of products: on this driver, that of Burn's matmul of a transposed `[2, 2, 20, 2]` with a `[2, 2, 20, 20]`, as
-    /// autodiff asks for it, is not the product.
+    /// The products are sums of products. With Burn's matmul in their place, what came back to the keys of two heads in two sequences of 20
+    /// tokens was wrong on a software driver, as differences of the loss in f64 showed.
     fn plain(self, projected: &Tensor<Tracked, 2>) -> Tensor<Tracked, 2> {
         let Self {
             batch,
@@ -205,10 +205,7 @@ fn what_is_no_number_shows() {
 /// Three decimal digits are what f16 has; the weights, what comes back to them, and every result are rounded to it.
 #[test]
 fn in_numbers_of_two_bytes() {
-    for shape in [
-        Shape::new(2, 40, [4, 2, 48]),
-        Shape::new(1, 133, [2, 1, 6]),
-    ] {
+    for shape in [Shape::new(2, 40, [4, 2, 48]), Shape::new(1, 133, [2, 1, 6])] {
         compare(shape, DType::F16, 4e-3);
     }
 }
