@@ -106,7 +106,7 @@ ask! {
     [host cube] pub(crate) fn embed[B: Backend](table: &Tensor<B, 2>, ids: &Tensor<B, 2, Int>) -> Option<Tensor<B, 3>>;
 
     /// Causal attention within sequences of one length; the queries, keys and values of a token stand side by side.
-    [host] pub(crate) fn causal_attention[B: Backend](
+    [host cube] pub(crate) fn causal_attention[B: Backend](
         projected: &Tensor<B, 2>,
         tables: &[Tensor<B, 2>; 2],
         heads: usize,

@@ -6,6 +6,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::adam::Adam;
+use crate::attention::{CausalAttention, CausalAttentionBackward};
 use crate::embedding::{Embed, EmbedBackward};
 use crate::gate::{GatedSum, GatedSumBackward};
 use crate::head::{HeadLoss, TokenLosses};
@@ -65,9 +66,11 @@ macro_rules! kernels {
 }
 
 kernels![
+    Adam,
+    CausalAttention,
+    CausalAttentionBackward,
     Embed,
     EmbedBackward,
-    Adam,
     GatedSum,
     GatedSumBackward,
     HeadLoss,

@@ -11,6 +11,7 @@
 #![cfg(feature = "kernels")]
 
 mod adam;
+mod attention;
 mod autodiff;
 mod backends;
 #[cfg(feature = "cublas")]
@@ -27,11 +28,15 @@ mod norms;
 mod product;
 mod products;
 mod reduce;
+mod rotary;
+mod rows;
+mod softmax;
 mod swiglu;
 mod table;
 mod tensor;
 
 pub use adam::{AdamStep, adam};
+pub use attention::causal_attention;
 pub use embedding::embed;
 pub use gate::gated_sum;
 pub use head::{HeadGradients, loss_with_gradients, token_losses};

@@ -8,47 +8,47 @@ use cubecl::prelude::*;
 
 use crate::tensor::{cubes, form};
 
-/// The sum of one number of each unit, which every unit gets.
+/// The sum of one number of each unit of a row of the cube, which every unit of that row gets.
 ///
-/// `units`, the units of the cube, is a power of two and the length of `shared`. All units of the cube take part.
+/// `units`, the units of a row, is a power of two; `shared` has room for a number of each unit of the cube. All units of the cube take part.
 #[cube]
 pub(crate) fn sum_of_units(value: f32, shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
-    let unit = UNIT_POS as usize;
+    let (unit, place) = (UNIT_POS_X as usize, UNIT_POS as usize);
     // Whoever still reads the result of the sum before this one is waited for.
     sync_cube();
-    shared[unit] = value;
+    shared[place] = value;
     sync_cube();
     let steps = comptime!(units.ilog2());
     #[unroll]
     for step in 0..steps {
         let stride = comptime!(units >> (step as usize + 1));
         if unit < stride {
-            let other = shared[unit + stride];
-            shared[unit] += other;
+            let other = shared[place + stride];
+            shared[place] += other;
         }
         sync_cube();
     }
-    shared[0]
+    shared[place - unit]
 }
 
-/// The largest of one number of each unit, which every unit gets, as [`sum_of_units`] does.
+/// The largest of one number of each unit of a row of the cube, which every unit of that row gets, as [`sum_of_units`] does.
 #[cube]
 pub(crate) fn max_of_units(value: f32, shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
-    let unit = UNIT_POS as usize;
+    let (unit, place) = (UNIT_POS_X as usize, UNIT_POS as usize);
     sync_cube();
-    shared[unit] = value;
+    shared[place] = value;
     sync_cube();
     let steps = comptime!(units.ilog2());
     #[unroll]
     for step in 0..steps {
         let stride = comptime!(units >> (step as usize + 1));
         if unit < stride {
-            let other = shared[unit + stride];
-            shared[unit] = max(shared[unit], other);
+            let other = shared[place + stride];
+            shared[place] = max(shared[place], other);
         }
         sync_cube();
     }
-    shared[0]
+    shared[place - unit]
 }
 
 /// The sum of the numbers of a vector.
