@@ -11,14 +11,16 @@
 //!
 //! # Bytes moved
 //! For each of the `batch · heads · seq²` scores, with numbers of two bytes: forward 7 (2 written by the product, 3 by
-//! [softmax](crate::softmax), 2 read by the product), backward 12 (2 written, 4, and 2 read by each of three products), or 17 with the
+//! [softmax](crate::softmax), 2 read by the product), backward 12 (2 written, 4, and 2 read by each of three products), or 16 with the
 //! product once more. The tensor operations move about 70. The products make the whole square, of which the half above the diagonal is for
 //! nothing.
 //!
 //! # What is kept
-//! q, k and v in place of the projections. P is `seq · heads` numbers for each token, which at 12 heads and sequences of 1024 tokens is 400
-//! MB a layer for 16 of them: as much as all else that a layer keeps. So P is kept while it is small beside q, k and v, where computing it
-//! again would be the larger part of the backward pass, and else computed again, which is the same numbers.
+//! q, k and v in place of the projections. P is `seq · heads` numbers for each token, which at 12 heads and 16 sequences of 1024 tokens is
+//! 400 MB a layer, about as much as all else that a layer keeps. So P is kept while it is at most twice q, k and v together (for heads of 64
+//! without groups, up to 384 tokens), and else computed again, for 4 bytes a score and one product more.
+//!
+//! A weight of 0 times a value that is no number is no number: such a value shows in the rows before it too, as in tensor operations.
 
 use burn::tensor::backend::Backend;
 use burn_cubecl::CubeRuntime;

@@ -2,8 +2,7 @@
 //!
 //! A number `x_j` of a head and the one half a head away, `x_h`, become `x_j·cos_j + x_h·sin_j` and `x_h·cos_h + x_j·sin_h`, with tables
 //! whose sines are negative in the first half. The gradient goes back by the transpose: `y_j·cos_j + y_h·sin_h` and `y_h·cos_h + y_j·sin_j`.
-//! Each function is one launch that reads and writes every number once, both numbers of a pair by one unit. In tensor operations a turn
-//! alone is 5 launches, some over f32, for queries and for keys, and the heads are laid out in 4 more.
+//! Each function is one launch that reads and writes every number once, both numbers of a pair by one unit.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;

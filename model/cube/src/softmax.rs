@@ -6,8 +6,7 @@
 //! # Bytes moved
 //! One launch each way, and a row lies in registers from its only load to its only store. What is above the diagonal is never read, but its
 //! zeros are written, since the products after it read whole rows. With numbers of two bytes that is, for a score of the whole square, 3
-//! bytes forward, and backward 4, or 5 where the weights are computed again from the scores. In tensor operations there are 7 launches
-//! forward (cast, mask, maximum, difference with exponential, sum, reciprocal, product with cast) and as many backward, and f32 between them.
+//! bytes forward, and backward 4, or 6 where the weights are computed again from the scores.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;

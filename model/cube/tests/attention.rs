@@ -61,7 +61,8 @@ impl Shape {
     }
 
     fn fused(self, projected: &Tensor<Tracked, 2>) -> Tensor<Tracked, 2> {
-        gpas_cube::causal_attention(projected, &self.tables(), self.heads, self.kv_heads).unwrap()
+        let mixed = gpas_cube::causal_attention(projected, &self.tables(), self.heads, self.kv_heads);
+        mixed.expect("the kernels run on Vulkan")
     }
 
     /// In tensor operations, on f32.
@@ -130,7 +131,8 @@ fn compare(shape: Shape, format: DType, tolerance: f32) {
     assert_close(fused.clone().inner(), plain.clone().inner(), tolerance);
     let fused = (fused * upstream.clone()).sum().backward();
     let plain = (plain * upstream).sum().backward();
-    let [fused, plain] = [projected.grad(&fused), exact.grad(&plain)].map(|gradient| gradient.unwrap());
+    let [fused, plain] =
+        [projected.grad(&fused), exact.grad(&plain)].map(|gradient| gradient.expect("a gradient of what is tracked"));
     assert_eq!(fused.dtype(), format);
     assert_close(fused, plain, tolerance);
 }
