@@ -14,9 +14,9 @@ use crate::precision::Precision;
 
 /// Numbers in one chunk of logits on a processor: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
 const CHUNK_NUMBERS: usize = 1 << 23;
-/// Numbers in one chunk of logits on a device: 256 MiB in f32. No cache holds them anyway, a product of few rows leaves most of a device idle,
+/// Numbers in one chunk of logits on a device: 128 MiB in f32, which every device has in one piece. No cache holds them anyway, a product of few rows leaves most of a device idle,
 /// and every chunk reads and writes the whole gradient of the head.
-const DEVICE_CHUNK_NUMBERS: usize = 1 << 26;
+const DEVICE_CHUNK_NUMBERS: usize = 1 << 25;
 /// Rows of a chunk on a device are a multiple of this, so that a product has whole tiles.
 const DEVICE_TILE: usize = 128;
 
@@ -343,9 +343,9 @@ mod tests {
     /// Equal chunks of whole tiles within the numbers of a chunk, and at least one tile.
     #[test]
     fn chunks_of_a_device_are_equal_and_of_whole_tiles() {
-        assert_eq!(device_chunk_rows(16_384, 32_000), 2048);
-        // Three chunks of at most 2048 rows: 1792, 1792 and 1616.
-        assert_eq!(device_chunk_rows(5200, 32_000), 1792);
+        assert_eq!(device_chunk_rows(16_384, 32_000), 1024);
+        // Six chunks of at most 1024 rows.
+        assert_eq!(device_chunk_rows(5200, 32_000), 896);
         assert_eq!(device_chunk_rows(100, 32_000), 128);
         assert_eq!(device_chunk_rows(1000, 1 << 27), 128);
         for tokens in (1..20_000).step_by(333) {

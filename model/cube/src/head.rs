@@ -158,8 +158,13 @@ fn inputs<B: Backend>(
 
 /// Rows of a chunk, of logits that take so many bytes a row: the same in each chunk but the last, in as few chunks as the bound allows.
 fn chunk_rows(tokens: usize, bytes: usize) -> usize {
-    let most = (LOGITS / bytes.max(1) / TILE).max(1) * TILE;
+    let most = rows_within(LOGITS, bytes);
     tokens.div_ceil(tokens.div_ceil(most).max(1)).next_multiple_of(TILE)
+}
+
+/// The most rows of whole tiles that take so many bytes in all, each of them `bytes`; one tile at least.
+fn rows_within(most: usize, bytes: usize) -> usize {
+    (most / bytes.max(1) / TILE).max(1) * TILE
 }
 
 /// How the logits are computed.
@@ -174,8 +179,17 @@ struct Cut {
 }
 
 impl Cut {
-    fn chunks(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
-        let rows = self.rows;
+    /// The rows of each chunk: those of the cut, or as many as the largest buffer of the device holds.
+    fn chunks<R: CubeRuntime>(
+        &self,
+        hidden: &CubeTensor<R>,
+        weight: &CubeTensor<R>,
+    ) -> impl Iterator<Item = Range<usize>> + use<R> {
+        let tokens = form(hidden).rows();
+        let largest = hidden.client.properties().memory.max_page_size as usize;
+        let rows = self
+            .rows
+            .min(rows_within(largest, form(weight).width() * self.products.size()));
         (0..tokens)
             .step_by(rows)
             .map(move |start| start..(start + rows).min(tokens))
@@ -215,7 +229,7 @@ impl Kernel for HeadLoss {
         let hidden = cast(hidden, self.cut.products);
         let weight = rounded(weight, self.cut.products);
         let losses = empty(&targets, Form::new([form(&hidden).rows()], DType::F32));
-        for rows in self.cut.chunks(form(&hidden).rows()) {
+        for rows in self.cut.chunks(&hidden, &weight) {
             let chunk = slice(hidden.clone(), &[rows.clone(), 0..form(&hidden).width()]);
             let logits = logits_of(chunk.clone(), weight.clone());
             let of_logits = Some(self.share);
@@ -265,7 +279,7 @@ impl Kernel for TokenLosses {
         let [targets] = in_order(vec![targets]);
         let hidden = cast(hidden, self.cut.products);
         let weight = rounded(weight, self.cut.products);
-        for rows in self.cut.chunks(form(&hidden).rows()) {
+        for rows in self.cut.chunks(&hidden, &weight) {
             let chunk = slice(hidden.clone(), &[rows.clone(), 0..form(&hidden).width()]);
             let logits = logits_of(chunk, weight.clone());
             cross_entropy_of(&logits, &targets, &losses, rows.start, self.cut.ignored, None);
