@@ -358,6 +358,7 @@ fn bench_prints_the_keys_of_its_peers() {
         "batch",
         "dtype",
         "fastest_step_s",
+        "first_step_s",
         "flops_per_s",
         "matmul_flops_per_s",
         "matmul_share",
@@ -380,6 +381,16 @@ fn bench_prints_the_keys_of_its_peers() {
     let [low, ratio, high] = ["low", "ratio", "high"].map(|key| line["versus"][key].as_f64().unwrap());
     assert!(0.0 < low && low <= ratio && ratio <= high, "{line}");
     assert_eq!(line["versus"]["scheme"], "pre");
+    let line = place.does("bench --preset 130m --batch 64 --precision bf16 --counts --json --device flex");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["batch"], &line["launches"]), (&64.into(), &Value::Null));
+    let bytes = |path: &str, part: &str| line[path][part].as_u64().unwrap();
+    for part in ["embedding", "forward", "backward", "head", "optimizer"] {
+        assert!(
+            bytes("fused", part) > 0 && bytes("fused", part) <= bytes("separate", part),
+            "{line}"
+        );
+    }
     if cfg!(feature = "profile") {
         println!("skipped: the profiler is built in, so `--profile` is not refused");
     } else {
