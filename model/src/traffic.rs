@@ -149,8 +149,8 @@ impl LlamaConfig {
         };
         let again = if self.recompute { 2 } else { 1 };
         Traffic {
-            embedding: F32
-                * (4 * stream + micro_batches * (self.vocab as u64 * hidden + stream / micro_batches.max(1))),
+            // Rows are read and written, and their gradients read and added to a table of zeros.
+            embedding: F32 * (4 * stream + micro_batches * self.vocab as u64 * hidden),
             forward: again * layers * layer(path.forward()),
             backward: layers * layer(path.backward()),
             head: self.head_traffic(tokens, tokens.div_ceil(micro_batches.max(1)), path),
@@ -216,11 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn fused_kernels_move_a_third() {
+    fn fused_kernels_move_two_fifths_at_most() {
         for (batch, seq) in [(64, 256), (16, 1024)] {
             let [separate, fused] = [Path::Separate, Path::Fused].map(|path| config().traffic(batch, batch, seq, path));
             println!("{batch} × {seq}: {separate:?} {fused:?}");
-            assert!(3 * fused.total() < separate.total());
+            assert!(5 * fused.total() < 2 * separate.total());
             for ((name, before), (_, after)) in separate.parts().into_iter().zip(fused.parts()) {
                 assert!(after <= before, "{name}");
             }

@@ -449,17 +449,19 @@ impl Selected {
 
     /// The card and its driver, for what is to be kept for them; none where nothing tells.
     #[cfg(feature = "gpu")]
+    #[allow(clippy::match_single_binding, reason = "without a feature, its hardware is unknown")]
     fn identity(self) -> Option<kept::Identity> {
-        let (name, driver) = match self.name.hardware() {
+        let card: Option<(String, String)> = match self.name.hardware() {
             #[cfg(feature = "cuda")]
-            Hardware::Cuda => found(|| cuda_card(self.index))?,
+            Hardware::Cuda => found(|| cuda_card(self.index)),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             Hardware::Graphics => {
-                let Adapter { info, .. } = found(|| adapters().into_iter().nth(self.index))?;
-                (info.name, format!("{} {}", info.driver, info.driver_info))
+                let adapter = found(|| adapters().into_iter().nth(self.index));
+                adapter.map(|Adapter { info, .. }| (info.name, format!("{} {}", info.driver, info.driver_info)))
             }
-            _ => return None,
+            _ => None,
         };
+        let (name, driver) = card?;
         Some(kept::Identity {
             backend: self.name.name(),
             index: self.index,

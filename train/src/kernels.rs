@@ -37,14 +37,14 @@ impl<'a> KernelEvent<'a> {
 /// A duration as `Debug` prints it, in seconds.
 fn seconds(text: &str) -> Option<f64> {
     let unit = text.find(|letter: char| letter.is_alphabetic())?;
-    let scale = match &text[unit..] {
-        "ns" => 1e-9,
-        "µs" => 1e-6,
-        "ms" => 1e-3,
+    let in_a_second = match &text[unit..] {
+        "ns" => 1e9,
+        "µs" => 1e6,
+        "ms" => 1e3,
         "s" => 1.0,
         _ => return None,
     };
-    Some(text[..unit].parse::<f64>().ok()? * scale)
+    Some(text[..unit].parse::<f64>().ok()? / in_a_second)
 }
 
 /// Calls `hear` with everything that CubeCL tells from now on, on the thread that tells it.
@@ -95,7 +95,7 @@ mod tests {
             read(logger, "| 35.5ms     | Matmul | f32"),
             Some(KernelEvent::Took("Matmul | f32", 0.0355))
         );
-        assert_eq!(seconds("2µs"), Some(2.0 * 1e-6));
+        assert_eq!(seconds("2µs"), Some(2e-6));
         assert_eq!(
             seconds(&format!("{:?}", std::time::Duration::from_millis(1500))),
             Some(1.5)
