@@ -402,6 +402,26 @@ fn bench_prints_the_keys_of_its_peers() {
     }
 }
 
+/// What a step is predicted to hold is what a process grows by, less what the fused operations of a processor save.
+#[test]
+fn the_peak_of_memory_is_near_the_one_that_is_predicted() {
+    let place = Place::new();
+    let number = |words: &str, key: &str| {
+        let line: Value = serde_json::from_str(&place.does(words)).unwrap();
+        line[key].as_f64().unwrap()
+    };
+    let steps = "--steps 1 --warmup 1 --json --device flex";
+    let work = "bench --preset 9m --batch 4 --seq 256";
+    let program = number(
+        &format!("bench --preset nano --batch 1 --seq 8 --vocab 64 {steps}"),
+        "peak_bytes",
+    );
+    let peak = number(&format!("{work} {steps}"), "peak_bytes") - program;
+    let predicted = number(&format!("{work} --counts --json --device flex"), "memory");
+    let ratio = peak / predicted;
+    assert!((0.6..1.2).contains(&ratio), "{peak} of {predicted}");
+}
+
 #[test]
 fn malformed_lines_of_a_big_corpus_are_counted_reported_and_skipped() {
     let place = Place::prepared();
