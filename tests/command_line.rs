@@ -358,6 +358,7 @@ fn bench_prints_the_keys_of_its_peers() {
         "batch",
         "dtype",
         "fastest_step_s",
+        "first_step_s",
         "flops_per_s",
         "matmul_flops_per_s",
         "matmul_share",
@@ -380,6 +381,16 @@ fn bench_prints_the_keys_of_its_peers() {
     let [low, ratio, high] = ["low", "ratio", "high"].map(|key| line["versus"][key].as_f64().unwrap());
     assert!(0.0 < low && low <= ratio && ratio <= high, "{line}");
     assert_eq!(line["versus"]["scheme"], "pre");
+    let line = place.does("bench --preset 130m --batch 64 --precision bf16 --counts --json --device flex");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["batch"], &line["launches"]), (&64.into(), &Value::Null));
+    let bytes = |path: &str, part: &str| line[path][part].as_u64().unwrap();
+    for part in ["embedding", "forward", "backward", "head", "optimizer"] {
+        assert!(
+            bytes("fused", part) > 0 && bytes("fused", part) <= bytes("separate", part),
+            "{line}"
+        );
+    }
     if cfg!(feature = "profile") {
         println!("skipped: the profiler is built in, so `--profile` is not refused");
     } else {
@@ -389,6 +400,26 @@ fn bench_prints_the_keys_of_its_peers() {
             "build with `--features profile`, on Unix",
         );
     }
+}
+
+/// What a step is predicted to hold is what a process grows by, less what the fused operations of a processor save.
+#[test]
+fn the_peak_of_memory_is_near_the_one_that_is_predicted() {
+    let place = Place::new();
+    let number = |words: &str, key: &str| {
+        let line: Value = serde_json::from_str(&place.does(words)).unwrap();
+        line[key].as_f64().unwrap()
+    };
+    let steps = "--steps 1 --warmup 1 --json --device flex";
+    let work = "bench --preset 9m --batch 4 --seq 256";
+    let program = number(
+        &format!("bench --preset nano --batch 1 --seq 8 --vocab 64 {steps}"),
+        "peak_bytes",
+    );
+    let peak = number(&format!("{work} {steps}"), "peak_bytes") - program;
+    let predicted = number(&format!("{work} --counts --json --device flex"), "memory");
+    let ratio = peak / predicted;
+    assert!((0.6..1.2).contains(&ratio), "{peak} of {predicted}");
 }
 
 #[test]

@@ -172,6 +172,7 @@ const ROWS: &[(&str, By)] = &[
     ("the names decide the scheme unless `--scheme` does; `config.json` decides the sizes", Refused("import lacking OUT")),
     // The program
     ("build with `--features profile`, on Unix", Error(|| gpas::profile::ProfileError::NotCompiledIn.hint())),
+    ("`--profile` tells where the time goes there", Refused("bench --preset nano --kernels --device flex")),
     ("note: lines rather than the dashboard: …", Test("terminals.rs", "a_job_in_the_background_trains_and_prints_lines")),
     ("warning: the text gave … of the … ids asked for: no other pair occurs twice", Word("tokenizer train few.jsonl --vocab 9000 -o OUT")),
     ("warning: no text file holds the separator …", Word("data prepare plain.txt --separator @@@ PREPARE")),

@@ -106,7 +106,7 @@ fn an_unknown_backend_is_refused_with_the_known_ones() {
     place.refuses(
         "train tiny.toml --backend cudda -o run",
         "unknown backend `cudda`",
-        "one of auto, cuda, metal, vulkan, wgpu, flex, ndarray",
+        "one of auto, cuda, rocm, metal, vulkan, wgpu, flex, ndarray",
     );
 }
 

@@ -35,6 +35,7 @@ pub mod rope_scaling;
 mod rotary;
 pub mod scheme;
 mod step;
+pub mod traffic;
 pub mod weights;
 
 pub use attention::{Attention, AttentionConfig, CausalMask};

@@ -2,6 +2,9 @@
 //!
 //! Everything above this file is generic over `B: AutodiffBackend`; here alone a name becomes a type.
 
+#[cfg(feature = "gpu")]
+mod kept;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,6 +19,8 @@ enum Hardware {
     Graphics,
     /// NVIDIA's cards.
     Cuda,
+    /// AMD's cards.
+    Amd,
 }
 
 /// Declares the backends. A row has the name of a backend, its feature, which is its name on the command line, what it computes on, its type
@@ -76,6 +81,8 @@ macro_rules! backends {
 backends! {
     /// NVIDIA cards through CUDA.
     Cuda "cuda" on Cuda: burn_cuda::Cuda, burn_cuda::CudaDevice::new;
+    /// AMD cards through ROCm.
+    Rocm "rocm" on Amd: burn_rocm::Rocm, burn_rocm::RocmDevice::new;
     /// Apple cards through Metal.
     Metal "metal" on Graphics: burn_wgpu::Metal, wgpu_device;
     /// Any card through Vulkan.
@@ -101,6 +108,8 @@ impl BackendName {
             _ if !self.is_compiled_in() || !self.is_of_this_platform() => 0,
             #[cfg(feature = "cuda")]
             Hardware::Cuda => found(cuda_devices),
+            #[cfg(feature = "rocm")]
+            Hardware::Amd => found(amd_devices),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             Hardware::Graphics => found(adapters).iter().filter(|adapter| adapter.is_card()).count(),
             _ => 1,
@@ -127,7 +136,7 @@ impl BackendName {
 }
 
 /// Drivers that are not there may end a question with a panic rather than with an answer, which is then the default.
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+#[cfg(feature = "gpu")]
 fn found<T: Default>(question: impl FnOnce() -> T + std::panic::UnwindSafe) -> T {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
@@ -138,23 +147,40 @@ fn found<T: Default>(question: impl FnOnce() -> T + std::panic::UnwindSafe) -> T
 
 /// Gives CubeCL, which is under every GPU's backend, the settings of this program, unless someone was faster. It reads them once, when it
 /// first meets a device, and would else look for a file in the working directory.
-fn configure() {
-    #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
-    {
-        use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
-        if CubeClRuntimeConfig::storage().lock().is_some() {
-            return;
-        }
-        // The variables that CubeCL reads, for its logs, hold on.
-        let mut settings = CubeClRuntimeConfig::default().override_from_env();
-        // A stream has memory of its own, and every thread a stream: the loader of the batches would hold what training lacks.
-        settings.streaming.max_streams = 1;
-        // The compiled kernels are not kept: CubeCL files them without the card that they were compiled for.
-        if let Some(directory) = gpas_data::corpus::cache_directory() {
-            settings.autotune.cache = CacheConfig::File(directory.join("cubecl"));
-        }
-        CubeClRuntimeConfig::set(settings);
+#[cfg(feature = "gpu")]
+fn configure(selected: Selected, what: Telling) {
+    use cubecl::config::cache::CacheConfig;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, profiling::ProfilingLogLevel};
+    if selected.is_cpu() || CubeClRuntimeConfig::storage().lock().is_some() {
+        return;
     }
+    // The variables that CubeCL reads, for its logs, hold on.
+    let mut settings = CubeClRuntimeConfig::default().override_from_env();
+    // A stream has memory of its own, and every thread a stream: the loader of the batches would hold what training lacks.
+    settings.streaming.max_streams = 1;
+    let level = match what {
+        Telling::Nothing => None,
+        Telling::Launches => Some(ProfilingLogLevel::Minimal),
+        Telling::Times => Some(ProfilingLogLevel::Medium),
+    };
+    if let Some(level) = level {
+        settings.profiling.logger.level = level;
+        settings.profiling.logger.log = Some(Default::default());
+    }
+    match (gpas_data::corpus::cache_directory(), selected.identity()) {
+        (Some(cache), Some(identity)) => {
+            let tuned = identity.keep(&cache, &mut settings);
+            if tuned > 0 {
+                log::info!(
+                    "{tuned} kernels were chosen for {} before, on a card like it",
+                    identity.name
+                );
+            }
+        }
+        (Some(cache), None) => settings.autotune.cache = CacheConfig::File(cache.join("cubecl")),
+        (None, _) => (),
+    }
+    CubeClRuntimeConfig::set(settings);
 }
 
 /// Asks the driver, and not the backend, which would occupy the first card to answer.
@@ -163,6 +189,41 @@ fn cuda_devices() -> usize {
     use cudarc::driver::result;
     let count = result::init().and_then(|()| result::device::get_count());
     count.ok().and_then(|count| count.try_into().ok()).unwrap_or(0)
+}
+
+/// Asks the driver through CubeCL, which looks for its library then and opens no card.
+#[cfg(feature = "rocm")]
+fn amd_devices() -> usize {
+    use cubecl::Runtime;
+    cubecl::hip::HipRuntime::enumerate_devices(0, &()).len()
+}
+
+/// The name of a card, and its architecture and driver, in the driver's words.
+#[cfg(feature = "cuda")]
+fn cuda_card(index: usize) -> Option<(String, String)> {
+    use cudarc::driver::{result, sys};
+    result::init().ok()?;
+    let card = result::device::get(i32::try_from(index).ok()?).ok()?;
+    let attribute = |attribute| {
+        // SAFETY: the driver has given `card`, and fills a number that the call owns.
+        unsafe { result::device::get_attribute(card, attribute) }.ok()
+    };
+    let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let mut cuda = 0;
+    // SAFETY: the call fills a number that outlives it.
+    unsafe { sys::cuDriverGetVersion(&raw mut cuda) }.result().ok()?;
+    // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.03  Tue …"
+    let module = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let driver = module.lines().next().unwrap_or_default().split_whitespace();
+    let driver = driver.filter(|word| word.starts_with(|letter: char| letter.is_ascii_digit()) && word.contains('.'));
+    let driver = driver
+        .map(|version| format!("driver {version}, "))
+        .next()
+        .unwrap_or_default();
+    let (cuda, part) = (cuda / 1000, cuda % 1000 / 10);
+    let name = result::device::get_name(card).ok()?;
+    Some((name, format!("sm{major}{minor}, {driver}CUDA {cuda}.{part}")))
 }
 
 /// Something that the platform's graphics interface computes on.
@@ -225,6 +286,18 @@ pub enum BackendChoice {
     Auto,
     /// That backend on that device.
     Named(BackendName, usize),
+}
+
+/// What a GPU's runtime tells of each kernel, to whoever [listens](crate::kernels::listen).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Telling {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That it was launched.
+    Launches,
+    /// How long it took, for which the device finishes it before it gets the next one.
+    Times,
 }
 
 /// Why a backend cannot be used.
@@ -312,7 +385,24 @@ impl BackendChoice {
     /// # Errors
     /// If it is not compiled in, or finds no such device.
     pub fn select(self) -> Result<Selected, BackendError> {
-        configure();
+        self.select_telling(Telling::Nothing)
+    }
+
+    /// [`select`](Self::select), and from now on CubeCL tells of every kernel that it launches, to whoever
+    /// [listens](crate::kernels::listen). No device may have been opened before.
+    ///
+    /// # Errors
+    /// As [`select`](Self::select).
+    pub fn select_telling(self, what: Telling) -> Result<Selected, BackendError> {
+        let selected = self.find()?;
+        #[cfg(feature = "gpu")]
+        configure(selected, what);
+        #[cfg(not(feature = "gpu"))]
+        let _ = what;
+        Ok(selected)
+    }
+
+    fn find(self) -> Result<Selected, BackendError> {
         match self {
             BackendChoice::Auto => BackendName::ALL
                 .iter()
@@ -357,17 +447,35 @@ impl Selected {
         }
     }
 
+    /// The card and its driver, for what is to be kept for them; none where nothing tells.
+    #[cfg(feature = "gpu")]
+    #[allow(clippy::match_single_binding, reason = "without a feature, its hardware is unknown")]
+    fn identity(self) -> Option<kept::Identity> {
+        let card: Option<(String, String)> = match self.name.hardware() {
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda => found(|| cuda_card(self.index)),
+            #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+            Hardware::Graphics => {
+                let adapter = found(|| adapters().into_iter().nth(self.index));
+                adapter.map(|Adapter { info, .. }| (info.name, format!("{} {}", info.driver, info.driver_info)))
+            }
+            _ => None,
+        };
+        let (name, driver) = card?;
+        Some(kept::Identity {
+            backend: self.name.name(),
+            index: self.index,
+            name,
+            driver,
+        })
+    }
+
     /// What it computes on, as the system calls it, with the driver where there is one; none where nothing tells.
     pub fn device_name(self) -> Option<String> {
         match self.name.hardware() {
             Hardware::Processor => processor_name(),
             #[cfg(feature = "cuda")]
-            Hardware::Cuda => found(|| {
-                use cudarc::driver::result;
-                result::init().ok()?;
-                let card = result::device::get(i32::try_from(self.index).ok()?).ok()?;
-                result::device::get_name(card).ok()
-            }),
+            Hardware::Cuda => found(|| cuda_card(self.index)).map(|(name, driver)| format!("{name}, {driver}")),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             Hardware::Graphics => {
                 let adapter = found(|| adapters().into_iter().nth(self.index));
@@ -383,6 +491,8 @@ impl Selected {
         match self.name.hardware() {
             #[cfg(feature = "cuda")]
             Hardware::Cuda => memory_of::<cubecl::cuda::CudaRuntime>(&burn_cuda::CudaDevice::new(self.index)),
+            #[cfg(feature = "rocm")]
+            Hardware::Amd => memory_of::<cubecl::hip::HipRuntime>(&burn_rocm::RocmDevice::new(self.index)),
             #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
             Hardware::Graphics => memory_of::<burn_wgpu::WgpuRuntime>(&wgpu_device(self.index)),
             _ => None,
@@ -390,7 +500,7 @@ impl Selected {
     }
 }
 
-#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal", feature = "cuda"))]
+#[cfg(feature = "gpu")]
 fn memory_of<R: cubecl::Runtime>(device: &R::Device) -> Option<DeviceMemory> {
     let usage = R::client(device).memory_usage().ok()?;
     Some(DeviceMemory {
@@ -437,6 +547,15 @@ mod tests {
             let error = BackendChoice::Named(name, 0).select().unwrap_err();
             assert_eq!(error, BackendError::NotCompiledIn(name));
             assert_eq!(error.hint(), format!("build with `--features {name}`"));
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_card_tells_its_architecture_and_driver() {
+        match found(|| cuda_card(0)) {
+            Some((name, driver)) => assert!(!name.is_empty() && driver.starts_with("sm") && driver.contains("CUDA 1")),
+            None => println!("skipped: no NVIDIA card"),
         }
     }
 

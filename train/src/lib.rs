@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod chosen;
 pub mod evaluate;
 pub mod inspect;
+pub mod kernels;
 pub mod learner;
 pub mod metrics;
 pub mod optimizer;

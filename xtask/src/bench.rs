@@ -70,7 +70,7 @@ const MARKS: [&str; 2] = ["<!-- speed: cargo xtask bench --write -->", "<!-- end
 /// If something does not build or run, or the README has no place for the table.
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(args.pairs > 0, "there is nothing to tell of no pairs");
-    let Peers { gpas, python, peer } = Peers::new(args.python.clone(), args.setup, &[])?;
+    let Peers { gpas, python, peer } = Peers::new(args.python.clone(), args.setup)?;
     let root = root()?;
 
     let rows: Vec<_> = ROWS

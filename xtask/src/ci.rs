@@ -167,7 +167,7 @@ fn steps(quick: bool, tests: &str, backends: &[String]) -> Vec<Step> {
     // On a software driver where there is no card, for which kernels are not chosen by timing them.
     let vulkan = Step::new(
         "vulkan",
-        "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck -- --show-output",
+        "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck --test launches -- --show-output",
     );
     if quick {
         return vec![format, lints, tests];

@@ -41,7 +41,7 @@ pub struct GenerationBenchArgs {
 /// # Errors
 /// If something does not build or run.
 pub fn run(args: &GenerationBenchArgs) -> Result<()> {
-    let peers = Peers::new(args.python.clone(), args.setup, &[])?;
+    let peers = Peers::new(args.python.clone(), args.setup)?;
     let script = root()?.join("xtask/generation_peer.py");
     // The rounds of each length, ours and theirs.
     let mut rounds: Vec<Vec<[Value; 2]>> = vec![Vec::new(); args.lengths.len()];

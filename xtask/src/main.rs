@@ -3,9 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{
-    bench, ci, circles, dependencies, examples, generation_bench, gpu_bench, harness, kill, picture, verify_hf,
-};
+use xtask::{bench, card, ci, circles, dependencies, examples, generation_bench, harness, kill, picture, verify_hf};
 
 /// The developer's commands
 #[derive(Debug, Parser)]
@@ -18,12 +16,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::BenchArgs),
+    Card(card::CardArgs),
     Ci(ci::CiArgs),
     Circles(circles::CirclesArgs),
     Dependencies(dependencies::DependenciesArgs),
     Examples(examples::ExamplesArgs),
     GenerationBench(generation_bench::GenerationBenchArgs),
-    GpuBench(gpu_bench::GpuBenchArgs),
     Kill(kill::KillArgs),
     Picture(picture::PictureArgs),
     VerifyHarness(harness::HarnessArgs),
@@ -33,12 +31,12 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
+        Command::Card(args) => card::run(&args),
         Command::Ci(args) => ci::run(&args),
         Command::Circles(args) => circles::run(&args),
         Command::Dependencies(args) => dependencies::run(&args),
         Command::Examples(args) => examples::run(&args),
         Command::GenerationBench(args) => generation_bench::run(&args),
-        Command::GpuBench(args) => gpu_bench::run(&args),
         Command::Kill(args) => kill::run(&args),
         Command::Picture(args) => picture::run(&args),
         Command::VerifyHarness(args) => harness::run(&args),

@@ -20,11 +20,11 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// Builds `gpas` with these features besides the default ones, and finds the Python or, where asked, makes it.
-    pub(crate) fn new(python: Option<PathBuf>, setup: bool, features: &[&str]) -> Result<Self> {
+    /// Builds `gpas`, and finds the Python or, where asked, makes it.
+    pub(crate) fn new(python: Option<PathBuf>, setup: bool) -> Result<Self> {
         Ok(Self {
             python: find_python(python, setup, "peer", &PYTORCH)?,
-            gpas: build(features)?,
+            gpas: build(&[])?,
             peer: root()?.join("xtask/peer.py"),
         })
     }

@@ -176,7 +176,7 @@ const FOLDED_LIMIT: f64 = 1e-3;
 /// If something does not build, run or load, or a case does not pass.
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let root = root()?;
-    let Peers { gpas, python, .. } = Peers::new(args.python.clone(), args.setup, &[])?;
+    let Peers { gpas, python, .. } = Peers::new(args.python.clone(), args.setup)?;
     let work = target()?.join("verify-hf");
     if work.exists() {
         fs::remove_dir_all(&work)?;

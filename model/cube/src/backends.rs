@@ -8,6 +8,8 @@ use crate::table::Row;
 pub(crate) static ROWS: &[Row] = &[
     #[cfg(feature = "cuda")]
     Row::new(PhantomData::<burn_cuda::Cuda>),
+    #[cfg(feature = "rocm")]
+    Row::new(PhantomData::<burn_rocm::Rocm>),
     #[cfg(feature = "vulkan")]
     Row::new(PhantomData::<burn_wgpu::Vulkan>),
     #[cfg(feature = "metal")]

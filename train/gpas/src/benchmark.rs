@@ -1,16 +1,17 @@
 //! How fast a model trains here: timed optimizer steps on random tokens, through the step function of training.
 //!
 //! The floating-point operations of a step are set against what the same backend makes of bare matrix products, the best of the step's own
-//! shapes and of a cube, so that the share says how much of a step is lost between them. Two schemes are compared within one process, a
+//! shapes and, on a processor, of a cube, so that the share says how much of a step is lost between them. Two schemes are compared within one process, a
 //! step of one and a step of the other in turn, since a machine's speed drifts by more than schemes differ.
 
 pub mod generation;
+pub mod launches;
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Distribution, Tensor};
 use gpas_model::fast::product;
 use gpas_model::{Llama, LlamaConfig, Precision, TokenBatch};
 use serde::Serialize;
@@ -80,6 +81,8 @@ pub struct BenchmarkReport {
     pub tokens_per_s: f64,
     /// Median time of a step in seconds.
     pub step_s: f64,
+    /// Time of the first step of all in seconds, in which a card's kernels are compiled and chosen.
+    pub first_step_s: f64,
     /// Time of the fastest step in seconds: what other programs on the machine touch least.
     pub fastest_step_s: f64,
     /// Bytes: on a CPU the largest resident memory of the process, on a GPU what its allocator has taken from the card, which it does not
@@ -144,6 +147,12 @@ pub enum BenchmarkError {
     Training(#[from] TrainingError),
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    #[error("launches cannot be noted: this process has a logger already")]
+    LoggerIsTaken,
+    #[error("the device's runtime tells of no kernel that it launches")]
+    NoLaunches,
+    #[error("{0} computes on the processor, which launches no kernels")]
+    NoKernels(Selected),
 }
 
 impl BenchmarkError {
@@ -152,6 +161,8 @@ impl BenchmarkError {
         match self {
             BenchmarkError::Training(error) => error.hint(),
             BenchmarkError::Profile(error) => error.hint(),
+            BenchmarkError::NoKernels(_) => Some("`--profile` tells where the time goes there".into()),
+            BenchmarkError::LoggerIsTaken | BenchmarkError::NoLaunches => None,
         }
     }
 }
@@ -248,6 +259,7 @@ impl BackendTask for Benchmark {
             true => Some(peak_memory()),
             false => selected.device_memory().map(|memory| memory.reserved),
         };
+        let first_step_s = runner.times[0];
         let times = runner.times.split_off(warmup);
         let versus = other.zip(versus).map(|(mut other, versus)| {
             let others = other.times.split_off(warmup);
@@ -271,6 +283,7 @@ impl BackendTask for Benchmark {
             dtype: peer_name(recipe.train.precision).into(),
             tokens_per_s: (tokens_per_s * 10.0).round() / 10.0,
             step_s: (step_s * 1e4).round() / 1e4,
+            first_step_s: (first_step_s * 1e4).round() / 1e4,
             fastest_step_s: (fastest_step_s * 1e4).round() / 1e4,
             peak_bytes,
             flops_per_s: flops_per_s.round(),
@@ -288,32 +301,37 @@ pub(crate) fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Floating-point operations per second of the fastest matrix product, of the shapes that a step multiplies and of cubes, each at its best
-/// of several.
+/// Floating-point operations per second of the fastest matrix product, of the shapes that a step multiplies and, on a processor, of a cube,
+/// each at its best of several. A card is asked for nothing but what a step has chosen kernels for: to choose them takes it seconds each.
 fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Selected, device: &B::Device) -> f64 {
     const TRIES: usize = 7;
     let (hidden, intermediate) = (config.hidden, config.intermediate);
     // The loss computes the logits of at most so many tokens at a time.
     let rows = tokens.min(1024);
     let format = config.precision.products();
-    // A card finishes one product of a step's size in less time than it takes to wait for it, so it is given larger ones, many in a row.
-    // A software driver takes seconds for a product that a processor finishes at once, so it is given a small one.
-    let (cubes, repeats): (&[usize], _) = match selected {
-        _ if selected.is_cpu() => (&[2048], 1),
-        _ if selected.is_software() => (&[512], 1),
-        _ => (&[2048, 4096, 8192], 20),
-    };
-    let mut shapes = vec![
+    let of_a_step = [
         [tokens, hidden, hidden],
         [tokens, hidden, intermediate],
         [tokens, intermediate, hidden],
-        [hidden, tokens, intermediate],
-        [rows, hidden, config.vocab],
     ];
-    shapes.extend(cubes.iter().map(|size| [*size; 3]));
+    let of_a_processor = [[hidden, tokens, intermediate], [rows, hidden, config.vocab], [2048; 3]];
+    // A card finishes a product in less time than it takes to wait for it, so it is given many in a row. A software driver takes seconds
+    // for a product that a processor finishes at once.
+    let (more, repeats): (&[[usize; 3]], _) = match selected {
+        _ if selected.is_cpu() => (&of_a_processor, 1),
+        _ if selected.is_software() => (&[], 1),
+        _ => (&[], 20),
+    };
     let rate = |[rows, inner, columns]: [usize; 3]| {
-        let ones = |shape: [usize; 2]| Tensor::<B, 2>::ones(shape, (device, DType::F32)).cast(format);
-        let (a, b) = (ones([rows, inner]), ones([inner, columns]));
+        // A card draws less current for numbers that are all alike, and is quicker with them than with those of a step.
+        let random = |shape: [usize; 2]| {
+            let format = (device, DType::F32);
+            Tensor::<B, 2>::random(shape, Distribution::Normal(0.0, 1.0), format)
+        };
+        let (a, b) = (
+            random([rows, inner]).cast(format),
+            random([inner, columns]).cast(format),
+        );
         let seconds = (0..TRIES).map(|_| {
             wait_for::<B>(device);
             let begin = Instant::now();
@@ -327,7 +345,8 @@ fn fastest_product<B: Backend>(config: &LlamaConfig, tokens: usize, selected: Se
         2.0 * (rows * inner * columns) as f64 / seconds.fold(f64::INFINITY, f64::min)
     };
     // A rate that is no number counts as the largest, so that it shows.
-    shapes.into_iter().map(rate).max_by(f64::total_cmp).unwrap_or(0.0)
+    let rates = of_a_step.into_iter().chain(more.iter().copied()).map(rate);
+    rates.max_by(f64::total_cmp).unwrap_or(0.0)
 }
 
 /// What the PyTorch peer calls a number format.

@@ -22,3 +22,4 @@ pub mod screen;
 pub mod selfcheck;
 pub mod shown;
 pub mod terminal;
+pub mod tuning;

@@ -46,12 +46,15 @@ use ratatui::widgets::{Axis, Block, Chart, Clear, Dataset, Gauge, GraphType, Par
 use crate::lines::PlainLines;
 use crate::shown::{declared_names, step};
 use crate::terminal::{Jobs, Stream, stop_process};
+use crate::tuning;
 use gpas_train::signals::{Stop, StopRequest};
 
 /// Time between two pictures.
 const PERIOD: Duration = Duration::from_millis(250);
 /// How long the end of a run waits for the last picture.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it is shown that a kernel was chosen.
+const NEWS: Duration = Duration::from_secs(30);
 /// Points that a curve keeps at most; of more, every second one goes.
 const POINTS: usize = 1024;
 /// Points of the recent history.
@@ -230,6 +233,7 @@ fn draw_until(
         {
             let mut state = lock(state);
             state.stopping = stop.requested().is_some();
+            state.note_chosen(tuning::chosen(), Instant::now());
             let changed = std::mem::take(&mut state.changed);
             if changed {
                 terminal.draw(|frame| state.draw(frame))?;
@@ -278,6 +282,8 @@ struct State {
     /// Steps of the whole run.
     steps: usize,
     progress: Option<Progress>,
+    /// Kernels that this process has [chosen](tuning::chosen), and when the newest was, as long as that is news.
+    chosen: (u64, Option<Instant>),
     /// When the first progress came, and how far it was.
     begun: Option<(Instant, usize)>,
 }
@@ -345,6 +351,17 @@ impl State {
             curve.push(step, value);
         }
         self.changed = true;
+    }
+
+    fn note_chosen(&mut self, chosen: u64, now: Instant) {
+        let is_old = |newest: Instant| now >= newest + NEWS;
+        if chosen > self.chosen.0 {
+            self.chosen = (chosen, Some(now));
+            self.changed = true;
+        } else if self.chosen.1.is_some_and(is_old) {
+            self.chosen.1 = None;
+            self.changed = true;
+        }
     }
 
     fn at(&mut self, progress: Progress, is_validating: bool) {
@@ -442,7 +459,11 @@ impl State {
         if let Some(progress) = &self.progress {
             lines.push(Line::from(format!("Step : {}", progress.items_processed)));
         }
-        frame.render_widget(Paragraph::new(lines).block(Block::bordered().title("Status")), area);
+        if let (chosen, Some(_)) = self.chosen {
+            lines.push(Line::from(tuning::line(chosen)));
+        }
+        let status = Paragraph::new(lines).wrap(Wrap { trim: true });
+        frame.render_widget(status.block(Block::bordered().title("Status")), area);
     }
 
     fn draw_plot(&self, frame: &mut Frame<'_>, area: Rect) {

@@ -18,6 +18,7 @@ use crate::failure::{Failure, Result};
 use crate::lines::say;
 use crate::number::whole;
 use crate::options::RecipeArgs;
+use crate::tuning;
 use gpas_report::compare::{
     CompareError, Comparison, FinishedRun, Plan, PlannedRun, check_directory, may_differ, plain,
 };
@@ -100,7 +101,7 @@ pub fn run(args: CompareArgs, backend: Option<BackendChoice>) -> Result<ExitCode
     let table = args.table(file.as_ref())?;
     check_directory(&args.out)?;
     let mut plan = Plan::new(file.as_ref(), &args.options.clone().into(), table, &args.out)?;
-    let selected = backend.unwrap_or_default().select()?;
+    let selected = tuning::select(backend.unwrap_or_default())?;
     // An error in any of the runs ends the command before the first one begins.
     let standings = standings(&mut plan)?;
     if args.dry_run {

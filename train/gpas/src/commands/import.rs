@@ -7,6 +7,7 @@ use clap::Args;
 use gpas_data::PreparedData;
 
 use crate::failure::Result;
+use crate::tuning;
 use gpas_exchange::import::{Import, ImportOptions, ImportedTokenizer};
 use gpas_train::backend::BackendChoice;
 use gpas_train::recipe::RecipeOptions;
@@ -56,7 +57,7 @@ pub fn run(args: ImportArgs, backend: BackendChoice) -> Result<()> {
     if args.run.symlink_metadata().is_ok() {
         return Err(RunError::Exists(args.run).into());
     }
-    let selected = backend.select()?;
+    let selected = tuning::select(backend)?;
     let request = ImportOptions {
         recipe: args.recipe,
         options: RecipeOptions {

@@ -11,6 +11,7 @@ use gpas_model::{Llama, LlamaConfig};
 use super::provenance::data_directory;
 use crate::failure::Result;
 use crate::number::whole;
+use crate::tuning;
 use gpas_serve::generate::Generator;
 use gpas_serve::inference::{Context, InferenceError};
 use gpas_train::backend::{BackendChoice, Selected};
@@ -46,7 +47,7 @@ impl OpenedRun {
     pub fn open(path: &Path, backend: Option<BackendChoice>) -> Result<Self> {
         let (run, found) = ChosenCheckpoint::of(path).open()?;
         let (recipe, info) = (run.recipe()?, run.info()?);
-        let selected = backend.map_or_else(|| info.backend.parse(), Ok)?.select()?;
+        let selected = tuning::select(backend.map_or_else(|| info.backend.parse(), Ok)?)?;
         let tokenizer = run.tokenizer()?;
         let config = recipe.llama(tokenizer.vocab_size())?;
         for damage in &found.passed_over {

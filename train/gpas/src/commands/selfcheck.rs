@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::failure::Result;
 use crate::selfcheck::{Check, Status, check};
+use crate::tuning;
 use gpas_train::backend::BackendChoice;
 
 /// Check that a backend computes right on this machine, and how fast
@@ -29,7 +30,7 @@ pub struct SelfcheckArgs {
 /// # Errors
 /// If the backend is not there.
 pub fn run(args: &SelfcheckArgs, backend: BackendChoice) -> Result<ExitCode> {
-    let selected = backend.select()?;
+    let selected = tuning::select(backend)?;
     let mut out = io::stdout();
     if !args.json {
         let device = selected

@@ -14,6 +14,7 @@ use super::provenance::data_directory;
 use crate::dashboard::{Display, DisplayArgs, Notices};
 use crate::failure::{Failure, Result};
 use crate::options::RecipeArgs;
+use crate::tuning;
 use gpas_report::tensorboard::EventFile;
 use gpas_report::write_run;
 use gpas_train::backend::{BackendChoice, Selected};
@@ -90,7 +91,7 @@ pub fn run(args: TrainArgs, backend: Option<BackendChoice>) -> Result<ExitCode> 
         (recipe, None) => {
             let recipe = resolve(recipe.as_deref(), &args.options.into())?;
             let out = args.out.clone().unwrap_or_else(|| RunDirectory::default_path(&recipe));
-            let selected = backend.unwrap_or_default().select()?;
+            let selected = tuning::select(backend.unwrap_or_default())?;
             (begin(recipe, out)?, selected)
         }
     };
@@ -189,7 +190,7 @@ fn inherit(
         Some(backend) => backend,
         None => run.info()?.backend.parse()?,
     };
-    let selected = backend.select()?;
+    let selected = tuning::select(backend)?;
     let data = PreparedData::open(&data_directory(&recipe)?)?;
     let inheriting = TrainingRun::from_checkpoint(&run, found, recipe, data, out)?;
     warn_of_damage(&inheriting);
@@ -249,7 +250,7 @@ pub(super) fn go_on(
         Some(backend) => backend,
         None => run.info()?.backend.parse()?,
     };
-    let selected = backend.select()?;
+    let selected = tuning::select(backend)?;
     let data = PreparedData::open(&data_directory(&recipe)?)?;
     let run = TrainingRun::resume(run, lock, recipe, data)?;
     warn_of_damage(&run);
