@@ -16,7 +16,7 @@ use crate::fast;
 use crate::gpas::Gpas;
 use crate::mlp::{Mlp, MlpConfig};
 use crate::norm::{RmsNorm, RmsNormConfig};
-use crate::precision::Precision;
+use crate::precision::{Precision, cast};
 use crate::progress::Progress;
 use crate::rotary::Rotary;
 use crate::scheme::{BranchScaling, GatePlace, NormStart, Wiring};
@@ -101,7 +101,7 @@ impl<B: Backend> Residual<B> {
         let x = gated(GatePlace::Before, x);
         let seen = gated(GatePlace::AfterNorm, normed(&self.pre_norm, x.clone()));
         // The sub-layer computes in the format of its input; what it adds to the stream has the stream's.
-        let returned = sub_layer(seen.cast(self.precision.products())).cast(x.dtype());
+        let returned = cast(sub_layer(cast(seen, self.precision.products())), x.dtype());
         let branch = self.scaled(normed(&self.branch_norm, returned), progress);
         let branch = gated(GatePlace::AfterModule, branch);
         let residual = gated(GatePlace::Residual, x);

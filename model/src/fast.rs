@@ -11,7 +11,7 @@
 //! Each operation is tested against the tensor operations that it stands for, in the module that has them.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 #[cfg(feature = "host")]
 pub use gpas_host::AdamStep;
 #[cfg(feature = "host")]
@@ -58,6 +58,9 @@ ask! {
         epsilon: f64,
         factor: f64,
     ) -> Option<Tensor<B, D>>;
+
+    /// A tensor in another number format.
+    pub(crate) fn cast[B: Backend, const D: usize](x: &Tensor<B, D>, format: DType) -> Option<Tensor<B, D>>;
 
     /// A branch times its scale.
     pub(crate) fn scale[B: Backend, const D: usize](
