@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 
 use crate::numbers::{Numbers, Values, converted};
 use crate::operation::{Gradient, Operation, Output, View, Wanted};
-use crate::table::{apply, input};
+use crate::table::{apply, input, takes};
 
 /// The numbers of a tensor as f32, or each rounded to the nearest one of bf16; none for any other format.
 ///
@@ -14,7 +14,9 @@ use crate::table::{apply, input};
 pub fn cast<B: Backend, const D: usize>(x: &Tensor<B, D>, format: DType) -> Option<Tensor<B, D>> {
     match (x.dtype(), format) {
         (from, to) if from == to => Some(x.clone()),
-        (DType::F32, DType::BF16) | (DType::BF16, DType::F32) => apply(Cast { format }, [input(x)?]),
+        (DType::F32, DType::BF16) | (DType::BF16, DType::F32) if takes::<B>(format) => {
+            apply(Cast { format }, [input(x)?])
+        }
         _ => None,
     }
 }

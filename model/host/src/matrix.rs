@@ -35,17 +35,6 @@ impl<V> Strided<V> {
         self.columns
     }
 
-    /// The same places in other numbers.
-    pub(crate) fn with_values<W>(self, values: W) -> Strided<W> {
-        Strided {
-            values,
-            rows: self.rows,
-            columns: self.columns,
-            row_stride: self.row_stride,
-            column_stride: self.column_stride,
-        }
-    }
-
     /// Whether the numbers of a row lie side by side.
     pub(crate) fn is_by_rows(&self) -> bool {
         self.column_stride == 1

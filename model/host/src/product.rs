@@ -3,6 +3,7 @@
 //! A product runs on one thread, of f32 in [`amx`] where the processor has such units and else in [`vectors`], of numbers rounded to bf16 in
 //! [`rounded`]; whoever calls it cuts the work among threads. An entry is the same sum however the work is cut.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -19,7 +20,8 @@ pub(crate) use rounded::multiply_rounded;
 pub(crate) use vectors::multiply_in_vectors;
 
 use crate::matrix::{Matrix, MatrixMut, Store, Strided};
-use crate::numbers::converted;
+use crate::numbers::Number;
+use crate::vector::vectorised;
 use vectors::in_pieces;
 
 /// A matrix in either number format, to be multiplied.
@@ -91,13 +93,44 @@ impl<'a> Operand<'a> {
     pub(crate) fn widened<T>(self, with: impl FnOnce(Matrix<'_>) -> T) -> T {
         match self {
             Operand::F32(matrix) => with(matrix),
-            Operand::Bf16(matrix) => {
-                let values: Vec<f32> = converted(matrix.values);
-                let (shape, strides) = (
-                    [matrix.rows(), matrix.columns()],
-                    [matrix.row_stride, matrix.column_stride],
-                );
-                with(Matrix::with_strides(&values, shape, strides).expect("strides that fitted the same numbers"))
+            Operand::Bf16(matrix) => with_copy::<bf16, bf16, T>(matrix, with),
+        }
+    }
+
+    /// Calls `with` with the numbers of the matrix rounded to bf16, as f32.
+    fn rounded<T>(self, with: impl FnOnce(Matrix<'_>) -> T) -> T {
+        match self {
+            Operand::F32(matrix) => with_copy::<f32, bf16, T>(matrix, with),
+            Operand::Bf16(matrix) => with_copy::<bf16, bf16, T>(matrix, with),
+        }
+    }
+}
+
+/// Calls `with` with a copy of a matrix as f32, its numbers rounded to those of `R`. Rows or columns stay side by side.
+fn with_copy<E: Number, R: Number, T>(matrix: Strided<&[E]>, with: impl FnOnce(Matrix<'_>) -> T) -> T {
+    let is_by_rows = matrix.is_by_rows();
+    let matrix = if is_by_rows { matrix } else { matrix.transposed() };
+    let mut values = vec![0.0; matrix.rows() * matrix.columns()];
+    copy_rows::<E, R>(matrix, PhantomData, &mut values);
+    let copy = Matrix::new(&values, matrix.rows(), matrix.columns());
+    with(if is_by_rows { copy } else { copy.transposed() })
+}
+
+vectorised! {
+    fn copy_rows[E: Number, R: Number](matrix: Strided<&'a [E]>, _format: PhantomData<R>, out: &'a mut [f32]) -> () {
+        if out.is_empty() {
+            return;
+        }
+        for (index, out) in out.chunks_exact_mut(matrix.columns()).enumerate() {
+            let from = &matrix.values[index * matrix.row_stride as usize..];
+            if matrix.is_by_rows() {
+                for (out, value) in out.iter_mut().zip(from) {
+                    *out = R::nearest(value.wide()).wide();
+                }
+            } else {
+                for (column, out) in out.iter_mut().enumerate() {
+                    *out = R::nearest(from[column * matrix.column_stride as usize].wide()).wide();
+                }
             }
         }
     }

@@ -156,8 +156,12 @@ pub(crate) fn memory<B: Backend>() -> Option<&'static Memory<B>> {
 
 /// A tensor as an operation takes it, its rank forgotten; none where no operation does.
 pub(crate) fn input<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<FloatTensor<B>> {
-    let Formats(formats) = entry::<B, Formats>()?;
-    formats.contains(&tensor.dtype()).then(|| primitive(tensor.clone()))
+    takes::<B>(tensor.dtype()).then(|| primitive(tensor.clone()))
+}
+
+/// Whether operations take tensors of a backend and a number format.
+pub(crate) fn takes<B: Backend>(format: DType) -> bool {
+    entry::<B, Formats>().is_some_and(|Formats(formats)| formats.contains(&format))
 }
 
 /// A tensor with its rank forgotten.

@@ -6,12 +6,10 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::bf16;
-
 use super::Operand;
 use super::vectors::multiply_in_vectors;
-use crate::matrix::{Matrix, MatrixMut, Store};
-use crate::numbers::{Number, converted};
+use crate::matrix::{MatrixMut, Store};
+use crate::numbers::Number;
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,21 +106,10 @@ fn in_f32<E: Number>(out: &mut MatrixMut<'_, E>, store: Store, terms: &[(Operand
     }
     let mut sum = MatrixMut::new(&mut sums, rows, columns);
     for (a, b) in terms.iter().filter(|(a, _)| a.columns() > 0) {
-        rounded(*a, |a| rounded(*b, |b| multiply_in_vectors(&mut sum, Store::Add, a, b)));
+        a.rounded(|a| b.rounded(|b| multiply_in_vectors(&mut sum, Store::Add, a, b)));
     }
     for (at, sum) in sums.into_iter().enumerate() {
         out.put_entry(at / columns, at % columns, E::nearest(sum));
-    }
-}
-
-/// Calls `with` with the numbers of a matrix rounded to bf16, as f32.
-fn rounded(matrix: Operand<'_>, with: impl FnOnce(Matrix<'_>)) {
-    match matrix {
-        Operand::Bf16(_) => matrix.widened(with),
-        Operand::F32(matrix) => {
-            let narrow: Vec<bf16> = converted(matrix.values);
-            Operand::Bf16(matrix.with_values(&narrow)).widened(with);
-        }
     }
 }
 
@@ -314,7 +301,9 @@ mod in_tiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::matrix::Strided;
+    use crate::matrix::{Matrix, Strided};
+    use crate::numbers::converted;
+    use burn::tensor::bf16;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 

@@ -163,11 +163,17 @@ fn pairs(matrix: Operand<'_>, row: usize, column: usize) -> [Row; SIDE] {
                     // SAFETY: the numbers are in the block.
                     Some((from, stride)) => unsafe {
                         let from = from.add(2 * index * stride);
-                        (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(stride).cast()))
+                        (
+                            _mm256_loadu_si256(from.cast()),
+                            _mm256_loadu_si256(from.add(stride).cast()),
+                        )
                     },
                     None => {
                         let row = row + 2 * index;
-                        (load_half(matrix, row, column, mask), load_half(matrix, row + 1, column, mask))
+                        (
+                            load_half(matrix, row, column, mask),
+                            load_half(matrix, row + 1, column, mask),
+                        )
                     }
                 };
                 let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(upper), lower);
@@ -190,7 +196,12 @@ fn whole_block<E>(
     assert!(matrix.is_by_rows());
     let is_whole = row + rows <= matrix.rows() && column + columns <= matrix.columns();
     let stride = matrix.row_stride as usize;
-    is_whole.then(|| (matrix.values[row * stride + column..(row + rows - 1) * stride + column + columns].as_ptr(), stride))
+    is_whole.then(|| {
+        (
+            matrix.values[row * stride + column..(row + rows - 1) * stride + column + columns].as_ptr(),
+            stride,
+        )
+    })
 }
 
 /// Which of the 16 numbers from `column` on a row has.
