@@ -393,8 +393,9 @@ mod fused {
             let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
             let mask = CausalMask::new(seq, FlexDevice);
             let x = random([batch, seq, hidden]);
-            let given = x.clone().cast(format);
-            let flat = given.clone().cast(DType::F32).reshape([batch * seq, hidden]);
+            // A cast of its own for each graph: a backward pass consumes it.
+            let given = || x.clone().cast(format);
+            let flat = given().cast(DType::F32).reshape([batch * seq, hidden]);
             let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
             let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
             let projected = projected.map(|x| attention.split(x, seq));
@@ -402,7 +403,7 @@ mod fused {
             let plain = mixed
                 .matmul(attention.output.weight.val())
                 .reshape([batch, seq, hidden]);
-            let [fused, plain] = gradients_in(format, attention.forward(given, &rotary, &mask), plain);
+            let [fused, plain] = gradients_in(format, attention.forward(given(), &rotary, &mask), plain);
             assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
             for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
                 let weight = linear.weight.val();

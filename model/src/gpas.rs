@@ -346,9 +346,10 @@ mod fused {
                 let config = GpasConfig::new().with_act(act).with_init(init).with_stop_gradient(stop);
                 let gpas = config.init::<Tracked>(&FlexDevice);
                 let x = random([3, 5, 7]);
-                let given = x.clone().cast(format);
-                let plain = gpas.in_tensor_operations(given.clone().cast(DType::F32));
-                let [fused, plain] = gradients_in(format, gpas.forward(given), plain);
+                // A cast of its own for each graph: a backward pass consumes it.
+                let given = || x.clone().cast(format);
+                let plain = gpas.in_tensor_operations(given().cast(DType::F32));
+                let [fused, plain] = gradients_in(format, gpas.forward(given()), plain);
                 assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
                 let gate = gpas.gate.val();
                 assert_close_in(format, gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
@@ -356,10 +357,10 @@ mod fused {
                 // Leaves of their own: what a backward pass has consumed is no part of another graph.
                 let gpas = config.init::<Tracked>(&FlexDevice);
                 let (x, branch, gate) = (random([3, 5, 7]), random([3, 5, 7]), gpas.gate.val());
-                let given = [&x, &branch].map(|tensor| tensor.clone().cast(format));
-                let [wide_x, wide_branch] = given.clone().map(|tensor| tensor.cast(DType::F32));
+                let given = || [&x, &branch].map(|tensor| tensor.clone().cast(format));
+                let [wide_x, wide_branch] = given().map(|tensor| tensor.cast(DType::F32));
                 let plain = gpas.in_tensor_operations(wide_x + wide_branch);
-                let [given_x, given_branch] = given;
+                let [given_x, given_branch] = given();
                 let [fused, plain] = gradients_in(format, gpas.forward_sum(given_x, given_branch), plain);
                 for (name, input) in [("x", &x), ("branch", &branch)] {
                     assert_close_in(format, input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
