@@ -248,6 +248,10 @@ fn rounded_pair(first: __m512, last: __m512) -> Row {
 /// # Safety
 /// The tiles have been written, and `sums` too if they are added to.
 #[target_feature(enable = "avx512f,avx512bf16")]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "indices of a fixed number keep the sums in registers"
+)]
 pub(super) unsafe fn multiply_in_vectors(rows: &Tiles, columns: &Tiles, sums: &mut Sums, store: Store) {
     /// Rows of the result whose sums stay in registers.
     const ROWS: usize = 8;
