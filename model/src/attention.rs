@@ -378,18 +378,24 @@ mod fused {
     use super::*;
     use crate::rotary::RotaryConfig;
     use burn_flex::FlexDevice;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
+    use gpas_host::check::{FORMATS, Tracked, assert_close_in, gradients_in, random};
 
     /// With grouped heads, over sequences of more than one block of rows, one of which is short.
     #[test]
     fn fused_and_plain_agree() {
+        FORMATS.into_iter().for_each(fused_and_plain_agree_in);
+    }
+
+    fn fused_and_plain_agree_in(format: DType) {
         let (batch, seq, hidden) = (2, 70, 24);
         for (heads, kv_heads) in [(4, 2), (2, 2), (3, 1)] {
             let attention = AttentionConfig::new(hidden, heads, kv_heads).init::<Tracked>(&FlexDevice);
             let rotary = RotaryConfig::new(80, hidden / heads).init(&FlexDevice);
             let mask = CausalMask::new(seq, FlexDevice);
             let x = random([batch, seq, hidden]);
-            let flat = x.clone().reshape([batch * seq, hidden]);
+            // A cast of its own for each graph: a backward pass consumes it.
+            let given = || x.clone().cast(format);
+            let flat = given().cast(DType::F32).reshape([batch * seq, hidden]);
             let linears = [&attention.query, &attention.key, &attention.value, &attention.output];
             let projected = [linears[0], linears[1], linears[2]].map(|linear| flat.clone().matmul(linear.weight.val()));
             let projected = projected.map(|x| attention.split(x, seq));
@@ -397,11 +403,11 @@ mod fused {
             let plain = mixed
                 .matmul(attention.output.weight.val())
                 .reshape([batch, seq, hidden]);
-            let [fused, plain] = gradients(attention.forward(x.clone(), &rotary, &mask), plain);
-            assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+            let [fused, plain] = gradients_in(format, attention.forward(given(), &rotary, &mask), plain);
+            assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
             for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
                 let weight = linear.weight.val();
-                assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+                assert_close_in(format, weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
             }
         }
     }

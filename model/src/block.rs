@@ -16,7 +16,7 @@ use crate::fast;
 use crate::gpas::Gpas;
 use crate::mlp::{Mlp, MlpConfig};
 use crate::norm::{RmsNorm, RmsNormConfig};
-use crate::precision::Precision;
+use crate::precision::{Precision, cast};
 use crate::progress::Progress;
 use crate::rotary::Rotary;
 use crate::scheme::{BranchScaling, GatePlace, NormStart, Wiring};
@@ -96,18 +96,24 @@ impl<B: Backend> Residual<B> {
         };
         let normed = |norm: &Option<RmsNorm<B>>, z: Tensor<B, 3>, format: DType| match norm {
             Some(norm) => norm.forward_in(z, format),
-            None => z.cast(format),
+            None => cast(z, format),
         };
         let x = gated(GatePlace::Before, x);
         // The sub-layer computes in the format of its input; what it adds to the stream has the stream's.
         let (stream, products) = (x.dtype(), self.precision.products());
         let seen = match self.gate_place {
             GatePlace::AfterNorm => {
-                gated(GatePlace::AfterNorm, normed(&self.pre_norm, x.clone(), stream)).cast(products)
+                let normed = normed(&self.pre_norm, x.clone(), stream);
+                cast(gated(GatePlace::AfterNorm, normed), products)
             }
             _ => normed(&self.pre_norm, x.clone(), products),
         };
-        let branch = self.scaled(normed(&self.branch_norm, sub_layer(seen), stream), progress);
+        let returned = sub_layer(seen);
+        let branch = if gate.is_some() && self.is_summed_as_returned(progress) {
+            returned
+        } else {
+            self.scaled(normed(&self.branch_norm, returned, stream), progress)
+        };
         let branch = gated(GatePlace::AfterModule, branch);
         let residual = gated(GatePlace::Residual, x);
         let residual = if self.residual_scale == 1.0 {
@@ -125,6 +131,12 @@ impl<B: Backend> Residual<B> {
     /// The fixed factor on the branch: 1 but for a scheme that warms its branches up.
     pub fn branch_factor(&self, progress: Progress) -> f64 {
         self.branch_warmup.map_or(1.0, |steps| progress.warmup(steps))
+    }
+
+    /// Whether nothing but a gate on the sum comes after the sub-layer: the gate takes what that returns in the format that it has.
+    fn is_summed_as_returned(&self, progress: Progress) -> bool {
+        let has_none = self.branch_norm.is_none() && self.branch_scale.is_none() && self.post_norm.is_none();
+        has_none && self.gate_place == GatePlace::Stream && self.branch_factor(progress) == 1.0
     }
 
     fn scaled(&self, branch: Tensor<B, 3>, progress: Progress) -> Tensor<B, 3> {

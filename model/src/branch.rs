@@ -51,21 +51,36 @@ impl<B: Backend> BranchScale<B> {
 #[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
+    use gpas_host::check::{FORMATS, Tracked, assert_close_in, gradients_in, random};
 
     /// Over rows enough for two tasks and a length that is no whole number of vectors.
     #[test]
     fn fused_and_plain_agree() {
-        for size in [1, 37] {
+        for (size, format) in [1, 37]
+            .into_iter()
+            .flat_map(|size| FORMATS.map(|format| (size, format)))
+        {
             let scale = BranchScale::<Tracked> {
                 weight: Param::from_tensor(random([size])),
             };
             let branch = random([3, 30, 37]);
-            let plain = scale.in_tensor_operations(branch.clone());
-            let [fused, plain] = gradients(scale.forward(branch.clone()), plain);
-            assert_close(branch.grad(&fused).unwrap(), branch.grad(&plain).unwrap(), "branch");
+            // A cast of its own for each graph: a backward pass consumes it.
+            let given = || branch.clone().cast(format);
+            let plain = scale.in_tensor_operations(given().cast(DType::F32));
+            let [fused, plain] = gradients_in(format, scale.forward(given()), plain);
+            assert_close_in(
+                format,
+                branch.grad(&fused).unwrap(),
+                branch.grad(&plain).unwrap(),
+                "branch",
+            );
             let weight = scale.weight.val();
-            assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "scale");
+            assert_close_in(
+                format,
+                weight.grad(&fused).unwrap(),
+                weight.grad(&plain).unwrap(),
+                "scale",
+            );
         }
     }
 }

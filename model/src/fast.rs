@@ -72,6 +72,9 @@ macro_rules! ask_each {
 }
 
 ask! {
+    /// A tensor in another number format.
+    [host] pub(crate) fn cast[B: Backend, const D: usize](x: &Tensor<B, D>, format: DType) -> Option<Tensor<B, D>>;
+
     /// A branch times its scale.
     [host] pub(crate) fn scale[B: Backend, const D: usize](
         branch: &Tensor<B, D>,
@@ -147,9 +150,16 @@ pub(crate) fn norm<B: Backend, const D: usize>(
     factor: f64,
     output: DType,
 ) -> Option<Tensor<B, D>> {
+    // There the output has the format of the input: what is wider of the two is normalised.
     #[cfg(feature = "host")]
-    if let Some(y) = gpas_host::norm(x, weight, epsilon, factor) {
-        return Some(y.cast(output));
+    if gpas_host::runs::<B>() {
+        let x = if output == DType::F32 {
+            cast(x, output)?
+        } else {
+            x.clone()
+        };
+        let y = gpas_host::norm(&x, weight, epsilon, factor)?;
+        return cast(&y, output);
     }
     #[cfg(feature = "cube")]
     if let Some(y) = gpas_cube::norm(x, weight, epsilon, factor, output) {
@@ -170,8 +180,8 @@ pub(crate) fn gated_sum<B: Backend, const D: usize>(
     amount: impl FnOnce() -> Tensor<B, 1>,
 ) -> Option<Tensor<B, D>> {
     #[cfg(feature = "host")]
-    if let Some(y) = gpas_host::gated_sum(x, branch, gate, act) {
-        return Some(y);
+    if gpas_host::runs::<B>() {
+        return gpas_host::gated_sum(x, &cast(branch, x.dtype())?, gate, act);
     }
     #[cfg(feature = "cube")]
     if gpas_cube::runs::<B>()
@@ -273,10 +283,8 @@ pub(crate) fn token_losses<B: Backend>(
     products: DType,
 ) -> Option<Tensor<B, 1>> {
     #[cfg(feature = "host")]
-    if products == DType::F32
-        && let Some(losses) = gpas_host::token_losses(hidden, weight, targets, ignored)
-    {
-        return Some(losses);
+    if gpas_host::runs::<B>() {
+        return gpas_host::token_losses(&cast(hidden, products)?, weight, targets, ignored);
     }
     #[cfg(feature = "cube")]
     if let Some(losses) = gpas_cube::token_losses(hidden, weight, targets, ignored, products) {
@@ -320,13 +328,15 @@ pub(crate) fn loss_with_gradients<B: Backend>(
         products,
     } = scoring;
     #[cfg(feature = "host")]
-    let sum = if products == DType::F32 {
-        match gpas_host::loss_with_gradients(hidden, weight, targets, ignored, scored, seq, sum) {
-            Ok(found) => return Ok((found.loss, found.hidden, found.weight)),
+    let sum = match cast(hidden, products) {
+        Some(rounded) => match gpas_host::loss_with_gradients(&rounded, weight, targets, ignored, scored, seq, sum) {
+            Ok(found) => {
+                let of_hidden = cast(&found.hidden, hidden.dtype()).expect("it came from there");
+                return Ok((found.loss, of_hidden, found.weight));
+            }
             Err(sum) => sum,
-        }
-    } else {
-        sum
+        },
+        None => sum,
     };
     #[cfg(feature = "cube")]
     let sum = match gpas_cube::loss_with_gradients(hidden, weight, targets, ignored, scored, products, sum) {

@@ -338,29 +338,40 @@ mod tests {
 mod fused {
     use super::*;
     use burn_flex::FlexDevice;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
+    use gpas_host::check::{FORMATS, Tracked, assert_close_in, gradients_in, random};
 
     #[test]
     fn fused_and_plain_agree() {
+        FORMATS.into_iter().for_each(fused_and_plain_agree_in);
+    }
+
+    fn fused_and_plain_agree_in(format: DType) {
         for act in GateActivation::ALL {
             for (stop, init) in [(true, 0.7), (false, -0.4), (true, 0.0)] {
                 let config = GpasConfig::new().with_act(act).with_init(init).with_stop_gradient(stop);
                 let gpas = config.init::<Tracked>(&FlexDevice);
                 let x = random([3, 5, 7]);
-                let [fused, plain] = gradients(gpas.forward(x.clone()), gpas.in_tensor_operations(x.clone()));
-                assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+                // A cast of its own for each graph: a backward pass consumes it.
+                let given = || x.clone().cast(format);
+                let plain = gpas.in_tensor_operations(given().cast(DType::F32));
+                let [fused, plain] = gradients_in(format, gpas.forward(given()), plain);
+                assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
                 let gate = gpas.gate.val();
-                assert_close(gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
+                assert_close_in(format, gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
 
                 // Leaves of their own: what a backward pass has consumed is no part of another graph.
                 let gpas = config.init::<Tracked>(&FlexDevice);
                 let (x, branch, gate) = (random([3, 5, 7]), random([3, 5, 7]), gpas.gate.val());
-                let plain = gpas.in_tensor_operations(x.clone() + branch.clone());
-                let [fused, plain] = gradients(gpas.forward_sum(x.clone(), branch.clone()), plain);
+                let given = || [&x, &branch].map(|tensor| tensor.clone().cast(format));
+                let [wide_x, wide_branch] = given().map(|tensor| tensor.cast(DType::F32));
+                let plain = gpas.in_tensor_operations(wide_x + wide_branch);
+                let [given_x, given_branch] = given();
+                let [fused, plain] = gradients_in(format, gpas.forward_sum(given_x, given_branch), plain);
                 for (name, input) in [("x", &x), ("branch", &branch)] {
-                    assert_close(input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
+                    assert_close_in(format, input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
                 }
-                assert_close(
+                assert_close_in(
+                    format,
                     gate.grad(&fused).unwrap(),
                     gate.grad(&plain).unwrap(),
                     "gate of the sum",

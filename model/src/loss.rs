@@ -10,7 +10,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 use gpas_batch::IGNORE_INDEX;
 
 use crate::fast::{self, Scoring};
-use crate::precision::Precision;
+use crate::precision::{Precision, cast};
 
 /// Numbers in one chunk of logits on a processor: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
 const CHUNK_NUMBERS: usize = 1 << 23;
@@ -159,7 +159,7 @@ pub fn token_losses<B: Backend>(
         return found;
     }
     let rows = chunk_rows_on(&hidden, &weight);
-    token_losses_in_chunks(hidden.cast(products), weight.cast(products), targets, rows)
+    token_losses_in_chunks(cast(hidden, products), weight.cast(products), targets, rows)
 }
 
 /// [`token_losses`] in chunks of `rows` rows.
@@ -452,7 +452,7 @@ mod fused {
     use super::*;
     use burn::tensor::Distribution;
     use burn_flex::{Flex, FlexDevice};
-    use gpas_host::check::assert_close;
+    use gpas_host::check::{assert_close, assert_close_in};
 
     fn scoring(seq: usize) -> Scoring {
         Scoring {
@@ -486,9 +486,29 @@ mod fused {
             let fused = fast::token_losses(&hidden, &weight, &targets, i64::from(IGNORE_INDEX), DType::F32).unwrap();
             assert_close(
                 fused,
-                token_losses_in_chunks(hidden.clone(), weight, targets.clone(), 300),
+                token_losses_in_chunks(hidden.clone(), weight.clone(), targets.clone(), 300),
                 "losses",
             );
+            fused_and_plain_agree_in_bf16(hidden.clone(), weight, targets.clone());
         }
+    }
+
+    /// With products of bf16: against f32 on the rounded numbers.
+    fn fused_and_plain_agree_in_bf16(hidden: Tensor<Flex, 2>, weight: Tensor<Flex, 2>, targets: Tensor<Flex, 1, Int>) {
+        const ROUNDED: DType = DType::BF16;
+        let [h, w] = [hidden, weight].map(|tensor| tensor.cast(ROUNDED).cast(DType::F32));
+        let (h, w, t) = (h.clone(), w.clone(), targets.clone());
+        let plain = loss_with_gradients_in_chunks(h.clone(), w.clone(), t.clone(), 900, Precision::F32, 300);
+        for weight in [w.clone(), w.clone().cast(ROUNDED)] {
+            let format = weight.dtype();
+            let fused = loss_with_gradients(h.clone(), weight, t.clone(), 900, 550, None, Precision::Bf16);
+            assert_eq!((fused.hidden.dtype(), fused.weight.dtype()), (DType::F32, format));
+            // The products of the logits are exact, and so is the loss but for sums of f32.
+            assert_close(fused.loss, plain.loss.clone(), "loss");
+            assert_close_in(ROUNDED, fused.hidden, plain.hidden.clone(), "hidden");
+            assert_close_in(ROUNDED, fused.weight.cast(DType::F32), plain.weight.clone(), "weight");
+        }
+        let losses = token_losses(h.clone(), w.clone(), t.clone(), Precision::Bf16);
+        assert_close(losses, token_losses_in_chunks(h, w, t, 300), "losses");
     }
 }

@@ -59,21 +59,28 @@ impl<B: Backend> Mlp<B> {
 #[cfg(all(test, feature = "host"))]
 mod tests {
     use super::*;
+    use burn::tensor::DType;
     use burn_flex::FlexDevice;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
+    use gpas_host::check::{FORMATS, Tracked, assert_close_in, gradients_in, random};
 
     #[test]
     fn fused_and_plain_agree() {
+        FORMATS.into_iter().for_each(fused_and_plain_agree_in);
+    }
+
+    fn fused_and_plain_agree_in(format: DType) {
         let mlp = MlpConfig::new(24, 37).init::<Tracked>(&FlexDevice);
         let x = random([2, 35, 24]);
-        let flat = x.clone().reshape([70, 24]);
+        // A cast of its own for each graph: a backward pass consumes it.
+        let given = || x.clone().cast(format);
+        let flat = given().cast(DType::F32).reshape([70, 24]);
         let gated = silu(flat.clone().matmul(mlp.gate.weight.val())) * flat.matmul(mlp.up.weight.val());
         let plain = gated.matmul(mlp.down.weight.val()).reshape([2, 35, 24]);
-        let [fused, plain] = gradients(mlp.forward(x.clone()), plain);
-        assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        let [fused, plain] = gradients_in(format, mlp.forward(given()), plain);
+        assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
         for (name, linear) in [("gate", &mlp.gate), ("up", &mlp.up), ("down", &mlp.down)] {
             let weight = linear.weight.val();
-            assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+            assert_close_in(format, weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
         }
     }
 }

@@ -120,11 +120,15 @@ mod tests {
 mod fused {
     use super::*;
     use burn_flex::FlexDevice;
-    use gpas_host::check::{Tracked, assert_close, gradients, random};
+    use gpas_host::check::{FORMATS, Tracked, assert_close_in, gradients_in, random};
 
     /// Over rows enough for two tasks and a length that is no whole number of vectors.
     #[test]
     fn fused_and_plain_agree() {
+        FORMATS.into_iter().for_each(fused_and_plain_agree_in);
+    }
+
+    fn fused_and_plain_agree_in(format: DType) {
         let start = NormStart {
             weight: 1.0,
             factor: 0.5,
@@ -132,12 +136,17 @@ mod fused {
         let mut norm = RmsNormConfig::new(70).init::<Tracked>(start, &FlexDevice);
         norm.weight = Param::from_tensor(random([70]));
         let x = random([3, 30, 70]);
-        let [fused, plain] = gradients(
-            norm.forward(x.clone()),
-            norm.in_tensor_operations(x.clone(), DType::F32),
-        );
-        assert_close(x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        // A cast of its own for each graph: a backward pass consumes it.
+        let given = || x.clone().cast(format);
+        let plain = norm.in_tensor_operations(given(), DType::F32);
+        let [fused, plain] = gradients_in(format, norm.forward(given()), plain);
+        assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
         let weight = norm.weight.val();
-        assert_close(weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), "weight");
+        assert_close_in(
+            format,
+            weight.grad(&fused).unwrap(),
+            weight.grad(&plain).unwrap(),
+            "weight",
+        );
     }
 }

@@ -7,7 +7,8 @@
 //! | `bf16_pure` | bf16 | bf16 | bf16 | f32 inside, rounded to bf16 |
 //!
 //! A gate has the number format of the stream that it scales. A sub-layer computes in the format of its input, so [`project`] casts the
-//! weight to that of `x`; in f32 no cast does anything.
+//! weight to that of `x`; in f32 no cast does anything. On a processor the [fast](fast) operations compute in f32 whatever the format of
+//! their tensors, and round what they read for a product and what they return.
 
 use burn::nn::Linear;
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -61,6 +62,14 @@ impl Precision {
     pub fn is_supported<B: Backend>(self, device: &B::Device) -> bool {
         B::supports_dtype(device, self.parameters()) && B::supports_dtype(device, self.products())
     }
+}
+
+/// `x` in another number format.
+///
+/// # Shapes
+/// - x and output: any
+pub(crate) fn cast<B: Backend, const D: usize>(x: Tensor<B, D>, format: DType) -> Tensor<B, D> {
+    fast::cast(&x, format).unwrap_or_else(|| x.cast(format))
 }
 
 /// `x · W` in the number format of `x`, which holds `seq` tokens of each sequence. If that is one, as in generation, a row's result does

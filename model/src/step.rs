@@ -230,6 +230,7 @@ fn gates_apart<B: AutodiffBackend>(model: &Llama<B>) -> (Llama<B>, Vec<[ParamId;
 mod tests {
     use super::*;
     use crate::config::LlamaConfig;
+    use crate::precision::Precision;
     use burn::backend::Autodiff;
     use burn_flex::{Flex, FlexDevice};
 
@@ -268,15 +269,18 @@ mod tests {
             Tensor::<Tracked, 1, Int>::from_ints(ids.collect::<Vec<_>>().as_slice(), &FlexDevice).reshape([BATCH, SEQ])
         };
         let (ids, targets) = (tokens(37), tokens(53));
-        for (scheme, tied) in [
-            ("pre_gpas", false),
-            ("sandwich_gpas", false),
-            ("post_gpas", true),
-            ("peri_gpas", false),
-            ("layerscale_gpas", true),
+        for (scheme, tied, precision) in [
+            ("pre_gpas", false, Precision::F32),
+            ("sandwich_gpas", false, Precision::F32),
+            ("post_gpas", true, Precision::F32),
+            ("peri_gpas", false, Precision::F32),
+            ("layerscale_gpas", true, Precision::F32),
+            ("pre_gpas", false, Precision::Bf16),
+            ("post_gpas", true, Precision::Bf16),
         ] {
             let config = LlamaConfig::new(300, 48, 80, 3, 4)
                 .with_scheme(scheme.parse().unwrap())
+                .with_precision(precision)
                 .with_tied_head(tied);
             let model = config.init::<Tracked>(1, &FlexDevice);
             let step = |model: &Llama<Tracked>, size: usize| {
@@ -296,7 +300,7 @@ mod tests {
                     let found = step(model, size);
                     assert!(
                         bits(model, &found.gradients) == expected,
-                        "{scheme} in micro-batches of {size}{how}"
+                        "{scheme} in {precision:?}, micro-batches of {size}{how}"
                     );
                     let [loss, expected] = [&found.loss, &whole.loss].map(|loss| loss.clone().into_scalar());
                     assert!((loss / expected - 1.0).abs() < 1e-6, "{loss} against {expected}");

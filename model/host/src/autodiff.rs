@@ -10,19 +10,20 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, FloatTensorOps};
-use burn::tensor::{Shape, TensorData, TensorMetadata};
+use burn::tensor::{Shape, TensorMetadata};
 
+use crate::numbers::Values;
 use crate::operation::{Gradient, Kept, Operation, Output, View, Wanted};
-use crate::storage::HostMemory;
+use crate::storage::{HostMemory, numbers};
 
 /// A backend's tensor of some numbers, which lie row by row.
-pub(crate) fn tensor<B: Backend>(values: Vec<f32>, shape: Shape, device: &B::Device) -> FloatTensor<B> {
-    B::float_from_data(TensorData::new(values, shape), device)
+pub(crate) fn tensor<B: Backend>(values: Values, shape: Shape, device: &B::Device) -> FloatTensor<B> {
+    B::float_from_data(values.into_data(shape), device)
 }
 
 /// The tensor with its numbers row by row.
 fn in_order<M: HostMemory>(tensor: FloatTensor<M::Backend>) -> FloatTensor<M::Backend> {
-    if M::floats(&tensor).is_some() {
+    if numbers::<M>(&tensor).is_some() {
         return tensor;
     }
     let device = M::Backend::float_device(&tensor);
@@ -35,7 +36,7 @@ fn in_order<M: HostMemory>(tensor: FloatTensor<M::Backend>) -> FloatTensor<M::Ba
 
 fn views<M: HostMemory, const N: usize>(inputs: &[FloatTensor<M::Backend>; N]) -> [View<'_>; N] {
     inputs.each_ref().map(|input| View {
-        values: M::floats(input).expect("inputs are put in order first"),
+        values: numbers::<M>(input).expect("inputs are put in order first"),
         shape: input.shape(),
     })
 }
@@ -46,6 +47,7 @@ fn forward<M: HostMemory, const N: usize>(
 ) -> (FloatTensor<M::Backend>, Kept) {
     let Output { values, shape, kept } = operation.forward(views::<M, N>(inputs));
     let device = M::Backend::float_device(&inputs[0]);
+    let values = values.in_format(operation.format(inputs[0].dtype()));
     (tensor::<M::Backend>(values, shape, &device), kept)
 }
 
@@ -125,7 +127,7 @@ impl<M: HostMemory, const N: usize> Backward<M::Backend, N> for Step<M, N> {
                 (Some(_), Some(sum)) => Wanted::Sum(sum),
             }
         });
-        let values = M::floats(&upstream).expect("it was put in order above");
+        let values = numbers::<M>(&upstream).expect("it was put in order above");
         let gradients = self.0.backward(views::<M, N>(&inputs), &kept, values, wanted);
         let found = gradients.into_iter().zip(sums).zip(&inputs);
         for (parent, ((gradient, sum), input)) in ops.parents.into_iter().zip(found) {
@@ -134,6 +136,7 @@ impl<M: HostMemory, const N: usize> Backward<M::Backend, N> for Step<M, N> {
                 Gradient::Upstream => Some(upstream.clone()),
                 Gradient::Values(values) => {
                     let device = M::Backend::float_device(input);
+                    let values = values.in_format(input.dtype());
                     Some(tensor::<M::Backend>(values, input.shape(), &device))
                 }
             };

@@ -2,10 +2,10 @@
 
 #[cfg(feature = "flex")]
 mod flex {
-    use burn::tensor::DType;
+    use burn::tensor::{DType, bf16};
     use burn_flex::{Flex, FlexTensor};
 
-    use crate::matrix::Matrix;
+    use crate::matrix::{Matrix, Strided};
     use crate::storage::HostMemory;
 
     #[derive(Debug)]
@@ -24,15 +24,45 @@ mod flex {
         }
 
         fn matrix(tensor: &FlexTensor) -> Option<Matrix<'_>> {
-            if tensor.dtype() != DType::F32 {
-                return None;
-            }
+            let place = Place::of(tensor, DType::F32)?;
+            Matrix::with_strides(tensor.storage().get(place.start..)?, place.shape, place.strides)
+        }
+
+        const HAS_BF16: bool = true;
+
+        fn bf16s(tensor: &FlexTensor) -> Option<&[bf16]> {
+            tensor.as_slice()
+        }
+
+        fn bf16s_mut(tensor: &mut FlexTensor) -> Option<&mut [bf16]> {
+            let is_whole = tensor.as_slice::<bf16>()?.len() == tensor.storage::<bf16>().len();
+            is_whole.then(|| tensor.storage_mut())
+        }
+
+        fn bf16_matrix(tensor: &FlexTensor) -> Option<Strided<&[bf16]>> {
+            let place = Place::of(tensor, DType::BF16)?;
+            Strided::with_strides(tensor.storage().get(place.start..)?, place.shape, place.strides)
+        }
+    }
+
+    /// Where the numbers of a tensor of two dimensions lie in its storage.
+    struct Place {
+        start: usize,
+        shape: [usize; 2],
+        strides: [isize; 2],
+    }
+
+    impl Place {
+        fn of(tensor: &FlexTensor, format: DType) -> Option<Self> {
             let layout = tensor.layout();
             let ([rows, columns], [row_stride, column_stride]) = (layout.shape().as_slice(), layout.strides()) else {
                 return None;
             };
-            let values = tensor.storage::<f32>().get(layout.start_offset()..)?;
-            Matrix::with_strides(values, [*rows, *columns], [*row_stride, *column_stride])
+            (tensor.dtype() == format).then_some(Self {
+                start: layout.start_offset(),
+                shape: [*rows, *columns],
+                strides: [*row_stride, *column_stride],
+            })
         }
     }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::attention::turn;
 use crate::autodiff::tensor;
+use crate::numbers::Values;
 use crate::table::{float, memory, primitive};
 use crate::vector::{add, add_four, dot, exp_and_sum, max, vectorised};
 
@@ -106,12 +107,12 @@ pub fn keep<B: Backend>(projected: &Tensor<B, 2>, tables: &[Tensor<B, 2>; 2], ca
         cos: (memory.floats)(&tables[0])?,
         sin: (memory.floats)(&tables[1])?,
     };
-    cache.append((memory.floats)(&projected)?, 0, tables);
+    cache.append(&memory.numbers(&projected)?.widened(), 0, tables);
     Some(())
 }
 
-/// Attention of `count` new tokens of each sequence to the sequence's tokens, themselves included. None where the tensors are not f32, row by
-/// row, in the memory of this process, or are under autodiff; then nothing was kept.
+/// Attention of `count` new tokens of each sequence to the sequence's tokens, themselves included. None where the tensors do not lie row by
+/// row in the memory of this process, or are under autodiff; then nothing was kept. What is kept is f32, whatever the format of the tokens.
 ///
 /// # Shapes
 /// - projected: `[sequences · count, (heads + 2 · kv_heads) · head_dim]`
@@ -129,7 +130,9 @@ pub fn cached_attention<B: Backend>(
     let device = projected.device();
     let projected = primitive(projected.clone());
     let tables = tables.clone().map(primitive);
-    let projected = (memory.floats)(&projected)?;
+    let projected = memory.numbers(&projected)?;
+    let format = projected.format();
+    let projected = projected.widened();
     let tables = Tables {
         cos: (memory.floats)(&tables[0])?,
         sin: (memory.floats)(&tables[1])?,
@@ -141,8 +144,12 @@ pub fn cached_attention<B: Backend>(
     let positions = sequences
         .iter()
         .flat_map(|(cache, before)| (*before..before + count).map(|position| Asking { cache, position }));
-    let (values, shape) = attend(projected, heads, &positions.collect::<Vec<_>>(), tables);
-    Some(float(tensor::<B>(values, shape, &device)))
+    let (values, shape) = attend(&projected, heads, &positions.collect::<Vec<_>>(), tables);
+    Some(float(tensor::<B>(
+        Values::F32(values).in_format(format),
+        shape,
+        &device,
+    )))
 }
 
 /// A new token: what its sequence has kept, itself included, and its position.

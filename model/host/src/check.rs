@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -26,21 +26,46 @@ pub fn random<const D: usize>(shape: [usize; D]) -> Tensor<Tracked, D> {
     Tensor::<Tracked, D>::from_data(TensorData::new(values, shape), &FlexDevice).require_grad()
 }
 
+/// The number formats that operations take.
+pub const FORMATS: [DType; 2] = [DType::F32, DType::BF16];
+
+/// What an entry may differ by, as a part of the largest expected one: in f32 the rounding of sums, in bf16, whose numbers are rounded by up
+/// to 2⁻⁹ of their size, some roundings on the way.
+fn tolerance(format: DType) -> f32 {
+    match format {
+        DType::BF16 => 1.0 / 64.0,
+        _ => 1e-5,
+    }
+}
+
 /// Asserts that no entry differs by more than 1e-5 of the largest expected one. NaN differs from everything.
 ///
 /// # Panics
 /// If one does, or an expected entry is infinite, naming `what` was compared.
 pub fn assert_close<B: Backend, const D: usize>(found: Tensor<B, D>, expected: Tensor<B, D>, what: &str) {
+    assert_close_in(DType::F32, found, expected, what);
+}
+
+/// [`assert_close`] of what was computed in a number format: of bf16, no entry differs by more than 2⁻⁶ of the largest expected one.
+///
+/// # Panics
+/// As [`assert_close`].
+pub fn assert_close_in<B: Backend, const D: usize>(
+    format: DType,
+    found: Tensor<B, D>,
+    expected: Tensor<B, D>,
+    what: &str,
+) {
     assert_eq!(found.dims(), expected.dims(), "{what}");
     let [found, expected] = [found, expected].map(|tensor| tensor.into_data().iter::<f32>().collect::<Vec<_>>());
     let peak = expected.iter().fold(0.0f32, |peak, value| peak.max(value.abs()));
     assert!(peak.is_finite(), "{what}: the largest expected entry is {peak}");
     for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
         // Written so that a comparison with NaN, which is false, fails.
-        let is_close = (found - expected).abs() <= 1e-5 * peak;
+        let is_close = (found - expected).abs() <= tolerance(format) * peak;
         assert!(
             is_close,
-            "{what}: {found} for {expected} at {at}, where the peak is {peak}"
+            "{what}, {format:?}: {found} for {expected} at {at}, where the peak is {peak}"
         );
     }
 }
@@ -50,8 +75,20 @@ pub fn gradients<const D: usize>(
     fused: Tensor<Tracked, D>,
     plain: Tensor<Tracked, D>,
 ) -> [<Tracked as AutodiffBackend>::Gradients; 2] {
-    assert_close(fused.clone().inner(), plain.clone().inner(), "output");
-    let upstream = random(plain.dims()).detach();
+    gradients_in(DType::F32, fused, plain)
+}
+
+/// [`gradients`] of a fused result in a number format and of a plain one in f32.
+pub fn gradients_in<const D: usize>(
+    format: DType,
+    fused: Tensor<Tracked, D>,
+    plain: Tensor<Tracked, D>,
+) -> [<Tracked as AutodiffBackend>::Gradients; 2] {
+    assert_eq!(fused.dtype(), format, "the format of the output");
+    let fused = fused.cast(DType::F32);
+    assert_close_in(format, fused.clone().inner(), plain.clone().inner(), "output");
+    // Numbers that the format holds: the gradient of a gate is a sum that nearly cancels, and their rounding would be most of it.
+    let upstream = random(plain.dims()).detach().cast(format).cast(DType::F32);
     [fused, plain].map(|y| (y * upstream.clone()).sum().backward())
 }
 

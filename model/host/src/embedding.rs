@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::matrix::Store;
 use crate::memory::{Blank, assume_written};
+use crate::numbers::{Numbers, Values};
 use crate::operation::{Gradient, Operation, Output, View, Wanted};
 use crate::table::{apply, input};
 
@@ -34,6 +35,16 @@ struct Embed {
     shape: [usize; 2],
 }
 
+impl Embed {
+    fn rows<E: Copy>(&self, table: &[E], width: usize) -> Vec<E> {
+        let mut rows = Vec::with_capacity(self.ids.len() * width);
+        for id in &self.ids {
+            rows.extend_from_slice(&table[id * width..(id + 1) * width]);
+        }
+        rows
+    }
+}
+
 impl Operation<1> for Embed {
     fn first_summed(&self) -> usize {
         0
@@ -41,20 +52,21 @@ impl Operation<1> for Embed {
 
     fn forward(&self, [table]: [View<'_>; 1]) -> Output {
         let width = table.width();
-        let mut rows = Vec::with_capacity(self.ids.len() * width);
-        for id in &self.ids {
-            rows.extend_from_slice(&table.values[id * width..(id + 1) * width]);
-        }
-        Output::new(rows, Shape::from([self.shape[0], self.shape[1], width]))
+        let values = match table.values {
+            Numbers::F32(table) => Values::F32(self.rows(table, width)),
+            Numbers::Bf16(table) => Values::Bf16(self.rows(table, width)),
+        };
+        Output::new(values, Shape::from([self.shape[0], self.shape[1], width]))
     }
 
     fn backward(
         &self,
         [table]: [View<'_>; 1],
         _kept: &[f32],
-        upstream: &[f32],
+        upstream: Numbers<'_>,
         [wanted]: [Wanted<'_>; 1],
     ) -> [Gradient; 1] {
+        let upstream = upstream.widened();
         let width = table.width();
         let part = |(task, out): (usize, &mut Blank), store| {
             if store == Store::Overwrite {

@@ -7,7 +7,8 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::memory::{Blank, written};
-use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::numbers::Numbers;
+use crate::operation::{Gradient, Operation, Output, View, Wanted, Wide};
 use crate::table::{apply, input};
 use crate::vector::{CHUNK, vectorised};
 
@@ -38,6 +39,9 @@ pub fn gated_sum<B: Backend, const D: usize>(
     gate: &Tensor<B, 1>,
     act: impl Fn(f64) -> [f64; 2] + Send + 'static,
 ) -> Option<Tensor<B, D>> {
+    if x.dtype() != branch.dtype() {
+        return None;
+    }
     let inputs = [input(x)?, input(branch)?, input(gate)?];
     let act = Activation(Box::new(act));
     apply(GatedSum { act }, inputs)
@@ -48,6 +52,9 @@ pub fn gated_sum<B: Backend, const D: usize>(
 /// # Shapes
 /// - inputs and output: any, the same
 pub fn sum<B: Backend, const D: usize>(x: &Tensor<B, D>, branch: &Tensor<B, D>) -> Option<Tensor<B, D>> {
+    if x.dtype() != branch.dtype() {
+        return None;
+    }
     apply(Sum, [input(x)?, input(branch)?])
 }
 
@@ -56,13 +63,13 @@ struct Activation(Box<dyn Fn(f64) -> [f64; 2] + Send>);
 
 impl Activation {
     /// What the stream is scaled by, `1 − act(α)`.
-    fn scale(&self, gate: &View<'_>) -> f32 {
+    fn scale(&self, gate: &Wide<'_>) -> f32 {
         let [value, _] = self.0(f64::from(gate.values[0]));
         1.0 - value as f32
     }
 
     /// `act'(α)`.
-    fn slope(&self, gate: &View<'_>) -> f64 {
+    fn slope(&self, gate: &Wide<'_>) -> f64 {
         let [_, slope] = self.0(f64::from(gate.values[0]));
         slope
     }
@@ -96,20 +103,22 @@ impl Operation<2> for Gate {
         1
     }
 
-    fn forward(&self, [x, gate]: [View<'_>; 2]) -> Output {
-        let values = Self::scaled(x.values, self.act.scale(&gate));
+    fn forward(&self, inputs: [View<'_>; 2]) -> Output {
+        let [x, gate] = inputs.map(View::widened);
+        let values = Self::scaled(&x.values, self.act.scale(&gate));
         Output::new(values, Shape::clone(&x.shape))
     }
 
     fn backward(
         &self,
-        [x, gate]: [View<'_>; 2],
+        inputs: [View<'_>; 2],
         _kept: &[f32],
-        upstream: &[f32],
+        upstream: Numbers<'_>,
         wanted: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
+        let ([x, gate], upstream) = (inputs.map(View::widened), upstream.widened());
         let of_x = if !self.stop_gradient {
-            Gradient::Values(Self::scaled(upstream, self.act.scale(&gate)))
+            Gradient::Values(Self::scaled(&upstream, self.act.scale(&gate)).into())
         } else {
             Gradient::Upstream
         };
@@ -134,15 +143,16 @@ impl Operation<2> for Sum {
         2
     }
 
-    fn forward(&self, [x, branch]: [View<'_>; 2]) -> Output {
-        Output::new(scaled_sum(x.values, branch.values, 1.0), x.shape)
+    fn forward(&self, inputs: [View<'_>; 2]) -> Output {
+        let [x, branch] = inputs.map(View::widened);
+        Output::new(scaled_sum(&x.values, &branch.values, 1.0), x.shape)
     }
 
     fn backward(
         &self,
         _inputs: [View<'_>; 2],
         _kept: &[f32],
-        _upstream: &[f32],
+        _upstream: Numbers<'_>,
         _wanted: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
         [Gradient::Upstream, Gradient::Upstream]
@@ -159,22 +169,24 @@ impl Operation<3> for GatedSum {
         2
     }
 
-    fn forward(&self, [x, branch, gate]: [View<'_>; 3]) -> Output {
+    fn forward(&self, inputs: [View<'_>; 3]) -> Output {
+        let [x, branch, gate] = inputs.map(View::widened);
         let scale = self.act.scale(&gate);
-        Output::new(scaled_sum(x.values, branch.values, scale), x.shape)
+        Output::new(scaled_sum(&x.values, &branch.values, scale), x.shape)
     }
 
     fn backward(
         &self,
-        [x, branch, gate]: [View<'_>; 3],
+        inputs: [View<'_>; 3],
         _kept: &[f32],
-        upstream: &[f32],
+        upstream: Numbers<'_>,
         wanted: [Wanted<'_>; 3],
     ) -> [Gradient; 3] {
         let [_, _, wanted] = wanted;
         if !wanted.is_wanted() {
             return [Gradient::Upstream, Gradient::Upstream, Gradient::None];
         }
+        let ([x, branch, gate], upstream) = (inputs.map(View::widened), upstream.widened());
         let slope = self.act.slope(&gate);
         let parts = x.sums_of_sequences(CHUNK, |range| {
             let (x, branch) = (&x.values[range.clone()], &branch.values[range.clone()]);

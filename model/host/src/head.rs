@@ -15,14 +15,15 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData, TensorMetadata};
 use rayon::prelude::*;
 
 use crate::autodiff::tensor;
 use crate::matrix::{Matrix, MatrixMut, Store};
 use crate::memory::{Blank, assume_written, scratch};
+use crate::numbers::Values;
 use crate::operation::{Gradient, Wanted};
-use crate::product::{multiply, multiply_in_pieces};
+use crate::product::{Operand, Products};
 use crate::table::{float, memory, primitive};
 use crate::vector::{exp, exp_and_sum, max, vectorised};
 
@@ -46,7 +47,7 @@ pub struct HeadGradients<B: Backend> {
     pub weight: Tensor<B, 2>,
 }
 
-/// Loss and gradients at once. The losses are divided by `scored`, a row whose target is `ignored` has none, and the gradient of the head is
+/// Loss and gradients at once. Of hidden states in bf16 the products are of bf16, and softmax, loss and sums in f32. The losses are divided by `scored`, a row whose target is `ignored` has none, and the gradient of the head is
 /// added to `sum`, sequence after sequence of `seq` rows.
 ///
 /// # Shapes
@@ -55,7 +56,8 @@ pub struct HeadGradients<B: Backend> {
 /// - targets: `[tokens]`
 ///
 /// # Errors
-/// `sum` as it was, where the tensors are not f32 in the memory of this process, or are under autodiff.
+/// `sum` as it was, where the tensors are not in the memory of this process, or are under autodiff, or the weight is bf16 and the hidden
+/// states are not.
 pub fn loss_with_gradients<B: Backend>(
     hidden: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
@@ -70,34 +72,35 @@ pub fn loss_with_gradients<B: Backend>(
     };
     let device = hidden.device();
     let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
-    let (Some(hidden), Some(weight)) = ((memory.matrix)(&hidden), (memory.matrix)(&weight)) else {
+    let format = hidden.dtype();
+    let Some(head) = Head::new(memory.operand(&hidden), memory.operand(&weight), ignored) else {
         return Err(sum);
     };
+    let (hidden, weight) = (head.hidden, head.weight);
     // In the order of the weight.
     let mut sum = sum.map(|sum| primitive(if weight.is_by_rows() { sum } else { sum.transpose() }));
     let wanted = sum
         .as_mut()
         .and_then(memory.floats_mut)
         .map_or(Wanted::Gradient, Wanted::Sum);
-    let head = Head {
-        hidden,
-        weight,
-        ignored,
-    };
     let result = head.backward(&read(targets), 1.0 / scored.max(1) as f32, seq, wanted);
-    let matrix = |values, shape: [usize; 2]| float(tensor::<B>(values, shape.into(), &device));
+    let matrix = |values: Values, shape: [usize; 2], format| {
+        let values = values.in_format(format);
+        float(tensor::<B>(values, shape.into(), &device))
+    };
+    let of_format = weight.format();
     let shape = match weight.is_by_rows() {
         true => [weight.rows(), weight.columns()],
         false => [weight.columns(), weight.rows()],
     };
     let of_weight: Tensor<B, 2> = match (result.of_weight, sum.map(float)) {
-        (Gradient::Values(values), None) => matrix(values, shape),
-        (Gradient::Values(values), Some(sum)) => sum + matrix(values, shape),
+        (Gradient::Values(values), None) => matrix(values, shape, of_format),
+        (Gradient::Values(values), Some(sum)) => sum + matrix(values, shape, of_format),
         (_, sum) => sum.unwrap_or_else(|| unreachable!("what was added was added to it")),
     };
     Ok(HeadGradients {
         loss: Tensor::from_data(TensorData::from([result.loss as f32]), &device),
-        hidden: matrix(result.of_hidden, [hidden.rows(), hidden.columns()]),
+        hidden: matrix(result.of_hidden.into(), [hidden.rows(), hidden.columns()], format),
         weight: if weight.is_by_rows() {
             of_weight
         } else {
@@ -106,8 +109,7 @@ pub fn loss_with_gradients<B: Backend>(
     })
 }
 
-/// Loss of every row, 0 where the target is `ignored`; none where the tensors are not f32 in the memory of this process, or are under
-/// autodiff.
+/// Loss of every row, 0 where the target is `ignored`; none where [`loss_with_gradients`] returns an error.
 ///
 /// # Shapes
 /// - hidden: `[tokens, hidden]`
@@ -122,11 +124,7 @@ pub fn token_losses<B: Backend>(
     let memory = memory::<B>()?;
     let device = hidden.device();
     let (hidden, weight) = (primitive(hidden.clone()), primitive(weight.clone()));
-    let head = Head {
-        hidden: (memory.matrix)(&hidden)?,
-        weight: (memory.matrix)(&weight)?,
-        ignored,
-    };
+    let head = Head::new(memory.operand(&hidden), memory.operand(&weight), ignored)?;
     let losses = head.losses(&read(targets));
     let count = losses.len();
     Some(Tensor::from_data(TensorData::new(losses, [count]), &device))
@@ -147,15 +145,16 @@ struct Sent {
 
 /// Hidden states `[tokens, hidden]` before a head `[hidden, vocab]`.
 struct Head<'a> {
-    hidden: Matrix<'a>,
-    weight: Matrix<'a>,
+    hidden: Operand<'a>,
+    weight: Operand<'a>,
+    products: Products,
     /// The target of a row that is not scored.
     ignored: i64,
 }
 
 /// Some rows with their targets; each scored row has the same share of the loss.
 struct Chunk<'a> {
-    hidden: Matrix<'a>,
+    hidden: Operand<'a>,
     targets: &'a [i64],
     share: f32,
     /// Rows of a sequence.
@@ -170,7 +169,21 @@ struct Part {
     sum: f32,
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
+    /// None where there are no such numbers, or the weight is bf16 and the hidden states are not.
+    fn new(hidden: Option<Operand<'a>>, weight: Option<Operand<'a>>, ignored: i64) -> Option<Self> {
+        let (hidden, weight) = (hidden?, weight?);
+        if let (Operand::F32(_), Operand::Bf16(_)) = (hidden, weight) {
+            return None;
+        }
+        Some(Self {
+            hidden,
+            weight,
+            products: Products::of(hidden),
+            ignored,
+        })
+    }
+
     /// Numbers of the first columns of the blocks.
     fn starts(&self) -> Vec<usize> {
         (0..self.weight.columns()).step_by(BLOCK).collect()
@@ -197,7 +210,7 @@ impl Head<'_> {
     /// that lie in the block where they belong.
     fn block(
         &self,
-        hidden: Matrix<'_>,
+        hidden: Operand<'_>,
         start: usize,
         out: &mut Blank,
         targets: &[i64],
@@ -205,7 +218,7 @@ impl Head<'_> {
     ) -> Vec<Part> {
         let width = out.len() / hidden.rows();
         let weight = self.weight.column_range(start..start + width);
-        multiply(
+        self.products.multiply(
             // SAFETY: the product overwrites all of it.
             &mut unsafe { MatrixMut::blank(out, hidden.rows(), width) },
             Store::Overwrite,
@@ -375,17 +388,17 @@ impl Head<'_> {
                         block[row * columns + found] -= share;
                     }
                 }
-                let of_logits = Matrix::new(block, count, columns);
+                let of_logits = Operand::F32(Matrix::new(block, count, columns));
                 let weight = self.weight.column_range(**start..**start + columns);
                 let before = if index == 0 { Store::Overwrite } else { Store::Add };
-                multiply(
+                self.products.multiply(
                     // SAFETY: the product of the first block overwrites all of it.
                     &mut unsafe { MatrixMut::blank(sum, count, width) },
                     before,
                     of_logits,
                     weight.transposed(),
                 );
-                multiply_in_pieces(out, store, by_columns, of_logits, seq);
+                self.products.multiply_in_pieces(out, store, by_columns, of_logits, seq);
             }
         });
         // SAFETY: so many tasks there were, and each wrote its sum.

@@ -5,16 +5,20 @@
 //! sequence by sequence: however a batch is cut into micro-batches, it is the same sum.
 //!
 //! The outputs stand side by side in the rows of one tensor, so that what follows finds all it needs of a token in one place.
+//!
+//! Where `x` is bf16, so are the outputs and what is multiplied: an f32 weight is rounded while it is put in order for a product, and its
+//! gradient is f32.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor, bf16};
 use rayon::prelude::*;
 
 use crate::autodiff::tensor;
-use crate::matrix::{Matrix, MatrixMut, Store};
+use crate::matrix::MatrixMut;
 use crate::memory::{Blank, written};
+use crate::numbers::{Number, Numbers, Values};
 use crate::operation::{Gradient, Operation, Output, View, Wanted};
-use crate::product::{multiply, multiply_few, multiply_in_pieces, threads_for};
+use crate::product::{Operand, Products, multiply_few, threads_for};
 use crate::table::{apply, float, input, memory, primitive};
 
 /// `[x · W₁ | x · W₂ | …]` of one to three weights; `x` holds `seq` rows of each sequence. If that is one, as in generation, a row's result
@@ -29,6 +33,9 @@ pub fn linear<B: Backend, const N: usize>(
     weights: &[Tensor<B, 2>; N],
     seq: usize,
 ) -> Option<Tensor<B, 2>> {
+    if x.dtype() == DType::F32 && weights.iter().any(|weight| weight.dtype() != DType::F32) {
+        return None;
+    }
     let (x, linear) = (input(x)?, Linear { seq });
     // The number of inputs is part of an operation's type.
     match weights.as_slice() {
@@ -45,11 +52,11 @@ pub fn linear<B: Backend, const N: usize>(
 /// - a: `[rows, inner]`
 /// - b: `[inner, columns]`
 pub fn product<B: Backend>(a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-    let seq = a.dims()[0];
-    apply(Linear { seq }, [input(a)?, input(b)?])
+    linear(a, std::array::from_ref(b), a.dims()[0])
 }
 
-/// `x·W` of few rows, each of which is summed by itself, from a weight that lies in either order; none under autodiff.
+/// `x·W` of few rows, each of which is summed by itself, from a weight that lies in either order; none under autodiff, and
+/// of bf16.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`
@@ -58,12 +65,14 @@ pub fn few_rows<B: Backend>(x: &Tensor<B, 2>, weight: &Tensor<B, 2>) -> Option<T
     let memory = memory::<B>()?;
     let device = x.device();
     let (x, weight) = (primitive(x.clone()), primitive(weight.clone()));
-    let (x, weight) = ((memory.matrix)(&x)?, (memory.matrix)(&weight)?);
+    let (Operand::F32(x), Operand::F32(weight)) = (memory.operand(&x)?, memory.operand(&weight)?) else {
+        return None;
+    };
     if !x.is_by_rows() {
         return None;
     }
     let (shape, values) = ([x.rows(), weight.columns()], multiply_few(x, &[weight]));
-    Some(float(tensor::<B>(values, shape.into(), &device)))
+    Some(float(tensor::<B>(values.into(), shape.into(), &device)))
 }
 
 /// `[tokens, inputs]` times each of the weights `[inputs, outputsᵢ]`.
@@ -74,8 +83,15 @@ struct Linear {
     seq: usize,
 }
 
-fn matrix<'a>(view: &View<'a>) -> Matrix<'a> {
-    Matrix::new(view.values, view.shape[0], view.shape[1])
+impl Linear {
+    /// `[x·W₁ | x·W₂ | …]`.
+    fn products<E: Number>(&self, x: Operand<'_>, weights: &[Operand<'_>]) -> Vec<E> {
+        let parts: Vec<_> = weights.iter().map(|weight| (x, *weight)).collect();
+        match self.seq {
+            1 => columns_of_few(&parts),
+            _ => side_by_side(&parts),
+        }
+    }
 }
 
 impl<const N: usize> Operation<N> for Linear {
@@ -84,43 +100,56 @@ impl<const N: usize> Operation<N> for Linear {
     }
 
     fn forward(&self, inputs: [View<'_>; N]) -> Output {
-        let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
-        let outputs: usize = weights.iter().map(View::width).sum();
-        let values = if self.seq == 1 {
-            let weights: Vec<_> = weights.iter().map(matrix).collect();
-            multiply_few(x, &weights)
-        } else {
-            let parts: Vec<_> = weights.iter().map(|weight| (x, matrix(weight))).collect();
-            side_by_side(x.rows(), outputs, &parts)
+        let operands = inputs.each_ref().map(View::matrix);
+        let (x, weights) = (operands[0], &operands[1..]);
+        let shape = [x.rows(), weights.iter().map(Operand::columns).sum()];
+        let all_f32 = || -> Option<Vec<_>> { weights.iter().map(|weight| weight.as_f32()).collect() };
+        let values = match (x, all_f32()) {
+            (Operand::Bf16(_), _) => bf16::values(self.products(x, weights)),
+            (Operand::F32(x), Some(weights)) if self.seq == 1 => multiply_few(x, &weights).into(),
+            (Operand::F32(_), _) => f32::values(self.products(x, weights)),
         };
-        Output::new(values, Shape::from([x.rows(), outputs]))
+        Output::new(values, Shape::from(shape))
     }
 
     fn backward(
         &self,
         inputs: [View<'_>; N],
         _kept: &[f32],
-        upstream: &[f32],
+        upstream: Numbers<'_>,
         wanted: [Wanted<'_>; N],
     ) -> [Gradient; N] {
-        let (x, weights) = (matrix(&inputs[0]), &inputs[1..]);
-        let outputs: usize = weights.iter().map(View::width).sum();
-        let upstream = Matrix::new(upstream, x.rows(), outputs);
+        let operands = inputs.each_ref().map(View::matrix);
+        let (x, weights) = (operands[0], &operands[1..]);
+        let outputs: usize = weights.iter().map(Operand::columns).sum();
+        let upstream = upstream.matrix(x.rows(), outputs);
         let mut start = 0;
-        let parts: Vec<Matrix<'_>> = weights
+        let parts: Vec<Operand<'_>> = weights
             .iter()
             .map(|weight| {
-                start += weight.width();
-                upstream.column_range(start - weight.width()..start)
+                start += weight.columns();
+                upstream.column_range(start - weight.columns()..start)
             })
             .collect();
+        let of_x = || -> Values {
+            let terms: Vec<_> = parts
+                .iter()
+                .zip(weights)
+                .map(|(part, weight)| (*part, weight.transposed()))
+                .collect();
+            match x {
+                Operand::F32(_) => f32::values(sum_of_products(&terms)),
+                Operand::Bf16(_) => bf16::values(sum_of_products(&terms)),
+            }
+        };
+        let products = Products::of(x);
         let mut index = 0;
         wanted.map(|wanted| {
             index += 1;
             match index - 1 {
                 _ if !wanted.is_wanted() => Gradient::None,
-                0 => Gradient::Values(sum_of_products(&parts, weights)),
-                index => sum_over_sequences(x.transposed(), parts[index - 1], self.seq, wanted),
+                0 => Gradient::Values(of_x()),
+                index => sum_over_sequences(products, x.transposed(), parts[index - 1], self.seq, wanted),
             }
         })
     }
@@ -137,13 +166,14 @@ fn strip(rows: usize, threads: usize) -> usize {
 }
 
 /// `[a₁·b₁ | a₂·b₂ | …]`, row by row: each thread has some of the rows.
-fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)]) -> Vec<f32> {
+fn side_by_side<E: Number>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
+    let (rows, inner) = (parts[0].0.rows(), parts[0].0.columns());
+    let columns: usize = parts.iter().map(|(_, b)| b.columns()).sum();
     if rows * columns == 0 {
         return Vec::new();
     }
-    let inner = parts[0].0.columns();
     let strip = strip(rows, threads_for(rows * columns * inner));
-    let one = |(index, out): (usize, &mut Blank)| {
+    let one = |(index, out): (usize, &mut Blank<E>)| {
         let range = index * strip..(index * strip + out.len() / columns);
         // SAFETY: products that overwrite write all of its columns.
         let mut out = unsafe { MatrixMut::blank(out, range.len(), columns) };
@@ -151,7 +181,7 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
         for (a, b) in parts {
             let mut out = out.column_range(start..start + b.columns());
             start += b.columns();
-            multiply(&mut out, Store::Overwrite, a.row_range(range.clone()), *b);
+            E::multiply(&mut out, &[(a.row_range(range.clone()), *b)]);
         }
     };
     // SAFETY: the strips are all the rows, the parts all the columns, and a product writes all of its entries.
@@ -162,12 +192,39 @@ fn side_by_side(rows: usize, columns: usize, parts: &[(Matrix<'_>, Matrix<'_>)])
     }
 }
 
+/// [`side_by_side`] of few rows: each thread has some of the columns.
+fn columns_of_few<E: Number>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
+    /// Columns of a task.
+    const WIDTH: usize = 256;
+    let rows = parts[0].0.rows();
+    let columns: usize = parts.iter().map(|(_, b)| b.columns()).sum();
+    if rows * columns == 0 {
+        return Vec::new();
+    }
+    let blocks: Vec<_> = parts
+        .iter()
+        .flat_map(|(a, b)| {
+            let starts = (0..b.columns()).step_by(WIDTH);
+            starts.map(|start| (*a, b.column_range(start..(start + WIDTH).min(b.columns()))))
+        })
+        .collect();
+    let widths = blocks.iter().map(|(_, b)| b.columns());
+    // SAFETY: products that overwrite write all of its columns.
+    unsafe {
+        written(rows * columns, |out| {
+            let outs = MatrixMut::blank(out, rows, columns).split_columns(widths);
+            let tasks = outs.into_par_iter().zip(&blocks);
+            tasks.for_each(|(mut out, block)| E::multiply(&mut out, std::slice::from_ref(block)));
+        })
+    }
+}
+
 /// `a·b`, the sum of the products of `seq` columns of `a` each, row by row: each thread has a part of the longer side, so that what a
 /// product puts in order first is used for as long as can be.
-fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'_>) -> Gradient {
+fn sum_over_sequences(products: Products, a: Operand<'_>, b: Operand<'_>, seq: usize, wanted: Wanted<'_>) -> Gradient {
     let (rows, columns) = (a.rows(), b.columns());
     if rows * columns == 0 {
-        return Gradient::Values(Vec::new());
+        return Gradient::Values(Values::F32(Vec::new()));
     }
     let is_tall = rows >= columns;
     let side = if is_tall { rows } else { columns };
@@ -193,36 +250,28 @@ fn sum_over_sequences(a: Matrix<'_>, b: Matrix<'_>, seq: usize, wanted: Wanted<'
             } else {
                 (a, b.column_range(range))
             };
-            multiply_in_pieces(&mut out, store, a, b, seq);
+            products.multiply_in_pieces(&mut out, store, a, b, seq);
         });
     };
     // SAFETY: the blocks are all of it, and a product writes all of its entries.
     unsafe { wanted.write(rows * columns, write) }
 }
 
-/// `Σ gᵢ·Wᵢᵀ`.
-fn sum_of_products(upstream: &[Matrix<'_>], weights: &[View<'_>]) -> Vec<f32> {
-    let (rows, columns) = (upstream[0].rows(), weights[0].shape[0]);
+/// `Σ aᵢ·bᵢ`, row by row: each thread has some of the rows.
+fn sum_of_products<E: Number>(terms: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
+    let (rows, columns) = (terms[0].0.rows(), terms[0].1.columns());
     if rows * columns == 0 {
         return Vec::new();
     }
-    let outputs: usize = weights.iter().map(View::width).sum();
-    let strip = strip(rows, threads_for(rows * columns * outputs));
-    let one = |(index, out): (usize, &mut Blank)| {
+    let inner: usize = terms.iter().map(|(a, _)| a.columns()).sum();
+    let strip = strip(rows, threads_for(rows * columns * inner));
+    let one = |(index, out): (usize, &mut Blank<E>)| {
         let range = index * strip..(index * strip + out.len() / columns);
-        // SAFETY: the first product overwrites all of it.
-        let mut out = unsafe { MatrixMut::blank(out, range.len(), columns) };
-        for (part, (upstream, weight)) in upstream.iter().zip(weights).enumerate() {
-            let store = if part == 0 { Store::Overwrite } else { Store::Add };
-            multiply(
-                &mut out,
-                store,
-                upstream.row_range(range.clone()),
-                matrix(weight).transposed(),
-            );
-        }
+        let terms: Vec<_> = terms.iter().map(|(a, b)| (a.row_range(range.clone()), *b)).collect();
+        // SAFETY: the product overwrites all of it.
+        E::multiply(&mut unsafe { MatrixMut::blank(out, range.len(), columns) }, &terms);
     };
-    // SAFETY: the strips are all the rows, and the first product writes all of its entries.
+    // SAFETY: the strips are all the rows, and a product writes all of its entries.
     unsafe {
         written(rows * columns, |out| {
             out.par_chunks_mut(strip * columns).enumerate().for_each(one);
@@ -279,7 +328,7 @@ mod tests {
                 numbers(tokens * outputs),
             );
             let view = |values, shape: [usize; 2]| View {
-                values,
+                values: Numbers::F32(values),
                 shape: shape.into(),
             };
             let on = |threads| {
@@ -287,9 +336,9 @@ mod tests {
                 pool.install(|| {
                     let inputs = || [view(&x, [tokens, inputs]), view(&weight, [inputs, outputs])];
                     let linear = Linear { seq };
-                    let forward = linear.forward(inputs()).values;
+                    let forward = Operation::<2>::forward(&linear, inputs()).values;
                     let wanted = [Wanted::Gradient, Wanted::Gradient];
-                    let gradients = Operation::<2>::backward(&linear, inputs(), &[], &upstream, wanted);
+                    let gradients = Operation::<2>::backward(&linear, inputs(), &[], Numbers::F32(&upstream), wanted);
                     let [Gradient::Values(of_x), Gradient::Values(of_weight)] = gradients else {
                         panic!("both were wanted");
                     };

@@ -54,19 +54,19 @@ impl<V> Strided<V> {
 /// A matrix to be read.
 pub type Matrix<'a> = Strided<&'a [f32]>;
 
-impl<'a> Matrix<'a> {
+impl<'a, E> Strided<&'a [E]> {
     /// Row by row.
     ///
     /// # Panics
     /// Unless there are `rows · columns` numbers.
-    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub fn new(values: &'a [E], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns);
         Self::by_rows(values, rows, columns)
     }
 
     /// A matrix of `shape` (rows, columns) whose first entry is the first number of `values` and whose rows and columns lie `strides`
     /// numbers apart; none if it has no entry, a stride is negative, or an entry would lie outside of the slice.
-    pub fn with_strides(values: &'a [f32], shape: [usize; 2], strides: [isize; 2]) -> Option<Self> {
+    pub fn with_strides(values: &'a [E], shape: [usize; 2], strides: [isize; 2]) -> Option<Self> {
         let last = shape.iter().zip(strides).try_fold(0usize, |last, (size, stride)| {
             let stride = usize::try_from(stride).ok()?;
             last.checked_add(size.checked_sub(1)?.checked_mul(stride)?)
@@ -82,11 +82,28 @@ impl<'a> Matrix<'a> {
 
     /// One row, whose numbers must lie side by side.
     #[inline(always)]
-    pub(crate) fn row(&self, index: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, index: usize) -> &'a [E] {
         assert!(index < self.rows && self.column_stride == 1);
         &self.values[index * self.row_stride as usize..][..self.columns]
     }
 
+    /// Some of the rows.
+    pub(crate) fn row_range(self, range: Range<usize>) -> Self {
+        assert!(range.start < range.end && range.end <= self.rows);
+        Self {
+            values: &self.values[range.start * self.row_stride as usize..],
+            rows: range.len(),
+            ..self
+        }
+    }
+
+    /// Some of the columns.
+    pub(crate) fn column_range(self, range: Range<usize>) -> Self {
+        self.transposed().row_range(range).transposed()
+    }
+}
+
+impl<'a> Matrix<'a> {
     /// Numbers that the transpose takes in [`transpose_into`](Self::transpose_into). Its rows are an odd number of cache lines apart: a power
     /// of two would put them all into the same places of a cache.
     pub(crate) fn room_of_transpose(rows: usize, columns: usize) -> usize {
@@ -120,38 +137,23 @@ impl<'a> Matrix<'a> {
             column_stride: 1,
         }
     }
-
-    /// Some of the rows.
-    pub(crate) fn row_range(self, range: Range<usize>) -> Self {
-        assert!(range.start < range.end && range.end <= self.rows);
-        Self {
-            values: &self.values[range.start * self.row_stride as usize..],
-            rows: range.len(),
-            ..self
-        }
-    }
-
-    /// Some of the columns.
-    pub(crate) fn column_range(self, range: Range<usize>) -> Self {
-        self.transposed().row_range(range).transposed()
-    }
 }
 
 /// A matrix to be written: a block of a larger one, which other blocks share without overlapping.
-pub(crate) type MatrixMut<'a> = Strided<Entries<'a>>;
+pub(crate) type MatrixMut<'a, E = f32> = Strided<Entries<'a, E>>;
 
 /// Where the first entry of a matrix to be written lies, all of whose entries it borrows exclusively.
 #[derive(Debug)]
-pub(crate) struct Entries<'a> {
-    pub(crate) first: *mut f32,
-    lifetime: PhantomData<&'a mut [f32]>,
+pub(crate) struct Entries<'a, E = f32> {
+    pub(crate) first: *mut E,
+    lifetime: PhantomData<&'a mut [E]>,
 }
 
-// SAFETY: it is an exclusive borrow of its entries, as `&mut [f32]` is.
-unsafe impl Send for Entries<'_> {}
+// SAFETY: it is an exclusive borrow of its entries, as `&mut [E]` is.
+unsafe impl<E: Send> Send for Entries<'_, E> {}
 
-impl Entries<'_> {
-    fn at(first: *mut f32) -> Self {
+impl<E> Entries<'_, E> {
+    fn at(first: *mut E) -> Self {
         Self {
             first,
             lifetime: PhantomData,
@@ -159,9 +161,9 @@ impl Entries<'_> {
     }
 }
 
-impl<'a> MatrixMut<'a> {
+impl<'a, E: Copy> MatrixMut<'a, E> {
     /// Row by row.
-    pub(crate) fn new(values: &'a mut [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(values: &'a mut [E], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns);
         Self::by_rows(Entries::at(values.as_mut_ptr()), rows, columns)
     }
@@ -169,9 +171,8 @@ impl<'a> MatrixMut<'a> {
     /// Row by row, the numbers yet to be written.
     ///
     /// # Safety
-    /// Each entry is written by a product that [overwrites](Store::Overwrite), by [`put`](Self::put) or by [`zero`](Self::zero) before
-    /// anything reads it: [`row`](Self::row), or a product that [adds](Store::Add).
-    pub(crate) unsafe fn blank(values: &'a mut Blank, rows: usize, columns: usize) -> Self {
+    /// Each entry is written by a product that [overwrites](Store::Overwrite) or by [`put`](Self::put) before anything reads it: [`row`](Self::row), or a product that [adds](Store::Add).
+    pub(crate) unsafe fn blank(values: &'a mut Blank<E>, rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns);
         Self::by_rows(Entries::at(values.as_mut_ptr().cast()), rows, columns)
     }
@@ -207,17 +208,17 @@ impl<'a> MatrixMut<'a> {
     }
 
     /// Some of the columns.
-    pub(crate) fn column_range(&mut self, range: Range<usize>) -> MatrixMut<'_> {
+    pub(crate) fn column_range(&mut self, range: Range<usize>) -> MatrixMut<'_, E> {
         self.block(0..self.rows, range)
     }
 
     /// Some of the rows.
-    pub(crate) fn row_range(&mut self, range: Range<usize>) -> MatrixMut<'_> {
+    pub(crate) fn row_range(&mut self, range: Range<usize>) -> MatrixMut<'_, E> {
         self.block(range, 0..self.columns)
     }
 
     /// Some of the rows and columns.
-    pub(crate) fn block(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatrixMut<'_> {
+    pub(crate) fn block(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatrixMut<'_, E> {
         assert!(rows.start < rows.end && rows.end <= self.rows);
         assert!(columns.start < columns.end && columns.end <= self.columns);
         let first = rows.start as isize * self.row_stride + columns.start as isize * self.column_stride;
@@ -232,7 +233,7 @@ impl<'a> MatrixMut<'a> {
 
     /// Writes some numbers of a row, which must lie side by side.
     #[inline(always)]
-    pub(crate) fn put(&mut self, row: usize, column: usize, numbers: &[f32]) {
+    pub(crate) fn put(&mut self, row: usize, column: usize, numbers: &[E]) {
         assert!(row < self.rows && column + numbers.len() <= self.columns && self.column_stride == 1);
         // SAFETY: the numbers are within the matrix, whose entries this has to itself.
         unsafe {
@@ -241,24 +242,31 @@ impl<'a> MatrixMut<'a> {
         }
     }
 
-    /// Writes zeros; the numbers of a row must lie side by side.
-    pub(crate) fn zero(&mut self) {
-        assert_eq!(self.column_stride, 1);
-        for index in 0..self.rows {
-            // SAFETY: the row is within the matrix, whose entries this has to itself, and a number of zero bits is 0.
-            unsafe {
-                std::ptr::write_bytes(
-                    self.values.first.offset(index as isize * self.row_stride),
-                    0,
-                    self.columns,
-                )
-            };
+    /// One number, which has been written.
+    pub(crate) fn entry(&self, row: usize, column: usize) -> E {
+        // SAFETY: it is within the matrix, whose entries this has to itself.
+        unsafe { *self.place(row, column) }
+    }
+
+    /// Writes one number.
+    pub(crate) fn put_entry(&mut self, row: usize, column: usize, number: E) {
+        // SAFETY: it is within the matrix, whose entries this has to itself.
+        unsafe { *self.place(row, column) = number };
+    }
+
+    fn place(&self, row: usize, column: usize) -> *mut E {
+        assert!(row < self.rows && column < self.columns);
+        // SAFETY: the entry is within the matrix.
+        unsafe {
+            self.values
+                .first
+                .offset(row as isize * self.row_stride + column as isize * self.column_stride)
         }
     }
 
     /// One row, whose numbers must lie side by side.
     #[inline(always)]
-    pub(crate) fn row(&mut self, index: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, index: usize) -> &mut [E] {
         assert!(index < self.rows && self.column_stride == 1);
         // SAFETY: the row is within the matrix, whose entries this has to itself.
         unsafe {

@@ -3,14 +3,14 @@
 use std::mem::MaybeUninit;
 
 /// Numbers that are yet to be written.
-pub(crate) type Blank = [MaybeUninit<f32>];
+pub(crate) type Blank<E = f32> = [MaybeUninit<E>];
 
 /// A buffer of `length` numbers, each of which `write` must write.
 ///
 /// # Safety
 /// `write` leaves no number unwritten.
-pub(crate) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> Vec<f32> {
-    let mut values: Vec<f32> = Vec::with_capacity(length);
+pub(crate) unsafe fn written<E: Copy>(length: usize, write: impl FnOnce(&mut Blank<E>)) -> Vec<E> {
+    let mut values: Vec<E> = Vec::with_capacity(length);
     prefer_large_pages(values.spare_capacity_mut());
     write(&mut values.spare_capacity_mut()[..length]);
     // SAFETY: as many were written, as the caller promises.
@@ -22,18 +22,18 @@ pub(crate) unsafe fn written(length: usize, write: impl FnOnce(&mut Blank)) -> V
 ///
 /// # Safety
 /// Every number has been written.
-pub(crate) unsafe fn assume_written(blank: &mut Blank) -> &mut [f32] {
-    // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and every one has been written, as the caller promises.
-    unsafe { &mut *(std::ptr::from_mut(blank) as *mut [f32]) }
+pub(crate) unsafe fn assume_written<E: Copy>(blank: &mut Blank<E>) -> &mut [E] {
+    // SAFETY: `MaybeUninit<E>` lies in memory as `E` does, and every one has been written, as the caller promises.
+    unsafe { &mut *(std::ptr::from_mut(blank) as *mut [E]) }
 }
 
 /// Numbers as a place for others.
 ///
 /// # Safety
 /// Nothing is written there but numbers: `MaybeUninit::uninit()` would leave the slice without a value.
-pub(crate) unsafe fn as_blank(values: &mut [f32]) -> &mut Blank {
-    // SAFETY: `MaybeUninit<f32>` lies in memory as `f32` does, and only numbers are written there, as the caller promises.
-    unsafe { &mut *(std::ptr::from_mut(values) as *mut Blank) }
+pub(crate) unsafe fn as_blank<E: Copy>(values: &mut [E]) -> &mut Blank<E> {
+    // SAFETY: `MaybeUninit<E>` lies in memory as `E` does, and only numbers are written there, as the caller promises.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut Blank<E>) }
 }
 
 /// A buffer of `length` numbers to write into and read from again and again.
@@ -46,7 +46,7 @@ pub(crate) fn scratch(length: usize) -> Vec<MaybeUninit<f32>> {
 
 /// Asks the system for pages of 2 MiB behind a large buffer: fewer have to be found for it, and fewer addresses
 /// translated in every product.
-fn prefer_large_pages(values: &mut Blank) {
+fn prefer_large_pages<E>(values: &mut Blank<E>) {
     #[cfg(target_os = "linux")]
     {
         const LARGE: usize = 2 << 20;

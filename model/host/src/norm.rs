@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::matrix::Store;
 use crate::memory::{Blank, assume_written, written};
+use crate::numbers::Numbers;
 use crate::operation::{Gradient, Kept, Operation, Output, View, Wanted};
 use crate::table::{apply, input};
 use crate::vector::{dot, dot3, vectorised};
@@ -43,7 +44,8 @@ impl Operation<2> for Norm {
     }
 
     /// Keeps r of each row.
-    fn forward(&self, [x, weight]: [View<'_>; 2]) -> Output {
+    fn forward(&self, inputs: [View<'_>; 2]) -> Output {
+        let [x, weight] = inputs.map(View::widened);
         let width = weight.width();
         let weight: Vec<f32> = weight.values.iter().map(|weight| weight * self.factor).collect();
         let mut scales = vec![0.0; x.values.len() / width];
@@ -56,7 +58,7 @@ impl Operation<2> for Norm {
         // SAFETY: the tasks are all the rows.
         let y = unsafe { written(x.values.len(), write) };
         Output {
-            values: y,
+            values: y.into(),
             shape: x.shape,
             kept: Kept::new(scales),
         }
@@ -64,11 +66,12 @@ impl Operation<2> for Norm {
 
     fn backward(
         &self,
-        [x, weight]: [View<'_>; 2],
+        inputs: [View<'_>; 2],
         scales: &[f32],
-        upstream: &[f32],
+        upstream: Numbers<'_>,
         [of_x, of_weight]: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
+        let ([x, weight], upstream) = (inputs.map(View::widened), upstream.widened());
         let width = weight.width();
         let weight: Vec<f32> = weight.values.iter().map(|weight| weight * self.factor).collect();
         let sequence = x.sequence();

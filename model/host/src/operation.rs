@@ -3,25 +3,56 @@
 //! No sum depends on how work is cut among threads, and what is summed across a cut is summed in order, so the same numbers come out on
 //! every run.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::Shape;
+use burn::tensor::{DType, Shape};
 use rayon::prelude::*;
 
 use crate::matrix::Store;
 use crate::memory::{Blank, as_blank, written};
+use crate::numbers::{Numbers, Values};
+use crate::product::Operand;
 
 /// An input of an operation.
 #[derive(Clone, Debug)]
 pub(crate) struct View<'a> {
     /// Row by row.
-    pub(crate) values: &'a [f32],
+    pub(crate) values: Numbers<'a>,
     pub(crate) shape: Shape,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// Size of the last dimension.
+    pub(crate) fn width(&self) -> usize {
+        self.shape.as_slice().last().copied().unwrap_or(1)
+    }
+
+    /// As f32.
+    pub(crate) fn widened(self) -> Wide<'a> {
+        Wide {
+            values: self.values.widened(),
+            shape: self.shape,
+        }
+    }
+
+    /// Of two dimensions.
+    pub(crate) fn matrix(&self) -> Operand<'a> {
+        self.values.matrix(self.shape[0], self.shape[1])
+    }
+}
+
+/// An input of an operation, as f32.
+#[derive(Clone, Debug)]
+pub(crate) struct Wide<'a> {
+    /// Row by row.
+    pub(crate) values: Cow<'a, [f32]>,
+    pub(crate) shape: Shape,
+}
+
+impl Wide<'_> {
     /// Size of the last dimension.
     pub(crate) fn width(&self) -> usize {
         self.shape.as_slice().last().copied().unwrap_or(1)
@@ -64,15 +95,15 @@ pub(crate) type Kept = Arc<Vec<f32>>;
 /// What an operation returns.
 pub(crate) struct Output {
     /// Row by row.
-    pub(crate) values: Vec<f32>,
+    pub(crate) values: Values,
     pub(crate) shape: Shape,
     pub(crate) kept: Kept,
 }
 
 impl Output {
     /// The output of an operation whose backward pass needs nothing but the inputs.
-    pub(crate) fn new(values: Vec<f32>, shape: Shape) -> Self {
-        let kept = Kept::default();
+    pub(crate) fn new(values: impl Into<Values>, shape: Shape) -> Self {
+        let (values, kept) = (values.into(), Kept::default());
         Self { values, shape, kept }
     }
 }
@@ -98,7 +129,7 @@ impl Wanted<'_> {
         match self {
             Wanted::Nothing => Gradient::None,
             // SAFETY: as the caller promises.
-            Wanted::Gradient => Gradient::Values(unsafe { written(length, |out| write(out, Store::Overwrite)) }),
+            Wanted::Gradient => Gradient::Values(unsafe { written(length, |out| write(out, Store::Overwrite)) }.into()),
             Wanted::Sum(sum) => {
                 assert_eq!(sum.len(), length);
                 // SAFETY: numbers only are written, as the caller promises.
@@ -122,7 +153,7 @@ impl Wanted<'_> {
             Wanted::Gradient => {
                 let mut sum = vec![0.0; length];
                 add_to(&mut sum);
-                Gradient::Values(sum)
+                Gradient::Values(sum.into())
             }
             Wanted::Sum(sum) => {
                 add_to(sum);
@@ -141,19 +172,30 @@ pub(crate) enum Gradient {
     /// The gradient of the output, unchanged.
     Upstream,
     /// These numbers, in the shape of the input.
-    Values(Vec<f32>),
+    Values(Values),
 }
 
-/// A differentiable operation of `N` tensors over slices.
+/// A differentiable operation of `N` tensors over slices. Whatever it returns is rounded to the format of the tensor that it is for, if it
+/// is not in it already.
 pub(crate) trait Operation<const N: usize>: Debug + Send + 'static {
     /// The first input whose gradient adds to what has come back before, and so do those after it: the weights, and the stream where that
     /// saves a walk over it. The gradient of a weight is a sum over the sequences, and is to be added up in their order, one after the
     /// other: then it does not depend on which of them a micro-batch holds.
     fn first_summed(&self) -> usize;
 
+    /// Number format of the output, where that of the first input is `first`.
+    fn format(&self, first: DType) -> DType {
+        first
+    }
+
     fn forward(&self, inputs: [View<'_>; N]) -> Output;
 
     /// The gradients of the inputs; `upstream` is that of the output.
-    fn backward(&self, inputs: [View<'_>; N], kept: &[f32], upstream: &[f32], wanted: [Wanted<'_>; N])
-    -> [Gradient; N];
+    fn backward(
+        &self,
+        inputs: [View<'_>; N],
+        kept: &[f32],
+        upstream: Numbers<'_>,
+        wanted: [Wanted<'_>; N],
+    ) -> [Gradient; N];
 }

@@ -7,7 +7,8 @@ use burn::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::memory::{Blank, written};
-use crate::operation::{Gradient, Operation, Output, View, Wanted};
+use crate::numbers::Numbers;
+use crate::operation::{Gradient, Operation, Output, View, Wanted, Wide};
 use crate::table::{apply, input};
 use crate::vector::vectorised;
 
@@ -28,8 +29,8 @@ struct Scale;
 
 impl Scale {
     /// λ; a for every channel.
-    fn channels(scale: &View<'_>, width: usize) -> Vec<f32> {
-        match scale.values {
+    fn channels(scale: &Wide<'_>, width: usize) -> Vec<f32> {
+        match &*scale.values {
             [a] => vec![*a; width],
             channels => channels.to_vec(),
         }
@@ -51,22 +52,24 @@ impl Operation<2> for Scale {
         1
     }
 
-    fn forward(&self, [x, scale]: [View<'_>; 2]) -> Output {
-        let values = Self::scaled(x.values, &Self::channels(&scale, x.width()));
+    fn forward(&self, inputs: [View<'_>; 2]) -> Output {
+        let [x, scale] = inputs.map(View::widened);
+        let values = Self::scaled(&x.values, &Self::channels(&scale, x.width()));
         Output::new(values, Shape::clone(&x.shape))
     }
 
     fn backward(
         &self,
-        [x, scale]: [View<'_>; 2],
+        inputs: [View<'_>; 2],
         _kept: &[f32],
-        upstream: &[f32],
+        upstream: Numbers<'_>,
         wanted: [Wanted<'_>; 2],
     ) -> [Gradient; 2] {
+        let ([x, scale], upstream) = (inputs.map(View::widened), upstream.widened());
         let width = x.width();
         let [wanted_x, wanted_scale] = wanted;
         let of_x = if wanted_x.is_wanted() {
-            Gradient::Values(Self::scaled(upstream, &Self::channels(&scale, width)))
+            Gradient::Values(Self::scaled(&upstream, &Self::channels(&scale, width)).into())
         } else {
             Gradient::None
         };
@@ -78,7 +81,7 @@ impl Operation<2> for Scale {
             add_products(&x.values[range.clone()], &upstream[range], &mut sums);
             sums
         });
-        let parts = sums.into_iter().map(|sums| match scale.values {
+        let parts = sums.into_iter().map(|sums| match &*scale.values {
             [_] => vec![sums.into_iter().sum()],
             _ => sums,
         });

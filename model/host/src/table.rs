@@ -9,12 +9,15 @@ use std::any::{Any, TypeId};
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorPrimitive, bf16};
 use linkme::distributed_slice;
 
 use crate::autodiff::{carry, run, run_tracked};
 use crate::matrix::Matrix;
+use crate::matrix::Strided;
+use crate::numbers::Numbers;
 use crate::operation::Operation;
+use crate::product::Operand;
 use crate::storage::HostMemory;
 
 /// Every backend that runs the fast operations, a row each. [`backend!`](crate::backend!) adds one.
@@ -42,7 +45,7 @@ pub struct Row {
     kinds: [(TypeId, &'static [&'static Entry]); 2],
 }
 
-/// A [`Memory`], [`Fused`] or [`Carry`] of some backend.
+/// A [`Memory`], [`Formats`], [`Fused`] or [`Carry`] of some backend.
 type Entry = dyn Any + Send + Sync;
 
 impl Row {
@@ -61,8 +64,28 @@ impl Row {
 pub(crate) struct Memory<B: Backend> {
     pub(crate) floats: fn(&FloatTensor<B>) -> Option<&[f32]>,
     pub(crate) floats_mut: fn(&mut FloatTensor<B>) -> Option<&mut [f32]>,
-    pub(crate) matrix: fn(&FloatTensor<B>) -> Option<Matrix<'_>>,
+    matrix: fn(&FloatTensor<B>) -> Option<Matrix<'_>>,
+    bf16s: fn(&FloatTensor<B>) -> Option<&[bf16]>,
+    pub(crate) bf16s_mut: fn(&mut FloatTensor<B>) -> Option<&mut [bf16]>,
+    bf16_matrix: fn(&FloatTensor<B>) -> Option<Strided<&[bf16]>>,
 }
+
+impl<B: Backend> Memory<B> {
+    /// The numbers of a tensor, row by row, in whichever format they are; none if they do not lie so.
+    pub(crate) fn numbers<'a>(&self, tensor: &'a FloatTensor<B>) -> Option<Numbers<'a>> {
+        let bf16s = || (self.bf16s)(tensor).map(Numbers::Bf16);
+        (self.floats)(tensor).map(Numbers::F32).or_else(bf16s)
+    }
+
+    /// The numbers of a tensor of two dimensions in whichever order and format they are.
+    pub(crate) fn operand<'a>(&self, tensor: &'a FloatTensor<B>) -> Option<Operand<'a>> {
+        let bf16s = || (self.bf16_matrix)(tensor).map(Operand::Bf16);
+        (self.matrix)(tensor).map(Operand::F32).or_else(bf16s)
+    }
+}
+
+/// The formats of the tensors that operations take.
+struct Formats(&'static [DType]);
 
 /// A function that runs an operation of `N` tensors.
 type RunOperation<B, const N: usize> = fn(Box<dyn Operation<N>>, [FloatTensor<B>; N]) -> FloatTensor<B>;
@@ -79,6 +102,11 @@ struct Carry<B: AutodiffBackend>(RunCarry<B>);
 struct Entries<M>(M);
 
 impl<M: HostMemory> Entries<M> {
+    const FORMATS: Formats = Formats(match M::HAS_BF16 {
+        true => &[DType::F32, DType::BF16],
+        false => &[DType::F32],
+    });
+
     const PLAIN: &'static [&'static Entry] = &[
         &Fused::<M::Backend, 1>(run::<M, 1>),
         &Fused::<M::Backend, 2>(run::<M, 2>),
@@ -88,7 +116,11 @@ impl<M: HostMemory> Entries<M> {
             floats: M::floats,
             floats_mut: M::floats_mut,
             matrix: M::matrix,
+            bf16s: M::bf16s,
+            bf16s_mut: M::bf16s_mut,
+            bf16_matrix: M::bf16_matrix,
         },
+        &Self::FORMATS,
     ];
 
     const TRACKED: &'static [&'static Entry] = &[
@@ -97,6 +129,7 @@ impl<M: HostMemory> Entries<M> {
         &Fused::<Autodiff<M::Backend>, 3>(run_tracked::<M, 3>),
         &Fused::<Autodiff<M::Backend>, 4>(run_tracked::<M, 4>),
         &Carry::<Autodiff<M::Backend>>(carry::<M::Backend>),
+        &Self::FORMATS,
     ];
 }
 
@@ -111,7 +144,7 @@ fn entry<B: Backend, E: Any>() -> Option<&'static E> {
     entries::<B>()?.iter().find_map(|entry| entry.downcast_ref())
 }
 
-/// Whether the fast operations run on the f32 tensors of a backend.
+/// Whether the fast operations run on the tensors of a backend: those of f32, and of bf16 where it [has](HostMemory::HAS_BF16) such.
 pub fn runs<B: Backend>() -> bool {
     entries::<B>().is_some()
 }
@@ -123,7 +156,12 @@ pub(crate) fn memory<B: Backend>() -> Option<&'static Memory<B>> {
 
 /// A tensor as an operation takes it, its rank forgotten; none where no operation does.
 pub(crate) fn input<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Option<FloatTensor<B>> {
-    (tensor.dtype() == DType::F32 && runs::<B>()).then(|| primitive(tensor.clone()))
+    takes::<B>(tensor.dtype()).then(|| primitive(tensor.clone()))
+}
+
+/// Whether operations take tensors of a backend and a number format.
+pub(crate) fn takes<B: Backend>(format: DType) -> bool {
+    entry::<B, Formats>().is_some_and(|Formats(formats)| formats.contains(&format))
 }
 
 /// A tensor with its rank forgotten.

@@ -2,17 +2,20 @@
 
 /// Declares functions whose bodies are compiled once for each set of vector instructions, of which the processor's best is taken at run
 /// time. A body is plain loops and calls of `#[inline(always)]` functions: a closure or an iterator adaptor that is not inlined would be
-/// compiled without those instructions.
+/// compiled without those instructions. Type parameters stand in brackets behind the name.
 macro_rules! vectorised {
-    ($($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $output:ty $body:block)*) => {$(
+    ($(
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident $([$($generic:ident: $bound:ident),*])? ($($argument:ident: $type:ty),* $(,)?) -> $output:ty $body:block
+    )*) => {$(
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments)]
-        $visibility fn $name<'a>($($argument: $type),*) -> $output {
-            struct Call<'a> {
+        $visibility fn $name<'a $($(, $generic: $bound)*)?>($($argument: $type),*) -> $output {
+            struct Call<'a $($(, $generic: $bound)*)?> {
                 $($argument: $type,)*
-                lifetime: std::marker::PhantomData<&'a ()>,
+                lifetime: std::marker::PhantomData<(&'a (), $($($generic,)*)?)>,
             }
-            impl<'a> pulp::NullaryFnOnce for Call<'a> {
+            impl<'a $($(, $generic: $bound)*)?> pulp::NullaryFnOnce for Call<'a $($(, $generic)*)?> {
                 type Output = $output;
 
                 #[inline(always)]

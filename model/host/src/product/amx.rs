@@ -21,15 +21,10 @@ use std::marker::PhantomData;
 use std::mem::{MaybeUninit, transmute};
 use std::sync::OnceLock;
 
+use super::tiles::{BLOCK, Row, SIDE, STEP, Sums, Tiles, square, transpose};
 use crate::matrix::{Matrix, MatrixMut, Store};
 use crate::memory::{Blank, assume_written};
 
-/// Rows of a tile, and f32 in one of them.
-const SIDE: usize = 16;
-/// Rows and columns of a result that are computed at once: two by two tiles.
-const BLOCK: usize = 2 * SIDE;
-/// Terms of a sum that a tile of parts holds for each row or column of the result.
-const STEP: usize = 32;
 /// The parts of a number.
 const PARTS: usize = 3;
 /// Rows of the tiles for a step of a block: of each part, those of the two tiles.
@@ -42,15 +37,8 @@ const SECTION: usize = 512;
 /// Bytes of the tiles of columns that stay in a core's second cache.
 const CACHE: usize = 1 << 20;
 
-/// A row of a tile: 16 f32, or 32 bf16.
-type Row = __m512i;
-/// Tiles to be written.
-type Tiles = [MaybeUninit<Row>];
-/// 16 rows of 16 numbers.
-type Square = [__m512; SIDE];
-
 /// Whether the processor has such units and the system lets this process use them.
-fn is_available() -> bool {
+pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const AMX_BF16: u32 = 1 << 22;
@@ -120,10 +108,6 @@ pub(crate) fn multiply(out: &mut MatrixMut<'_>, store: Store, a: Matrix<'_>, b: 
     }
 }
 
-/// The numbers of a block, row by row.
-#[repr(align(64))]
-struct Sums([MaybeUninit<f32>; BLOCK * BLOCK]);
-
 /// Where a product is prepared.
 struct Room {
     /// Tiles of a block's rows.
@@ -179,9 +163,11 @@ fn multiply_section(
             let columns = index * BLOCK..((index + 1) * BLOCK).min(b.columns());
             for (row, sums) in (first_row..a.rows()).zip(sums.chunks_exact(BLOCK)) {
                 let sums = &sums[..columns.len()];
-                match store {
-                    Store::Overwrite => out.put(row, columns.start, sums),
-                    Store::Add => out.row(row)[columns.clone()]
+                match (store, <&[f32; BLOCK]>::try_from(sums)) {
+                    // Of a number of columns that is known, it is a few instructions instead of a call.
+                    (Store::Overwrite, Ok(sums)) => out.put(row, columns.start, sums),
+                    (Store::Overwrite, Err(_)) => out.put(row, columns.start, sums),
+                    (Store::Add, _) => out.row(row)[columns.clone()]
                         .iter_mut()
                         .zip(sums)
                         .for_each(|(out, sum)| *out += sum),
@@ -203,7 +189,7 @@ struct Configuration {
 
 /// The units of this thread, with eight registers of 16 rows of 64 bytes. Dropped, it gives the registers back, so that the system need not
 /// keep them when another thread runs.
-struct Units {
+pub(super) struct Units {
     /// The registers belong to one thread, so this stays on it.
     thread: PhantomData<*const ()>,
 }
@@ -242,7 +228,7 @@ macro_rules! products {
 impl Units {
     /// # Safety
     /// [`is_available`] has said yes.
-    unsafe fn configure() -> Self {
+    pub(super) unsafe fn configure() -> Self {
         let registers = |count: usize| std::array::from_fn(|index| usize::from(index < 8) * count);
         let configuration = Configuration {
             palette: 1,
@@ -307,6 +293,53 @@ impl Units {
     }
 }
 
+impl Units {
+    /// Adds the products of a block's tiles of numbers in one part to `sums`, or writes them there. What is there is where the sum goes on:
+    /// it is rounded as if the terms of all calls had come in one.
+    ///
+    /// # Safety
+    /// The tiles have been written, and `sums` too if they are added to.
+    #[inline]
+    pub(super) unsafe fn multiply_rounded(&self, rows: &Tiles, columns: &Tiles, sums: &mut Sums, store: Store) {
+        const LINE: usize = size_of::<Row>();
+        let steps = rows.len() / BLOCK;
+        assert!(rows.len() == columns.len() && steps > 0);
+        let upper = sums.0.as_mut_ptr();
+        // SAFETY: it reads the tiles of `steps` steps on either side, and reads and writes 32 rows of 32 numbers.
+        unsafe {
+            asm!(
+                "test {adds:e}, {adds:e}", "jnz 4f",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "jmp 5f",
+                "4:",
+                "tileloadd tmm0, [{upper} + {width} * 1]", "tileloadd tmm1, [{upper} + {width} * 1 + {line_bytes}]",
+                "tileloadd tmm2, [{lower} + {width} * 1]", "tileloadd tmm3, [{lower} + {width} * 1 + {line_bytes}]",
+                "5:",
+                "tileloadd tmm4, [{rows} + {line} * 1]", "tileloadd tmm6, [{columns} + {line} * 1]",
+                "tileloadd tmm7, [{columns} + {line} * 1 + {tile}]", "tileloadd tmm5, [{rows} + {line} * 1 + {tile}]",
+                products!(),
+                "add {rows}, {step}", "add {columns}, {step}", "dec {steps}", "jnz 5b",
+                "tilestored [{upper} + {width} * 1], tmm0", "tilestored [{upper} + {width} * 1 + {line_bytes}], tmm1",
+                "tilestored [{lower} + {width} * 1], tmm2", "tilestored [{lower} + {width} * 1 + {line_bytes}], tmm3",
+                adds = in(reg) u32::from(store == Store::Add),
+                rows = inout(reg) rows.as_ptr() => _,
+                columns = inout(reg) columns.as_ptr() => _,
+                steps = inout(reg) steps => _,
+                line = in(reg) LINE,
+                upper = in(reg) upper,
+                lower = in(reg) upper.add(SIDE * BLOCK),
+                width = in(reg) BLOCK * size_of::<f32>(),
+                line_bytes = const LINE,
+                tile = const SIDE * LINE,
+                step = const BLOCK * LINE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
 /// Tiles of the 32 rows of a matrix from `first` on: in each row of a tile 32 terms of a row's sums.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn put_rows(a: Matrix<'_>, first: usize, tiles: &mut Tiles) {
@@ -352,23 +385,6 @@ fn put_columns(b: Matrix<'_>, first: usize, tiles: &mut Tiles) {
     }
 }
 
-/// 16 rows and columns of a matrix by rows; 0 beyond its ends.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn square(matrix: Matrix<'_>, row: usize, column: usize) -> Square {
-    let mut square = [_mm512_setzero_ps(); SIDE];
-    let width = matrix.columns().saturating_sub(column).min(SIDE);
-    let present = ((1u32 << width) - 1) as __mmask16;
-    for (index, numbers) in square.iter_mut().enumerate() {
-        if row + index < matrix.rows() && width > 0 {
-            let values = &matrix.row(row + index)[column..];
-            // SAFETY: it reads `width` numbers, and so many there are.
-            *numbers = unsafe { _mm512_maskz_loadu_ps(present, values.as_ptr()) };
-        }
-    }
-    square
-}
-
 /// The parts of 32 numbers in their order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -412,36 +428,6 @@ fn half_bits(numbers: __m512) -> __m256i {
 #[target_feature(enable = "avx512f")]
 fn widened(numbers: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(numbers)))
-}
-
-/// Rows for columns: in pairs of rows, then in fours, eights and all sixteen.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn transpose(rows: Square) -> Square {
-    let mut pairs = rows;
-    for i in 0..SIDE / 2 {
-        pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
-        pairs[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
-    }
-    let mut fours = pairs;
-    for i in (0..SIDE).step_by(4) {
-        for j in 0..2 {
-            let (a, b) = (_mm512_castps_pd(pairs[i + j]), _mm512_castps_pd(pairs[i + j + 2]));
-            fours[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-            fours[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        }
-    }
-    let mut eights = fours;
-    for i in [0, 1, 2, 3, 8, 9, 10, 11] {
-        eights[i] = _mm512_shuffle_f32x4::<0x88>(fours[i], fours[i + 4]);
-        eights[i + 4] = _mm512_shuffle_f32x4::<0xdd>(fours[i], fours[i + 4]);
-    }
-    let mut columns = eights;
-    for i in 0..SIDE / 2 {
-        columns[i] = _mm512_shuffle_f32x4::<0x88>(eights[i], eights[i + 8]);
-        columns[i + 8] = _mm512_shuffle_f32x4::<0xdd>(eights[i], eights[i + 8]);
-    }
-    columns
 }
 
 #[cfg(test)]
