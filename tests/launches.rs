@@ -8,13 +8,14 @@ use gpas::benchmark::launches::{LaunchCount, LaunchReport, Launched};
 use gpas_train::backend::{BackendChoice, BackendName, Telling};
 use gpas_train::recipe::RecipeOptions;
 
-/// The most that a layer of `pre_gpas` launches, forward and backward. Backward, fusion joins the operations of layers that meet in more ways
-/// than one, so that a layer more costs between 69 and 91.
-const MOST: [i64; 2] = [43, 91];
+/// The most that a layer of `pre_gpas` launches, forward and backward. In tensor operations, fused by Burn, it was 43 and 69 to 91.
+const MOST: [i64; 2] = [20, 45];
+/// The most that a step of 12 layers launches, those of `130m`. On an H100 it was some 4,900.
+const MOST_OF_A_STEP: i64 = 1100;
 
-/// Forward, every layer launches the same; the parts are the whole; and no layer launches more than it did.
+/// Forward, every layer launches the same; the parts are the whole; and no layer launches more than it may.
 #[test]
-fn a_layer_launches_no_more_kernels_than_before() {
+fn a_layer_and_a_step_launch_few_kernels() {
     let is_of_a_gpu = |name: &&BackendName| name.is_compiled_in() && !name.is_cpu();
     let Some(&name) = BackendName::ALL.iter().find(is_of_a_gpu) else {
         return println!("skipped: no GPU's backend is built in");
@@ -53,4 +54,7 @@ fn a_layer_launches_no_more_kernels_than_before() {
     let layer = [three.layer_forward, three.layer_backward].map(Option::unwrap_or_default);
     assert!(layer[0] > 0 && layer[0] <= MOST[0], "{layer:?} of {MOST:?}");
     assert!(layer[1] > 0 && layer[1] <= MOST[1], "{layer:?} of {MOST:?}");
+    let twelve = three.step + 9 * (three.step - two.step);
+    println!("a step of 12 layers: {twelve}");
+    assert!(twelve <= MOST_OF_A_STEP, "{twelve} of {MOST_OF_A_STEP}");
 }

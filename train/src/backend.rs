@@ -361,6 +361,23 @@ pub struct Selected {
     pub index: usize,
 }
 
+/// Who computes the matrix products of a CUDA device, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// NVIDIA's library, its version and what it has done so far.
+    Library(String),
+    /// CubeCL's kernels, and why.
+    Kernels(String),
+}
+
+impl fmt::Display for Products {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Products::Library(words) | Products::Kernels(words) => f.write_str(words),
+        }
+    }
+}
+
 /// Bytes of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -482,6 +499,18 @@ impl Selected {
                 adapter.map(|Adapter { info, .. }| format!("{}, {} {}", info.name, info.driver, info.driver_info))
             }
             #[allow(unreachable_patterns, reason = "without a feature, its hardware is unknown")]
+            _ => None,
+        }
+    }
+
+    /// Who computes its matrix products, where that is not always the same: on a CUDA device, which this opens.
+    pub fn products(self) -> Option<Products> {
+        match self.name.hardware() {
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda => Some(match gpas_cube::products(&burn_cuda::CudaDevice::new(self.index)) {
+                library @ gpas_cube::Products::CuBlasLt { .. } => Products::Library(library.to_string()),
+                kernels @ gpas_cube::Products::CubeCl { .. } => Products::Kernels(kernels.to_string()),
+            }),
             _ => None,
         }
     }

@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: everything that has to pass, the cheapest first; the first failure stops.
 //!
-//! Each step is a line for the shell, so what is printed is what runs, and what repeats it. All of them build in the release profile and
+//! Each step is a line for the shell, so what is printed is what runs, and what repeats it. All of them but one build in the release profile and
 //! as much as possible of them the whole workspace, because each other choice of profile or packages compiles the dependencies again.
 //!
 //! A test that lacks what it needs (a processor's units, a driver, a backend) passes, and prints a line that starts with `skipped: `. Those
@@ -164,17 +164,23 @@ fn steps(quick: bool, tests: &str, backends: &[String]) -> Vec<Step> {
     });
     let examples = xtask("examples");
     let tests = Step::new("tests", with_output(tests));
+    // The calls to NVIDIA's library, on a card and a library that are pretended; without optimisation, which nothing there is worth.
+    let cublas = Step::new(
+        "cublas",
+        "cargo test --locked --package gpas-cube --features cuda,cublas --lib --test pretended -- --show-output",
+    );
     // On a software driver where there is no card, for which kernels are not chosen by timing them.
     let vulkan = Step::new(
         "vulkan",
-        "cargo test --release --locked --package gpas-tests --features gpas/vulkan --test selfcheck --test launches -- --show-output",
+        "cargo test --release --locked --package gpas-tests --package gpas-cube --features gpas/vulkan,gpas-cube/vulkan --lib \
+         --test selfcheck --test launches --test kernels --test attention --test optimizer -- --show-output",
     );
     if quick {
         return vec![format, lints, tests];
     }
     let mut steps = vec![format, dependencies, circles, package, lints, documentation];
     steps.extend(backends);
-    steps.extend([examples, tests, vulkan]);
+    steps.extend([examples, tests, cublas, vulkan]);
     steps
 }
 

@@ -101,6 +101,8 @@ pub struct Report {
     pub backend: String,
     /// What it computes on.
     pub device: Option<String>,
+    /// Who computed the matrix products, where there is more than one who can.
+    pub products: Option<String>,
     /// Whether kernels are chosen by timing them; always on a CPU, which has none to choose from.
     pub autotune: bool,
     /// The checks.
@@ -206,6 +208,7 @@ impl BackendTask for SelfCheck<'_> {
             commit: gpas_train::run::COMMIT,
             backend: selected.to_string(),
             device: selected.device_name(),
+            products: selected.products().map(|products| products.to_string()),
             autotune: selected.is_cpu() || cfg!(feature = "autotune"),
             passed: checks.have_passed(),
             checks: checks.done,

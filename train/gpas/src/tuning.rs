@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use gpas_train::backend::{BackendChoice, BackendError, Selected};
+use gpas_train::backend::{BackendChoice, BackendError, Products, Selected};
 use gpas_train::kernels::{KernelEvent, listen};
 use ratatui::crossterm::terminal::is_raw_mode_enabled;
 
@@ -32,7 +32,12 @@ pub fn select(choice: BackendChoice) -> Result<Selected, BackendError> {
         KernelEvent::Told(message) => complain!("{message}"),
         KernelEvent::Launched(_) | KernelEvent::Took(..) => (),
     });
-    choice.select()
+    let selected = choice.select()?;
+    // The library is looked for here, before other threads compute, and its absence is said once.
+    if let Some(Products::Kernels(words)) = selected.products() {
+        complain!("matrix products by {words}");
+    }
+    Ok(selected)
 }
 
 /// How many kinds of operation kernels were chosen for so far. CubeCL does not tell how many there will be.

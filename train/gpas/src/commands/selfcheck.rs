@@ -69,6 +69,9 @@ pub fn run(args: &SelfcheckArgs, backend: BackendChoice) -> Result<ExitCode> {
             speed.matmul_share * 1e2,
         )?;
     }
+    if let Some(products) = &report.products {
+        writeln!(out, "matrix products by {products}")?;
+    }
     if !report.autotune {
         writeln!(out, "built without `autotune`: kernels are not chosen for speed")?;
     }
