@@ -404,10 +404,20 @@ mod fused {
                 .matmul(attention.output.weight.val())
                 .reshape([batch, seq, hidden]);
             let [fused, plain] = gradients_in(format, attention.forward(given(), &rotary, &mask), plain);
-            assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+            assert_close_in(
+                format,
+                x.grad(&fused).expect("a gradient"),
+                x.grad(&plain).expect("a gradient"),
+                "x",
+            );
             for (name, linear) in ["query", "key", "value", "output"].into_iter().zip(linears) {
                 let weight = linear.weight.val();
-                assert_close_in(format, weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+                assert_close_in(
+                    format,
+                    weight.grad(&fused).expect("a gradient"),
+                    weight.grad(&plain).expect("a gradient"),
+                    name,
+                );
             }
         }
     }

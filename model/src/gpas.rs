@@ -355,9 +355,19 @@ mod fused {
                 let given = || x.clone().cast(format);
                 let plain = gpas.in_tensor_operations(given().cast(DType::F32));
                 let [fused, plain] = gradients_in(format, gpas.forward(given()), plain);
-                assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+                assert_close_in(
+                    format,
+                    x.grad(&fused).expect("a gradient"),
+                    x.grad(&plain).expect("a gradient"),
+                    "x",
+                );
                 let gate = gpas.gate.val();
-                assert_close_in(format, gate.grad(&fused).unwrap(), gate.grad(&plain).unwrap(), "gate");
+                assert_close_in(
+                    format,
+                    gate.grad(&fused).expect("a gradient"),
+                    gate.grad(&plain).expect("a gradient"),
+                    "gate",
+                );
 
                 // Leaves of their own: what a backward pass has consumed is no part of another graph.
                 let gpas = config.init::<Tracked>(&FlexDevice);
@@ -368,12 +378,17 @@ mod fused {
                 let [given_x, given_branch] = given();
                 let [fused, plain] = gradients_in(format, gpas.forward_sum(given_x, given_branch), plain);
                 for (name, input) in [("x", &x), ("branch", &branch)] {
-                    assert_close_in(format, input.grad(&fused).unwrap(), input.grad(&plain).unwrap(), name);
+                    assert_close_in(
+                        format,
+                        input.grad(&fused).expect("a gradient"),
+                        input.grad(&plain).expect("a gradient"),
+                        name,
+                    );
                 }
                 assert_close_in(
                     format,
-                    gate.grad(&fused).unwrap(),
-                    gate.grad(&plain).unwrap(),
+                    gate.grad(&fused).expect("a gradient"),
+                    gate.grad(&plain).expect("a gradient"),
                     "gate of the sum",
                 );
             }

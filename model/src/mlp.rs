@@ -77,10 +77,20 @@ mod tests {
         let gated = silu(flat.clone().matmul(mlp.gate.weight.val())) * flat.matmul(mlp.up.weight.val());
         let plain = gated.matmul(mlp.down.weight.val()).reshape([2, 35, 24]);
         let [fused, plain] = gradients_in(format, mlp.forward(given()), plain);
-        assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        assert_close_in(
+            format,
+            x.grad(&fused).expect("a gradient"),
+            x.grad(&plain).expect("a gradient"),
+            "x",
+        );
         for (name, linear) in [("gate", &mlp.gate), ("up", &mlp.up), ("down", &mlp.down)] {
             let weight = linear.weight.val();
-            assert_close_in(format, weight.grad(&fused).unwrap(), weight.grad(&plain).unwrap(), name);
+            assert_close_in(
+                format,
+                weight.grad(&fused).expect("a gradient"),
+                weight.grad(&plain).expect("a gradient"),
+                name,
+            );
         }
     }
 }

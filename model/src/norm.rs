@@ -140,12 +140,17 @@ mod fused {
         let given = || x.clone().cast(format);
         let plain = norm.in_tensor_operations(given(), DType::F32);
         let [fused, plain] = gradients_in(format, norm.forward(given()), plain);
-        assert_close_in(format, x.grad(&fused).unwrap(), x.grad(&plain).unwrap(), "x");
+        assert_close_in(
+            format,
+            x.grad(&fused).expect("a gradient"),
+            x.grad(&plain).expect("a gradient"),
+            "x",
+        );
         let weight = norm.weight.val();
         assert_close_in(
             format,
-            weight.grad(&fused).unwrap(),
-            weight.grad(&plain).unwrap(),
+            weight.grad(&fused).expect("a gradient"),
+            weight.grad(&plain).expect("a gradient"),
             "weight",
         );
     }

@@ -9,7 +9,6 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 
 use crate::kernel::AnyKernel;
-use crate::table::run;
 
 /// An operation with its backward pass.
 #[derive(Clone, Debug)]
@@ -44,17 +43,21 @@ pub(crate) enum Gradient {
     Added(usize),
 }
 
-/// Runs an operation under autodiff.
+/// What runs a kernel on the tensors of a backend.
+pub(crate) type Run<B> = fn(AnyKernel, Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>>;
+
+/// Runs an operation under autodiff, its kernels by `run`.
 pub(crate) fn run_tracked<B: Backend>(
     operation: Differentiable,
     inputs: Vec<FloatTensor<Autodiff<B>>>,
+    run: Run<B>,
 ) -> FloatTensor<Autodiff<B>> {
     match inputs.len() {
-        1 => run_tracked_of::<B, 1>(operation, inputs),
-        2 => run_tracked_of::<B, 2>(operation, inputs),
-        3 => run_tracked_of::<B, 3>(operation, inputs),
-        4 => run_tracked_of::<B, 4>(operation, inputs),
-        5 => run_tracked_of::<B, 5>(operation, inputs),
+        1 => run_tracked_of::<B, 1>(operation, inputs, run),
+        2 => run_tracked_of::<B, 2>(operation, inputs, run),
+        3 => run_tracked_of::<B, 3>(operation, inputs, run),
+        4 => run_tracked_of::<B, 4>(operation, inputs, run),
+        5 => run_tracked_of::<B, 5>(operation, inputs, run),
         count => unreachable!("no operation has {count} inputs"),
     }
 }
@@ -62,6 +65,7 @@ pub(crate) fn run_tracked<B: Backend>(
 fn run_tracked_of<B: Backend, const N: usize>(
     operation: Differentiable,
     inputs: Vec<FloatTensor<Autodiff<B>>>,
+    run: Run<B>,
 ) -> FloatTensor<Autodiff<B>> {
     let Ok(inputs): Result<[_; N], _> = inputs.try_into() else {
         unreachable!("the caller has counted the inputs");
@@ -71,15 +75,14 @@ fn run_tracked_of<B: Backend, const N: usize>(
     // part of it.
     let _counts = inputs.each_ref().map(|input| input.rc.clone());
     let inputs = inputs.map(|input| input.primitive);
-    let outputs =
-        run::<B>(operation.forward.clone(), inputs.to_vec()).expect("a tracked backend's inner one has the kernels");
+    let outputs = run(operation.forward.clone(), inputs.to_vec());
     let kept = operation.kept.iter().map(|kept| match kept {
         Kept::Input(index) => inputs[*index].clone(),
         Kept::Output(index) => outputs[*index].clone(),
     });
     let saved = Saved::<B>(kept.collect());
     let output = outputs.into_iter().next().expect("an operation has an output");
-    match Step(operation)
+    match (Step { operation, run })
         .prepare::<NoCheckpointing>(nodes)
         .compute_bound()
         .stateful()
@@ -91,7 +94,10 @@ fn run_tracked_of<B: Backend, const N: usize>(
 
 /// The backward step of an operation.
 #[derive(Debug)]
-struct Step(Differentiable);
+struct Step<B: Backend> {
+    operation: Differentiable,
+    run: Run<B>,
+}
 
 /// What the backward step takes but for the gradient of the output.
 #[derive(Debug)]
@@ -103,11 +109,11 @@ impl<B: Backend> Clone for Saved<B> {
     }
 }
 
-impl<B: Backend, const N: usize> Backward<B, N> for Step {
+impl<B: Backend, const N: usize> Backward<B, N> for Step<B> {
     type State = Saved<B>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let Step(operation) = self;
+        let Step { operation, run } = self;
         let upstream = grads.consume::<B>(&ops.node);
         let Saved(mut kept) = ops.state;
         kept.push(upstream.clone());
@@ -124,7 +130,7 @@ impl<B: Backend, const N: usize> Backward<B, N> for Step {
             }
         }
         let found = if wants_more {
-            run::<B>(operation.backward, kept).expect("the forward pass ran here")
+            run(operation.backward, kept)
         } else {
             Vec::new()
         };

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use crate::table::Row;
+use crate::row::Row;
 
 /// A row of the table for each backend that is compiled in.
 pub(crate) static ROWS: &[Row] = &[

@@ -160,7 +160,7 @@ fn sum_rows<X: Float, Z: Float, N: Size>(
     #[define(X, Z)] _formats: [StorageType; 2],
 ) {
     let mut shared = SharedMemory::<f32>::new(units);
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row < rows {
         let unit = UNIT_POS as usize;
         let mut products = Vector::<f32, N>::new(0.0);

@@ -8,14 +8,17 @@ use burn_fusion::FusionTensor;
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_ir::{BackendIr, CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
-use crate::kernel::AnyKernel;
+use crate::kernel::{AnyKernel, OnEveryRuntime, OnRuntime};
 use crate::tensor::Form;
 
 /// Puts a kernel into the graph of its inputs, and returns its outputs, which are not computed yet.
 pub(crate) fn run_in_graph<R: CubeRuntime, F: FloatElement, I: IntElement, M: BoolElement>(
     kernel: AnyKernel,
     inputs: Vec<FusionTensor<FusionCubeRuntime<R>>>,
-) -> Vec<FusionTensor<FusionCubeRuntime<R>>> {
+) -> Vec<FusionTensor<FusionCubeRuntime<R>>>
+where
+    dyn OnEveryRuntime: OnRuntime<R>,
+{
     let forms: Vec<Form> = inputs
         .iter()
         .map(|input| Form::new(input.shape.clone(), input.dtype))
@@ -46,6 +49,8 @@ struct InGraph<B> {
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, M: BoolElement> Operation<FusionCubeRuntime<R>>
     for InGraph<CubeBackend<R, F, I, M>>
+where
+    dyn OnEveryRuntime: OnRuntime<R>,
 {
     fn execute(&self, handles: &mut HandleContainer<<CubeBackend<R, F, I, M> as BackendIr>::Handle>) {
         let inputs = self.place.inputs.iter();

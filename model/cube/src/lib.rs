@@ -29,6 +29,7 @@ mod product;
 mod products;
 mod reduce;
 mod rotary;
+mod row;
 mod rows;
 mod softmax;
 mod swiglu;

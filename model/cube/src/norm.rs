@@ -106,7 +106,7 @@ fn normalise<X: Float, W: Float, Y: Float, N: Size>(
     #[define(X, W, Y)] _formats: [StorageType; 3],
 ) {
     let mut shared = SharedMemory::<f32>::new(units);
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row < rows {
         let unit = UNIT_POS as usize;
         let start = row * vectors;
@@ -213,7 +213,7 @@ fn pull_back<X: Float, W: Float, U: Float, N: Size>(
 ) {
     let mut shared = SharedMemory::<f32>::new(units);
     let unit = UNIT_POS as usize;
-    let part = CUBE_POS as usize;
+    let part = CUBE_POS;
     let turns = comptime!(vectors.div_ceil(units));
     let mut of_weight = Array::<Vector<f32, N>>::new(turns);
     for turn in 0..turns {

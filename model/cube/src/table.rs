@@ -1,69 +1,16 @@
 //! The table of backends: what runs on the tensors of a backend is found by its type, so that a module which asks needs no bound but
 //! `B: Backend`.
 
-use std::any::{Any, TypeId};
-use std::marker::PhantomData;
+use std::any::TypeId;
 
-use burn::backend::Autodiff;
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_fusion::Fusion;
 
-use crate::autodiff::{Differentiable, run_tracked};
+use crate::autodiff::Differentiable;
 use crate::backends::ROWS;
-use crate::graph::run_in_graph;
 use crate::kernel::AnyKernel;
-
-/// A row of the table: a backend, and the same backend under autodiff.
-///
-/// Burn's default, `NoCheckpointing`, is the strategy of that autodiff: the kernels keep their inputs, and whoever asks Burn to compute some
-/// of them again gets that from the module's own tensor operations.
-pub(crate) struct Row {
-    plain: (TypeId, &'static Entry),
-    tracked: (TypeId, &'static Entry),
-}
-
-/// A [`Plain`] or a [`Tracked`] of some backend.
-type Entry = dyn Any + Send + Sync;
-
-/// What runs on the tensors of a backend.
-struct Plain<B: Backend> {
-    run: fn(AnyKernel, Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>>,
-    /// On CubeCL a tensor of integers has the same type as one of other numbers.
-    of_integers: fn(IntTensor<B>) -> FloatTensor<B>,
-}
-
-/// What runs on the tensors of a backend under autodiff.
-struct Tracked<B: Backend> {
-    run: fn(Differentiable, Vec<FloatTensor<B>>) -> FloatTensor<B>,
-    of_integers: fn(IntTensor<B>) -> FloatTensor<B>,
-}
-
-impl Row {
-    /// The row of a backend.
-    pub(crate) const fn new<R: CubeRuntime, F: FloatElement, I: IntElement, M: BoolElement>(
-        _: PhantomData<Fusion<CubeBackend<R, F, I, M>>>,
-    ) -> Self {
-        Self {
-            plain: (
-                TypeId::of::<Fusion<CubeBackend<R, F, I, M>>>(),
-                &Plain::<Fusion<CubeBackend<R, F, I, M>>> {
-                    run: run_in_graph::<R, F, I, M>,
-                    of_integers: |tensor| tensor,
-                },
-            ),
-            tracked: (
-                TypeId::of::<Autodiff<Fusion<CubeBackend<R, F, I, M>>>>(),
-                &Tracked::<Autodiff<Fusion<CubeBackend<R, F, I, M>>>> {
-                    run: run_tracked::<Fusion<CubeBackend<R, F, I, M>>>,
-                    of_integers: Autodiff::<Fusion<CubeBackend<R, F, I, M>>>::from_inner,
-                },
-            ),
-        }
-    }
-}
+use crate::row::{Entry, Plain, Tracked};
 
 fn entry<B: Backend>() -> Option<&'static Entry> {
     let backend = TypeId::of::<B>();

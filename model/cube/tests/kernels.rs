@@ -18,7 +18,7 @@ fn random<const D: usize>(shape: [usize; D]) -> Tensor<Tracked, D> {
 /// The largest difference of two tensors over the largest number of the second; NaN if any number is.
 fn difference<const D: usize>(found: Tensor<Plain, D>, expected: Tensor<Plain, D>) -> f32 {
     let [found, expected] =
-        [found, expected].map(|tensor| tensor.into_data().convert::<f32>().to_vec::<f32>().unwrap());
+        [found, expected].map(|tensor| tensor.into_data().convert::<f32>().to_vec::<f32>().expect("f32"));
     assert_eq!(found.len(), expected.len());
     let scale = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
     let worst = |worst: f32, difference: f32| {

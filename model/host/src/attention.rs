@@ -17,8 +17,9 @@ use rayon::prelude::*;
 use crate::matrix::{Matrix, MatrixMut, Store, Strided};
 use crate::memory::{Blank, scratch, written};
 use crate::numbers::{Number, Numbers};
+use crate::operand::Operand;
 use crate::operation::{Gradient, Kept, Operation, Output, View, Wanted, Wide};
-use crate::product::{Operand, multiply_in_vectors, multiply_rounded};
+use crate::product::{multiply_in_vectors, multiply_rounded};
 use crate::table::{apply, input};
 use crate::vector::{dot, exp, exp_and_sum, max, vectorised};
 
@@ -95,6 +96,8 @@ impl<'a, E: Number> Head<'a, E> {
 
 /// How the numbers of a format are multiplied where there are a hundred rows and columns.
 trait Attends: Number {
+    fn operand(matrix: Strided<&[Self]>) -> Operand<'_>;
+
     /// `out = a·b`, or `out += a·b`.
     fn multiply_sum(out: &mut MatrixMut<'_>, store: Store, a: Operand<'_>, b: Operand<'_>);
 
@@ -109,6 +112,10 @@ trait Attends: Number {
 }
 
 impl Attends for f32 {
+    fn operand(matrix: Strided<&[Self]>) -> Operand<'_> {
+        Operand::F32(matrix)
+    }
+
     fn multiply_sum(out: &mut MatrixMut<'_>, store: Store, a: Operand<'_>, b: Operand<'_>) {
         a.widened(|a| b.widened(|b| multiply_in_vectors(out, store, a, b)));
     }
@@ -127,6 +134,10 @@ impl Attends for f32 {
 }
 
 impl Attends for bf16 {
+    fn operand(matrix: Strided<&[Self]>) -> Operand<'_> {
+        Operand::Bf16(matrix)
+    }
+
     fn multiply_sum(out: &mut MatrixMut<'_>, store: Store, a: Operand<'_>, b: Operand<'_>) {
         multiply_rounded(out, store, &[(a, b)]);
     }

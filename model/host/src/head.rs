@@ -22,8 +22,9 @@ use crate::autodiff::tensor;
 use crate::matrix::{Matrix, MatrixMut, Store};
 use crate::memory::{Blank, assume_written, scratch};
 use crate::numbers::Values;
+use crate::operand::Operand;
 use crate::operation::{Gradient, Wanted};
-use crate::product::{Operand, Products};
+use crate::product::Products;
 use crate::table::{float, memory, primitive};
 use crate::vector::{exp, exp_and_sum, max, vectorised};
 

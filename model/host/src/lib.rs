@@ -38,6 +38,7 @@ mod matrix;
 mod memory;
 mod norm;
 mod numbers;
+mod operand;
 mod operation;
 mod product;
 mod scale;

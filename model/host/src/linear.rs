@@ -17,8 +17,9 @@ use crate::autodiff::tensor;
 use crate::matrix::MatrixMut;
 use crate::memory::{Blank, written};
 use crate::numbers::{Number, Numbers, Values};
+use crate::operand::Operand;
 use crate::operation::{Gradient, Operation, Output, View, Wanted};
-use crate::product::{Operand, Products, multiply_few, threads_for};
+use crate::product::{Factor, Products, multiply_few, threads_for};
 use crate::table::{apply, float, input, memory, primitive};
 
 /// `[x · W₁ | x · W₂ | …]` of one to three weights; `x` holds `seq` rows of each sequence. If that is one, as in generation, a row's result
@@ -85,7 +86,7 @@ struct Linear {
 
 impl Linear {
     /// `[x·W₁ | x·W₂ | …]`.
-    fn products<E: Number>(&self, x: Operand<'_>, weights: &[Operand<'_>]) -> Vec<E> {
+    fn products<E: Factor>(&self, x: Operand<'_>, weights: &[Operand<'_>]) -> Vec<E> {
         let parts: Vec<_> = weights.iter().map(|weight| (x, *weight)).collect();
         match self.seq {
             1 => columns_of_few(&parts),
@@ -122,7 +123,7 @@ impl<const N: usize> Operation<N> for Linear {
         let operands = inputs.each_ref().map(View::matrix);
         let (x, weights) = (operands[0], &operands[1..]);
         let outputs: usize = weights.iter().map(Operand::columns).sum();
-        let upstream = upstream.matrix(x.rows(), outputs);
+        let upstream = Operand::new(upstream, x.rows(), outputs);
         let mut start = 0;
         let parts: Vec<Operand<'_>> = weights
             .iter()
@@ -166,7 +167,7 @@ fn strip(rows: usize, threads: usize) -> usize {
 }
 
 /// `[a₁·b₁ | a₂·b₂ | …]`, row by row: each thread has some of the rows.
-fn side_by_side<E: Number>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
+fn side_by_side<E: Factor>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
     let (rows, inner) = (parts[0].0.rows(), parts[0].0.columns());
     let columns: usize = parts.iter().map(|(_, b)| b.columns()).sum();
     if rows * columns == 0 {
@@ -193,7 +194,7 @@ fn side_by_side<E: Number>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
 }
 
 /// [`side_by_side`] of few rows: each thread has some of the columns.
-fn columns_of_few<E: Number>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
+fn columns_of_few<E: Factor>(parts: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
     /// Columns of a task.
     const WIDTH: usize = 256;
     let rows = parts[0].0.rows();
@@ -258,7 +259,7 @@ fn sum_over_sequences(products: Products, a: Operand<'_>, b: Operand<'_>, seq: u
 }
 
 /// `Σ aᵢ·bᵢ`, row by row: each thread has some of the rows.
-fn sum_of_products<E: Number>(terms: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
+fn sum_of_products<E: Factor>(terms: &[(Operand<'_>, Operand<'_>)]) -> Vec<E> {
     let (rows, columns) = (terms[0].0.rows(), terms[0].1.columns());
     if rows * columns == 0 {
         return Vec::new();

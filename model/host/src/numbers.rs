@@ -1,7 +1,7 @@
 //! The number formats that the fast operations read and write: f32, and bf16, which is the upper half of an f32.
 //!
 //! Operations compute in f32, whatever the format of their tensors: bf16 is widened where it is read, and a result that belongs to a bf16
-//! tensor is rounded where it is written, half way to even. Products alone are different: see [`product`](crate::product).
+//! tensor is rounded where it is written, half way to even. Products alone are different: they round what they read.
 
 use std::borrow::Cow;
 use std::fmt::Debug;
@@ -9,9 +9,7 @@ use std::fmt::Debug;
 use burn::tensor::{DType, Shape, TensorData, bf16};
 use rayon::prelude::*;
 
-use crate::matrix::{MatrixMut, Store, Strided};
 use crate::memory::{Blank, written};
-use crate::product::{Operand, multiply_rounded, multiply_terms};
 use crate::vector::{CHUNK, vectorised};
 
 /// A number in one of the formats.
@@ -27,11 +25,6 @@ pub(crate) trait Number: Copy + Debug + Send + Sync + 'static {
 
     /// The numbers themselves where they are f32, so that nothing is copied.
     fn as_f32(values: &[Self]) -> Option<&[f32]>;
-
-    fn operand(matrix: Strided<&[Self]>) -> Operand<'_>;
-
-    /// `out = Σ aᵢ·bᵢ`, with operands of the format, or rounded to it.
-    fn multiply(out: &mut MatrixMut<'_, Self>, terms: &[(Operand<'_>, Operand<'_>)]);
 
     /// A buffer of this format as what an operation returns.
     fn values(values: Vec<Self>) -> Values;
@@ -52,14 +45,6 @@ impl Number for f32 {
 
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
         Some(values)
-    }
-
-    fn operand(matrix: Strided<&[Self]>) -> Operand<'_> {
-        Operand::F32(matrix)
-    }
-
-    fn multiply(out: &mut MatrixMut<'_, Self>, terms: &[(Operand<'_>, Operand<'_>)]) {
-        multiply_terms(out, terms);
     }
 
     fn values(values: Vec<Self>) -> Values {
@@ -88,14 +73,6 @@ impl Number for bf16 {
 
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
-    }
-
-    fn operand(matrix: Strided<&[Self]>) -> Operand<'_> {
-        Operand::Bf16(matrix)
-    }
-
-    fn multiply(out: &mut MatrixMut<'_, Self>, terms: &[(Operand<'_>, Operand<'_>)]) {
-        multiply_rounded(out, Store::Overwrite, terms);
     }
 
     fn values(values: Vec<Self>) -> Values {
@@ -130,14 +107,6 @@ impl<'a> Numbers<'a> {
         match self {
             Numbers::F32(values) => Cow::Borrowed(values),
             Numbers::Bf16(values) => Cow::Owned(converted(values)),
-        }
-    }
-
-    /// Row by row.
-    pub(crate) fn matrix(self, rows: usize, columns: usize) -> Operand<'a> {
-        match self {
-            Numbers::F32(values) => Operand::F32(Strided::<&[_]>::new(values, rows, columns)),
-            Numbers::Bf16(values) => Operand::Bf16(Strided::<&[_]>::new(values, rows, columns)),
         }
     }
 }

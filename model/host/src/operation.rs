@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use crate::matrix::Store;
 use crate::memory::{Blank, as_blank, written};
 use crate::numbers::{Numbers, Values};
-use crate::product::Operand;
+use crate::operand::Operand;
 
 /// An input of an operation.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ impl<'a> View<'a> {
 
     /// Of two dimensions.
     pub(crate) fn matrix(&self) -> Operand<'a> {
-        self.values.matrix(self.shape[0], self.shape[1])
+        Operand::new(self.values, self.shape[0], self.shape[1])
     }
 }
 

@@ -3,9 +3,6 @@
 //! A product runs on one thread, of f32 in [`amx`] where the processor has such units and else in [`vectors`], of numbers rounded to bf16 in
 //! [`rounded`]; whoever calls it cuts the work among threads. An entry is the same sum however the work is cut.
 
-use std::marker::PhantomData;
-use std::ops::Range;
-
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod few;
@@ -14,127 +11,15 @@ mod rounded;
 mod tiles;
 mod vectors;
 
-use burn::tensor::{DType, bf16};
+use burn::tensor::bf16;
 pub(crate) use few::multiply_few;
 pub(crate) use rounded::multiply_rounded;
 pub(crate) use vectors::multiply_in_vectors;
 
-use crate::matrix::{Matrix, MatrixMut, Store, Strided};
+use crate::matrix::{Matrix, MatrixMut, Store};
 use crate::numbers::Number;
-use crate::vector::vectorised;
+use crate::operand::Operand;
 use vectors::in_pieces;
-
-/// A matrix in either number format, to be multiplied.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Operand<'a> {
-    F32(Matrix<'a>),
-    Bf16(Strided<&'a [bf16]>),
-}
-
-/// The same of a matrix in either format.
-macro_rules! of_either {
-    ($operand:expr, $matrix:ident => $what:expr) => {
-        match $operand {
-            Operand::F32($matrix) => $what,
-            Operand::Bf16($matrix) => $what,
-        }
-    };
-    ($operand:expr, $matrix:ident -> $what:expr) => {
-        match $operand {
-            Operand::F32($matrix) => Operand::F32($what),
-            Operand::Bf16($matrix) => Operand::Bf16($what),
-        }
-    };
-}
-
-impl<'a> Operand<'a> {
-    pub(crate) fn rows(&self) -> usize {
-        of_either!(self, matrix => matrix.rows())
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        of_either!(self, matrix => matrix.columns())
-    }
-
-    pub(crate) fn format(&self) -> DType {
-        match self {
-            Operand::F32(_) => DType::F32,
-            Operand::Bf16(_) => DType::BF16,
-        }
-    }
-
-    /// Whether the numbers of a row lie side by side.
-    pub(crate) fn is_by_rows(&self) -> bool {
-        of_either!(self, matrix => matrix.is_by_rows())
-    }
-
-    pub(crate) fn transposed(self) -> Self {
-        of_either!(self, matrix -> matrix.transposed())
-    }
-
-    /// Some of the rows.
-    pub(crate) fn row_range(self, range: Range<usize>) -> Self {
-        of_either!(self, matrix -> matrix.row_range(range))
-    }
-
-    /// Some of the columns.
-    pub(crate) fn column_range(self, range: Range<usize>) -> Self {
-        of_either!(self, matrix -> matrix.column_range(range))
-    }
-
-    pub(crate) fn as_f32(&self) -> Option<Matrix<'a>> {
-        match self {
-            Operand::F32(matrix) => Some(*matrix),
-            Operand::Bf16(_) => None,
-        }
-    }
-
-    /// Calls `with` with the matrix as f32, copied only where it is not.
-    pub(crate) fn widened<T>(self, with: impl FnOnce(Matrix<'_>) -> T) -> T {
-        match self {
-            Operand::F32(matrix) => with(matrix),
-            Operand::Bf16(matrix) => with_copy::<bf16, bf16, T>(matrix, with),
-        }
-    }
-
-    /// Calls `with` with the numbers of the matrix rounded to bf16, as f32.
-    fn rounded<T>(self, with: impl FnOnce(Matrix<'_>) -> T) -> T {
-        match self {
-            Operand::F32(matrix) => with_copy::<f32, bf16, T>(matrix, with),
-            Operand::Bf16(matrix) => with_copy::<bf16, bf16, T>(matrix, with),
-        }
-    }
-}
-
-/// Calls `with` with a copy of a matrix as f32, its numbers rounded to those of `R`. Rows or columns stay side by side.
-fn with_copy<E: Number, R: Number, T>(matrix: Strided<&[E]>, with: impl FnOnce(Matrix<'_>) -> T) -> T {
-    let is_by_rows = matrix.is_by_rows();
-    let matrix = if is_by_rows { matrix } else { matrix.transposed() };
-    let mut values = vec![0.0; matrix.rows() * matrix.columns()];
-    copy_rows::<E, R>(matrix, PhantomData, &mut values);
-    let copy = Matrix::new(&values, matrix.rows(), matrix.columns());
-    with(if is_by_rows { copy } else { copy.transposed() })
-}
-
-vectorised! {
-    fn copy_rows[E: Number, R: Number](matrix: Strided<&'a [E]>, _format: PhantomData<R>, out: &'a mut [f32]) -> () {
-        if out.is_empty() {
-            return;
-        }
-        for (index, out) in out.chunks_exact_mut(matrix.columns()).enumerate() {
-            let from = &matrix.values[index * matrix.row_stride as usize..];
-            if matrix.is_by_rows() {
-                for (out, value) in out.iter_mut().zip(from) {
-                    *out = R::nearest(value.wide()).wide();
-                }
-            } else {
-                for (column, out) in out.iter_mut().enumerate() {
-                    *out = R::nearest(from[column * matrix.column_stride as usize].wide()).wide();
-                }
-            }
-        }
-    }
-}
 
 /// To what the numbers of a product are rounded before they are multiplied: bf16 if the input of an operation is in that format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +71,26 @@ impl Products {
     }
 }
 
+/// A number format that a product can have.
+pub(crate) trait Factor: Number {
+    /// `out = Σ aᵢ·bᵢ`, with operands of the format, or rounded to it.
+    fn multiply(out: &mut MatrixMut<'_, Self>, terms: &[(Operand<'_>, Operand<'_>)]);
+}
+
+impl Factor for f32 {
+    fn multiply(out: &mut MatrixMut<'_, Self>, terms: &[(Operand<'_>, Operand<'_>)]) {
+        multiply_terms(out, terms);
+    }
+}
+
+impl Factor for bf16 {
+    fn multiply(out: &mut MatrixMut<'_, Self>, terms: &[(Operand<'_>, Operand<'_>)]) {
+        multiply_rounded(out, Store::Overwrite, terms);
+    }
+}
+
 /// `out = Σ aᵢ·bᵢ` of f32.
-pub(crate) fn multiply_terms(out: &mut MatrixMut<'_>, terms: &[(Operand<'_>, Operand<'_>)]) {
+fn multiply_terms(out: &mut MatrixMut<'_>, terms: &[(Operand<'_>, Operand<'_>)]) {
     for (index, (a, b)) in terms.iter().enumerate() {
         let store = if index == 0 { Store::Overwrite } else { Store::Add };
         Products::F32.multiply(out, store, *a, *b);

@@ -16,8 +16,8 @@ use crate::autodiff::{carry, run, run_tracked};
 use crate::matrix::Matrix;
 use crate::matrix::Strided;
 use crate::numbers::Numbers;
+use crate::operand::Operand;
 use crate::operation::Operation;
-use crate::product::Operand;
 use crate::storage::HostMemory;
 
 /// Every backend that runs the fast operations, a row each. [`backend!`](crate::backend!) adds one.

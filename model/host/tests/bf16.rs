@@ -32,7 +32,8 @@ fn agrees<const N: usize>(what: &str, leaves: [Matrix; N], compute: impl Fn([Mat
     let gradients = |y: Matrix| (y * upstream.clone()).sum().backward();
     let (of_found, of_expected) = (gradients(found), gradients(expected));
     for (index, leaf) in leaves.iter().enumerate() {
-        let gradient = |found: &<Tracked as AutodiffBackend>::Gradients| leaf.grad(found).unwrap();
+        let gradient =
+            |found: &<Tracked as AutodiffBackend>::Gradients| leaf.grad(found).expect("a leaf has a gradient");
         let name = format!("{what}: gradient {index}");
         assert_close_in(ROUNDED, gradient(&of_found), gradient(&of_expected), &name);
     }
@@ -211,7 +212,7 @@ fn head_and_loss() {
 #[test]
 fn what_does_not_fit_is_left_to_tensor_operations() {
     let (wide, narrow) = (leaf([4, 4]), leaf([4, 4]).cast(ROUNDED));
-    assert!(gpas_host::linear(&wide, &[narrow.clone()], 4).is_none());
+    assert!(gpas_host::linear(&wide, std::array::from_ref(&narrow), 4).is_none());
     assert!(gpas_host::sum(&wide, &narrow).is_none() && gpas_host::sum(&narrow, &wide).is_none());
     let gate = leaf([1, 1]).reshape([1]);
     assert!(gpas_host::gated_sum(&wide, &narrow, &gate, |alpha| [alpha, 1.0]).is_none());

@@ -444,8 +444,8 @@ impl Drop for Preference {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::{View, by_columns};
     use super::*;
-    use crate::cublas::layout::{View, by_columns};
 
     fn columns(m: usize, n: usize, k: usize) -> Columns {
         let view = |shape, strides| View { shape, strides };

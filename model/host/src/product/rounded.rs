@@ -6,10 +6,10 @@
 
 use std::sync::OnceLock;
 
-use super::Operand;
 use super::vectors::multiply_in_vectors;
 use crate::matrix::{MatrixMut, Store};
 use crate::numbers::Number;
+use crate::operand::Operand;
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ mod in_tiles {
     use crate::matrix::{MatrixMut, Store};
     use crate::memory::assume_written;
     use crate::numbers::Number;
-    use crate::product::Operand;
+    use crate::operand::Operand;
     #[cfg(target_os = "linux")]
     use crate::product::amx::Units;
     use crate::product::tiles::{self, BLOCK, Row, STEP, Sums, Tiles};
@@ -346,7 +346,7 @@ mod tests {
 
     /// The sum of the rounded terms of each entry, and the sum of their sizes.
     fn exact(a: &[f32], b: &[f32], [rows, inner, columns]: [usize; 3]) -> Vec<(f64, f64)> {
-        let [a, b] = [a, b].map(|values| converted::<f32, bf16>(values));
+        let [a, b] = [a, b].map(converted::<f32, bf16>);
         let entry = |at: usize| {
             let (row, column) = (at / columns, at % columns);
             let terms = (0..inner).map(|k| a[row * inner + k].to_f64() * b[k * columns + column].to_f64());

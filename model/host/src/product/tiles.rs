@@ -9,7 +9,7 @@ use std::mem::{MaybeUninit, transmute};
 use burn::tensor::bf16;
 
 use crate::matrix::{Matrix, Store, Strided};
-use crate::product::Operand;
+use crate::operand::Operand;
 
 /// Rows of a tile, and f32 in one of them.
 pub(super) const SIDE: usize = 16;
