@@ -12,10 +12,11 @@ use gpas_batch::IGNORE_INDEX;
 use crate::fast::{self, Scoring};
 use crate::precision::{Precision, cast};
 
-/// Numbers in one chunk of logits on a processor: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in cache.
+/// Numbers in one chunk of logits on a processor: 32 MiB in f32. Larger chunks sum the head's gradient less often, smaller ones stay in
+/// cache.
 const CHUNK_NUMBERS: usize = 1 << 23;
-/// Numbers in one chunk of logits on a device: 128 MiB in f32, which every device has in one piece. No cache holds them anyway, a product of few rows leaves most of a device idle,
-/// and every chunk reads and writes the whole gradient of the head.
+/// Numbers in one chunk of logits on a device: 128 MiB in f32, which every device has in one piece. No cache holds them anyway, a product of
+/// few rows leaves most of a device idle, and every chunk reads and writes the whole gradient of the head.
 const DEVICE_CHUNK_NUMBERS: usize = 1 << 25;
 /// Rows of a chunk on a device are a multiple of this, so that a product has whole tiles.
 const DEVICE_TILE: usize = 128;

@@ -55,8 +55,8 @@ impl Traffic {
     }
 }
 
-/// Rows of a chunk of logits in fused kernels.
-const FUSED_ROWS: usize = 2048;
+/// The most bytes of a chunk's logits in fused kernels.
+const FUSED_LOGITS: usize = 1 << 28;
 
 /// How often the tensors of a layer are read or written.
 struct Passes {
@@ -166,7 +166,7 @@ impl LlamaConfig {
             // The logits are cast, and their largest, exponentials, sum, quotient and cast are operations of their own.
             Path::Separate => (chunk_rows(self.vocab), 8, 5),
             // Statistics in one pass, gradients in another, in place.
-            Path::Fused => (FUSED_ROWS, 0, 6),
+            Path::Fused => (FUSED_LOGITS / (self.vocab * self.precision.products().size()), 0, 6),
         };
         let rows = (rows as u64).min(micro_batch.max(1));
         let chunks = tokens.div_ceil(rows.max(1));
@@ -186,7 +186,7 @@ impl LlamaConfig {
         match path {
             // A flat copy for the norm 3; clipping, two moments and the update in operations of 16 passes; casts are counted where they are made.
             Path::Separate => 19 * F32 * weights,
-            // The norm reads once; Adam reads four and writes three, and a copy in the products' format.
+            // The norm reads once; Adam reads four and writes three. Projections write their weights in the products' format.
             Path::Fused => weights * (8 * F32 + casts),
         }
     }

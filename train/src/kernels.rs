@@ -14,7 +14,7 @@ pub enum KernelEvent<'a> {
     Took(&'a str, f64),
     /// It begins to time the kernels that can do the operation with this key, to use the fastest from then on.
     Tuning(&'a str),
-    /// Something of this crate's about kernels, for people.
+    /// Something of our own crates' about kernels, for people.
     Told(&'a str),
 }
 
@@ -30,8 +30,15 @@ impl<'a> KernelEvent<'a> {
         if target.starts_with("cubecl_runtime::tune") {
             return message.strip_prefix("Tuning ").map(KernelEvent::Tuning);
         }
-        target.starts_with("gpas_train").then_some(KernelEvent::Told(message))
+        is_ours(target).then_some(KernelEvent::Told(message))
     }
+}
+
+/// Whether a message comes from this crate or from the kernels' own, which tells of products that a library refuses.
+fn is_ours(target: &str) -> bool {
+    ["gpas_train", "gpas_cube"]
+        .iter()
+        .any(|origin| target.starts_with(origin))
 }
 
 /// A duration as `Debug` prints it, in seconds.
@@ -61,9 +68,7 @@ struct Listener<F>(F);
 
 impl<F: Fn(KernelEvent<'_>) + Send + Sync> Log for Listener<F> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        ["cubecl_", "gpas_train"]
-            .iter()
-            .any(|origin| metadata.target().starts_with(origin))
+        metadata.target().starts_with("cubecl_") || is_ours(metadata.target())
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -111,5 +116,6 @@ mod tests {
         );
         assert_eq!(read("wgpu_core", "Executing x"), None);
         assert_eq!(read("gpas_train::backend", "x"), Some(KernelEvent::Told("x")));
+        assert_eq!(read("gpas_cube::cublas", "x"), Some(KernelEvent::Told("x")));
     }
 }

@@ -52,6 +52,9 @@ pub fn causal_attention<B: Backend>(
 ) -> Option<burn::Tensor<B, 2>> {
     let [cos, sin] = tables;
     let [seq, head_dim] = cos.dims();
+    if seq == 0 {
+        return None;
+    }
     let sizes = Sizes {
         batch: projected.dims()[0] / seq,
         seq,

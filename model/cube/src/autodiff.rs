@@ -39,7 +39,7 @@ pub(crate) enum Gradient {
     /// An output of the backward kernel.
     Found(usize),
     /// An output of the backward kernel, which takes for its last input what has come back to this input already, if something has, and
-    /// adds it.
+    /// adds it. No more than one input of an operation has this.
     Added(usize),
 }
 
@@ -52,6 +52,14 @@ pub(crate) fn run_tracked<B: Backend>(
     inputs: Vec<FloatTensor<Autodiff<B>>>,
     run: Run<B>,
 ) -> FloatTensor<Autodiff<B>> {
+    let added = operation
+        .gradients
+        .iter()
+        .filter(|gradient| matches!(gradient, Gradient::Added(_)));
+    assert!(
+        added.count() <= 1,
+        "the backward kernel could not tell what came back to which input"
+    );
     match inputs.len() {
         1 => run_tracked_of::<B, 1>(operation, inputs, run),
         2 => run_tracked_of::<B, 2>(operation, inputs, run),

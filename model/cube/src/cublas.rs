@@ -236,7 +236,7 @@ impl Answers {
 /// A product to be done.
 struct Product {
     question: Question,
-    /// Of the library's A, B and D. It is held until the product is in the card's queue, which is long enough: see `library`. A binding keeps
+    /// The memory of the library's A, B and D. It is held until the product is in the card's queue, which is long enough: see `library`. A binding keeps
     /// memory without being a handle of its own, of which there would else be too many for CubeCL to compute in place.
     memory: [Binding; 3],
 }

@@ -118,7 +118,7 @@ fn look_up<F: Float, I: Int, N: Size>(
 pub(crate) struct EmbedBackward {
     /// Rows of the table.
     vocab: usize,
-    /// Of the table.
+    /// Number format of the table.
     format: DType,
 }
 

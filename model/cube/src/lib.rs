@@ -3,7 +3,8 @@
 //! A module says in tensor operations what it computes, which any backend runs and autodiff differentiates. On a card those are many
 //! launches, each of which reads and writes the whole tensor once more. Here is the same mathematics with one walk over memory for each
 //! direction where that is possible. The kernels are generic over the runtime and over the number format of the tensors; what they add up
-//! they add up in f32, in an order that depends on the shapes alone, so that the same numbers come out on every run.
+//! they add up in f32, in an order that depends on the shapes alone, so that the same numbers come out on every run; only which kernel
+//! multiplies matrices may be chosen by timing.
 //!
 //! Each function takes tensors of any `B: Backend` and returns none where it does not run on them, so nothing of this shows in the bounds of
 //! a module: it asks first, and else computes as it says. The backends are those of the features; without any, the crate is empty.

@@ -81,7 +81,7 @@ impl Kernel for Linear {
 pub(crate) struct LinearBackward {
     /// Outputs of each weight.
     widths: Vec<usize>,
-    /// Of the weights.
+    /// Number format of the weights.
     format: DType,
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Rows<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Rows<R> {
-    /// Of a tensor of two dimensions or more. It is copied if its rows lie in another order.
+    /// The rows of a tensor of two dimensions or more, which is copied if its rows lie in another order.
     pub(crate) fn new(tensor: CubeTensor<R>) -> Self {
         let tensor = if has_pitched_row_major_strides(tensor.meta.shape(), tensor.meta.strides()) {
             tensor

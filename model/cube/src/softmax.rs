@@ -60,12 +60,14 @@ pub(crate) fn causal_softmax<R: CubeRuntime>(scores: CubeTensor<R>) -> CubeTenso
         &scores.tensor.client.clone(),
         division.cube_count,
         division.cube_dim,
+        scores.tensor.required_address_type(),
         division.vector,
         scores.tensor.clone().into_tensor_arg(),
         scores.count,
         scores.width,
         scores.pitch / division.vector,
         division.vectors,
+        f32::NEG_INFINITY,
         division.turns,
         division.units,
         scores.tensor.dtype.into(),
@@ -95,6 +97,10 @@ pub(crate) fn causal_softmax_backward<R: CubeRuntime>(
         &weights.tensor.client.clone(),
         division.cube_count,
         division.cube_dim,
+        std::cmp::max(
+            weights.tensor.required_address_type(),
+            of_weights.tensor.required_address_type(),
+        ),
         division.vector,
         weights.tensor.clone().into_tensor_arg(),
         of_weights.tensor.clone().into_tensor_arg(),
@@ -103,6 +109,7 @@ pub(crate) fn causal_softmax_backward<R: CubeRuntime>(
         weights.pitch / division.vector,
         of_weights.pitch / division.vector,
         division.vectors,
+        f32::NEG_INFINITY,
         given == Given::Scores,
         division.turns,
         division.units,
@@ -113,18 +120,13 @@ pub(crate) fn causal_softmax_backward<R: CubeRuntime>(
 
 /// A vector of a row, with `hidden` in the place of columns that the row does not see.
 #[cube]
-fn seen_part<F: Float, N: Size>(
-    vector: Vector<F, N>,
-    first_column: usize,
-    seen: usize,
-    #[comptime] hidden: f32,
-) -> Vector<f32, N> {
+fn seen_part<F: Float, N: Size>(vector: Vector<F, N>, first_column: usize, seen: usize, hidden: f32) -> Vector<f32, N> {
     let mut numbers = Vector::<f32, N>::cast_from(vector);
     if first_column + N::value() > seen {
         #[unroll]
         for lane in 0..N::value() {
             if first_column + lane >= seen {
-                numbers[lane] = f32::new(hidden);
+                numbers[lane] = hidden;
             }
         }
     }
@@ -149,17 +151,18 @@ fn softmax_of_row<F: Float, N: Size>(
     start: usize,
     seen: usize,
     shared: &mut SharedMemory<f32>,
+    minus_infinity: f32,
     #[comptime] turns: usize,
     #[comptime] units: usize,
 ) {
     let unit = UNIT_POS_X as usize;
-    let mut largest = f32::new(f32::NEG_INFINITY);
+    let mut largest = minus_infinity;
     #[unroll(turns <= 8)]
     for turn in 0..turns {
         let index = turn * units + unit;
         let first_column = index * N::value();
         if first_column < seen {
-            let numbers = seen_part::<F, N>(scores[start + index], first_column, seen, f32::NEG_INFINITY);
+            let numbers = seen_part::<F, N>(scores[start + index], first_column, seen, minus_infinity);
             weights[turn] = numbers;
             largest = max(largest, largest_of_vector::<N>(numbers));
         } else {
@@ -184,13 +187,15 @@ fn softmax_of_row<F: Float, N: Size>(
 }
 
 /// One row is the work of the units of one row of a cube.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn weigh<F: Float, N: Size>(
     scores: &mut Tensor<Vector<F, N>>,
     rows: usize,
     seq: usize,
     pitch: usize,
     vectors: usize,
+    // Not each device's compiler knows how to spell this number.
+    minus_infinity: f32,
     #[comptime] turns: usize,
     #[comptime] units: usize,
     #[define(F)] _format: StorageType,
@@ -205,7 +210,16 @@ fn weigh<F: Float, N: Size>(
     }
     let start = row * pitch;
     let mut weights = Array::<Vector<f32, N>>::new(turns);
-    softmax_of_row::<F, N>(scores, &mut weights, start, seen, &mut shared, turns, units);
+    softmax_of_row::<F, N>(
+        scores,
+        &mut weights,
+        start,
+        seen,
+        &mut shared,
+        minus_infinity,
+        turns,
+        units,
+    );
     #[unroll(turns <= 8)]
     for turn in 0..turns {
         let index = turn * units + unit;
@@ -216,7 +230,7 @@ fn weigh<F: Float, N: Size>(
 }
 
 /// One row is the work of the units of one row of a cube.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn pull_back<F: Float, N: Size>(
     given: &mut Tensor<Vector<F, N>>,
     gradient: &mut Tensor<Vector<F, N>>,
@@ -225,6 +239,7 @@ fn pull_back<F: Float, N: Size>(
     pitch: usize,
     gradient_pitch: usize,
     vectors: usize,
+    minus_infinity: f32,
     #[comptime] is_scores: bool,
     #[comptime] turns: usize,
     #[comptime] units: usize,
@@ -242,7 +257,16 @@ fn pull_back<F: Float, N: Size>(
     let mut weights = Array::<Vector<f32, N>>::new(turns);
     let mut of_weights = Array::<Vector<f32, N>>::new(turns);
     if is_scores {
-        softmax_of_row::<F, N>(given, &mut weights, start, seen, &mut shared, turns, units);
+        softmax_of_row::<F, N>(
+            given,
+            &mut weights,
+            start,
+            seen,
+            &mut shared,
+            minus_infinity,
+            turns,
+            units,
+        );
     }
     let mut products = 0.0f32;
     #[unroll(turns <= 8)]
@@ -253,7 +277,7 @@ fn pull_back<F: Float, N: Size>(
             if !is_scores {
                 weights[turn] = Vector::cast_from(given[start + index]);
             }
-            let numbers = seen_part::<F, N>(gradient[gradient_start + index], first_column, seen, 0.0);
+            let numbers = seen_part::<F, N>(gradient[gradient_start + index], first_column, seen, 0.0f32);
             of_weights[turn] = numbers;
             products += sum_of_vector::<N>(weights[turn] * numbers);
         }

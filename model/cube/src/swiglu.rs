@@ -66,7 +66,8 @@ impl Kernel for SwiGlu {
 #[cube]
 fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::<f32, N>::new(1.0);
-    one / (one + (-x).exp())
+    // CubeCL negates no vector on NVIDIA's cards.
+    one / (one + (Vector::<f32, N>::new(0.0) - x).exp())
 }
 
 #[cube(launch)]

@@ -1,8 +1,9 @@
 //! Products by a card and a library that are pretended on the processor (`pretended/card.c`): every call that the code for NVIDIA's library
 //! makes, with CubeCL's own server, its memory and its thread, and the order of it all. What a real card makes of the calls is for `products.rs`.
 //!
-//! A test runs itself once more with the pretended libraries where the system looks for libraries. Kernels of CubeCL's cannot be compiled
-//! there, so tensors are uploaded and read as they are.
+//! A test runs itself once more with the pretended libraries where the system looks for libraries. No kernel runs there, so tensors are
+//! uploaded and read as they are. Where the system has NVIDIA's compiler of kernels, NVRTC, and CUDA's headers (`CUDA_PATH`), every kernel of
+//! this crate is compiled by it, in all number formats of a training.
 #![cfg(target_os = "linux")]
 
 use std::path::{Path, PathBuf};
@@ -53,8 +54,12 @@ fn passes(test: &str, fault: &str) -> bool {
     };
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command.args([test, "--exact", "--ignored", "--nocapture"]);
+    let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let paths = [libraries.to_path_buf()]
+        .into_iter()
+        .chain(std::env::split_paths(&others));
     let output = command
-        .env("LD_LIBRARY_PATH", libraries)
+        .env("LD_LIBRARY_PATH", std::env::join_paths(paths).expect("paths"))
         .env("PRETEND", fault)
         .output()
         .expect("this program runs");
@@ -103,6 +108,21 @@ fn a_late_failure_is_nan() {
 #[test]
 fn an_old_driver_is_said() {
     assert!(passes("pretended_old_driver", "old driver"));
+}
+
+/// Whether kernels can be compiled here for NVIDIA's cards.
+fn has_compiler() -> bool {
+    // SAFETY: the library is looked for, and nothing of it is called.
+    let is_there = unsafe { cudarc::nvrtc::sys::is_culib_present() };
+    is_there && std::env::var_os("CUDA_PATH").is_some()
+}
+
+#[test]
+fn kernels_compile_for_cards_of_nvidia() {
+    if !has_compiler() {
+        return println!("skipped: no NVRTC, or no CUDA_PATH");
+    }
+    assert!(passes("pretended_kernels", ""));
 }
 
 /// Numbers that all formats have.
@@ -267,6 +287,112 @@ fn pretended_chain() {
     let x_expected: Vec<f64> = x_expected.iter().map(|value| f64::from(*value)).collect();
     assert_close(&download(&x), &x_expected, 1e-4);
     assert_close(&download(&sum), &sum_expected, 1e-4);
+}
+
+type Fused = burn_cuda::Cuda;
+type Tracked = burn::backend::Autodiff<Fused>;
+
+fn leaf<const D: usize>(shape: [usize; D], format: DType) -> Tensor<Tracked, D> {
+    let values = wave(shape.iter().product(), 0.0);
+    Tensor::from_data(TensorData::new(values, shape), (&CudaDevice::default(), format)).require_grad()
+}
+
+/// Back to every leaf, and until the card has done it.
+fn pull_back<const D: usize, const N: usize>(y: Tensor<Tracked, D>, leaves: [Tensor<Tracked, N>; 2]) {
+    let gradients = y.sum().backward();
+    for leaf in leaves {
+        drop(leaf.grad(&gradients).expect("a gradient").into_data());
+    }
+}
+
+/// Every operation, forward and backward, with rows of one number and of many to a load.
+#[test]
+#[ignore = "run by others, with the pretended card"]
+fn pretended_kernels() {
+    const FORMATS: [[DType; 2]; 3] = [[DType::F32; 2], [DType::F32, DType::BF16], [DType::BF16; 2]];
+    for ([stream, narrow], width) in FORMATS
+        .into_iter()
+        .flat_map(|formats| [96, 66].map(|width| (formats, width)))
+    {
+        let (x, weight) = (leaf([2, 20, width], stream), leaf([width], stream));
+        let y = gpas_cube::norm(&x, &weight, 1e-6, 1.0, narrow).expect("CUDA has the kernels");
+        let more = y.cast(stream) + x.clone();
+        let gradients = more.sum().backward();
+        drop((
+            x.grad(&gradients).map(Tensor::into_data),
+            weight.grad(&gradients).map(Tensor::into_data),
+        ));
+
+        let (branch, amount) = (leaf([2, 20, width], narrow), leaf([1], stream));
+        let y = gpas_cube::gated_sum(&x, &branch, &amount).expect("CUDA has the kernels");
+        let gradients = y.sum().backward();
+        drop((
+            branch.grad(&gradients).map(Tensor::into_data),
+            amount.grad(&gradients).map(Tensor::into_data),
+        ));
+
+        let weights = [3 * width, width, width].map(|outputs| leaf([width, outputs], stream));
+        let input = leaf([40, width], narrow);
+        let both = gpas_cube::linear(&input, &[weights[1].clone(), weights[2].clone()]).expect("CUDA has the kernels");
+        let gated = gpas_cube::swiglu(&both).expect("CUDA has the kernels");
+        pull_back(gated, [weights[1].clone(), weights[2].clone()]);
+        let one = gpas_cube::linear(&input, std::array::from_ref(&weights[0])).expect("CUDA has the kernels");
+        pull_back(one, [input.clone(), weights[0].clone()]);
+
+        // Weights that are kept, and such as are computed again.
+        for (heads, kv_heads, seq) in [(2, 2, 20), (2, 1, 20), (1, 1, 400)] {
+            let head_dim = 2 * (width / 6);
+            let projected = leaf([seq, (heads + 2 * kv_heads) * head_dim], narrow);
+            let tables = [leaf([seq, head_dim], DType::F32), leaf([seq, head_dim], DType::F32)].map(Tensor::detach);
+            let mixed =
+                gpas_cube::causal_attention(&projected, &tables, heads, kv_heads).expect("CUDA has the kernels");
+            pull_back(mixed, [projected.clone(), projected]);
+        }
+
+        let table = leaf([50, width], stream);
+        let ids = Tensor::<Tracked, 2, burn::tensor::Int>::zeros([4, 10], &CudaDevice::default());
+        let rows = gpas_cube::embed(&table, &ids).expect("CUDA has the kernels");
+        pull_back(rows, [table.clone(), table]);
+
+        let (hidden, head) = (
+            leaf([40, width], DType::F32).inner(),
+            leaf([width, 50], DType::F32).inner(),
+        );
+        let targets = ids.flatten::<1>(0, 1).inner();
+        let losses = gpas_cube::token_losses(&hidden, &head, &targets, -100, narrow).expect("CUDA has the kernels");
+        drop(losses.into_data());
+        let sum = Some(leaf([width, 50], stream).inner());
+        let found = gpas_cube::loss_with_gradients(&hidden, &head, &targets, -100, 40, narrow, sum);
+        let found = found.expect("CUDA has the kernels");
+        drop((
+            found.loss.into_data(),
+            found.hidden.into_data(),
+            found.weight.into_data(),
+        ));
+        updates(stream);
+    }
+}
+
+/// Adam, and the sums of a step, of parameters in a format.
+fn updates(format: DType) {
+    let step = gpas_cube::AdamStep {
+        factor: 1.0,
+        decay: 0.0,
+        keep: 1.0,
+        betas: [0.9, 0.999],
+        rest: [0.1, 0.001],
+        step_size: 0.1,
+        epsilon: 1e-8,
+    };
+    let tensor = |count: usize| leaf([count], format).inner().into_primitive().tensor();
+    let parameters = [7, 64, 1000].map(|count| (step, [(); 4].map(|()| tensor(count))));
+    let next = gpas_cube::adam::<Fused>(parameters.into()).expect("CUDA has the kernels");
+    for primitive in next.into_iter().flatten() {
+        let updated = Tensor::<Fused, 1>::from_primitive(burn::tensor::TensorPrimitive::Float(primitive));
+        drop(updated.into_data());
+    }
+    let sums = gpas_cube::sums_and_squares::<Fused>(vec![tensor(1)], vec![tensor(64), tensor(999)]);
+    drop(sums.expect("CUDA has the kernels").into_data());
 }
 
 #[test]

@@ -7,7 +7,8 @@ use crate::numbers::{Number, Numbers};
 use crate::table::{float, memory, primitive};
 use crate::vector::{CHUNK, LANES, sum_lanes, vectorised};
 
-/// One update, in f32 whatever the format of the tensors: `g ← factor·g + decay·w`, `m ← β₁·m + (1 − β₁)·g`, `v ← β₂·v + (1 − β₂)·g²`, `w ← keep·w − step_size·m / (√v + ε)`.
+/// One update, in f32 whatever the format of the tensors: `g ← factor·g + decay·w`, `m ← β₁·m + (1 − β₁)·g`, `v ← β₂·v + (1 − β₂)·g²`,
+/// `w ← keep·w − step_size·m / (√v + ε)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
     /// The factor that clips the gradient.

@@ -5,7 +5,7 @@
 //! each row's sum (as FlashAttention, arXiv 2205.14135). A block of rows meets the keys up to its last row only, so close to half of the
 //! products are never made.
 //!
-//! Of bf16 the products alone are different: queries, scores and sums are f32 here too, and rounded while they are put in order for a product.
+//! In bf16 the products alone are different: queries, scores and sums are f32 here too, and rounded while they are put in order for a product.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;

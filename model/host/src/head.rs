@@ -48,8 +48,8 @@ pub struct HeadGradients<B: Backend> {
     pub weight: Tensor<B, 2>,
 }
 
-/// Loss and gradients at once. Of hidden states in bf16 the products are of bf16, and softmax, loss and sums in f32. The losses are divided by `scored`, a row whose target is `ignored` has none, and the gradient of the head is
-/// added to `sum`, sequence after sequence of `seq` rows.
+/// Loss and gradients at once. Where the hidden states are bf16, so are the products; softmax, loss and sums are f32. The losses are divided
+/// by `scored`, a row whose target is `ignored` has none, and the gradient of the head is added to `sum`, sequence after sequence of `seq` rows.
 ///
 /// # Shapes
 /// - hidden: `[tokens, hidden]`

@@ -23,7 +23,7 @@ use crate::product::{Factor, Products, multiply_few, threads_for};
 use crate::table::{apply, float, input, memory, primitive};
 
 /// `[x · W₁ | x · W₂ | …]` of one to three weights; `x` holds `seq` rows of each sequence. If that is one, as in generation, a row's result
-/// does not depend on the other rows.
+/// does not depend on the other rows; in bf16 only where the processor has instructions for it.
 ///
 /// # Shapes
 /// - x: `[tokens, inputs]`

@@ -38,7 +38,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Of two dimensions.
+    /// A tensor of two dimensions as a matrix.
     pub(crate) fn matrix(&self) -> Operand<'a> {
         Operand::new(self.values, self.shape[0], self.shape[1])
     }

@@ -1,8 +1,8 @@
 //! How fast a model trains here: timed optimizer steps on random tokens, through the step function of training.
 //!
 //! The floating-point operations of a step are set against what the same backend makes of bare matrix products, the best of the step's own
-//! shapes and, on a processor, of a cube, so that the share says how much of a step is lost between them. Two schemes are compared within one process, a
-//! step of one and a step of the other in turn, since a machine's speed drifts by more than schemes differ.
+//! shapes and, on a processor, of a cube, so that the share says how much of a step is lost between them. Two schemes are compared within one
+//! process, a step of one and a step of the other in turn, since a machine's speed drifts by more than schemes differ.
 
 pub mod generation;
 pub mod launches;

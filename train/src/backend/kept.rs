@@ -134,7 +134,12 @@ fn unpack(archive: &[u8], own: &Path, index: usize) -> io::Result<usize> {
         kernels += text.lines().count();
         fs::write(directory.join(file), text)?;
     }
-    fs::rename(new.keep(), tuned)?;
+    // Another process may have been faster; what it has put there is the same, and this directory goes.
+    if let Err(error) = fs::rename(new.path(), tuned)
+        && !tuned.is_dir()
+    {
+        return Err(error);
+    }
     Ok(kernels)
 }
 

@@ -186,7 +186,7 @@ impl Found {
             .filter(|(new, again)| new.is_number() && again.is_number())
         {
             lines.push(format!(
-                "First step of `20m` with nothing tuned or compiled: {new} s; of the next process: {again} s."
+                "First step of `20m` in the first process: {new} s; of the next process: {again} s."
             ));
         }
         for (stage, name) in [("selfcheck", "cuda"), ("vulkan", "vulkan")] {

@@ -95,7 +95,7 @@ pub(super) fn stages(folder: &Path, results: &Path, card: usize) -> Vec<Stage> {
         single(
             "selfcheck",
             "does it compute right",
-            vec![selfcheck("cuda", &cuda, 150)],
+            vec![selfcheck("cuda", &cuda, 200)],
         ),
         beside("350m-256", "tokens/s beside PyTorch", work("350m", 32, 256)),
         beside("130m-1024", "tokens/s beside PyTorch", long),
@@ -115,7 +115,7 @@ pub(super) fn stages(folder: &Path, results: &Path, card: usize) -> Vec<Stage> {
             "the losses of 300 steps beside those of a processor",
             vec![training(folder, results, &cuda)],
         ),
-        beside("f32", "tokens/s beside PyTorch, products in TF32", f32),
+        beside("f32", "tokens/s in f32, beside PyTorch with products in TF32", f32),
         single(
             "memory",
             "the peak of memory, with smaller micro-batches and with recomputation",
@@ -136,7 +136,7 @@ pub(super) fn stages(folder: &Path, results: &Path, card: usize) -> Vec<Stage> {
             "vulkan",
             "the same card through Vulkan",
             vec![
-                selfcheck("vulkan", &format!("vulkan:{card}"), 150),
+                selfcheck("vulkan", &format!("vulkan:{card}"), 200),
                 ours("vulkan f32", f32, &format!("vulkan:{card}"), &[], 5, 240),
             ],
         ),

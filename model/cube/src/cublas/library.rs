@@ -73,7 +73,7 @@ pub(crate) struct Question {
     /// The product is added to what is there.
     adds: bool,
     columns: Columns,
-    /// Of the library's A, B and D in memory, in bytes.
+    /// Where the library's A, B and D begin in memory, in bytes.
     alignment: [u32; 3],
 }
 
@@ -130,7 +130,7 @@ pub(crate) struct Addresses {
     pub(crate) a: u64,
     pub(crate) b: u64,
     pub(crate) d: u64,
-    /// Of [`WORKSPACE`] bytes.
+    /// [`WORKSPACE`] bytes of the card's memory.
     pub(crate) workspace: u64,
 }
 

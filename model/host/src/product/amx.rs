@@ -164,7 +164,7 @@ fn multiply_section(
             for (row, sums) in (first_row..a.rows()).zip(sums.chunks_exact(BLOCK)) {
                 let sums = &sums[..columns.len()];
                 match (store, <&[f32; BLOCK]>::try_from(sums)) {
-                    // Of a number of columns that is known, it is a few instructions instead of a call.
+                    // Where the number of columns is known, it is a few instructions instead of a call.
                     (Store::Overwrite, Ok(sums)) => out.put(row, columns.start, sums),
                     (Store::Overwrite, Err(_)) => out.put(row, columns.start, sums),
                     (Store::Add, _) => out.row(row)[columns.clone()]

@@ -254,7 +254,7 @@ mod in_tiles {
             for (number, sum) in numbers.iter_mut().zip(sums) {
                 *number = E::nearest(*sum);
             }
-            // Of a number of columns that is known, it is a few instructions instead of a call.
+            // Where the number of columns is known, it is a few instructions instead of a call.
             match width {
                 BLOCK => out.put(row, first_column, &numbers),
                 _ => out.put(row, first_column, &numbers[..width]),
@@ -355,7 +355,7 @@ mod tests {
         (0..rows * columns).map(entry).collect()
     }
 
-    /// Of either format, in either order, by every unit: products of the rounded numbers, to the rounding of f32, into f32 and into bf16.
+    /// Operands of either format, in either order, by every unit: products of the rounded numbers, to the rounding of f32, into f32 and into bf16.
     #[test]
     fn products_are_those_of_the_rounded_numbers() {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
