@@ -55,7 +55,7 @@ const NOT_RUN: [(&str, &str); 8] = [
 ];
 
 /// Options of other programs that texts name: of cargo and the developer's commands, of lm-evaluation-harness, of llama.cpp, of git.
-const OPTIONS_OF_OTHERS: [&str; 21] = [
+const OPTIONS_OF_OTHERS: [&str; 23] = [
     "--dims",
     "--example",
     "--features",
@@ -77,6 +77,8 @@ const OPTIONS_OF_OTHERS: [&str; 21] = [
     "--samplers",
     "--setup",
     "--tasks",
+    "--test",
+    "--test-threads",
 ];
 
 fn root() -> PathBuf {
