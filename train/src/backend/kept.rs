@@ -135,7 +135,7 @@ fn unpack(archive: &[u8], own: &Path, index: usize) -> io::Result<usize> {
         fs::write(directory.join(file), text)?;
     }
     // Another process may have been faster; what it has put there is the same, and this directory goes.
-    if let Err(error) = fs::rename(new.path(), tuned)
+    if let Err(error) = fs::rename(new.path(), &tuned)
         && !tuned.is_dir()
     {
         return Err(error);
